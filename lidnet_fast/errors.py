@@ -1,0 +1,8 @@
+"""The one exception that a user's input can cause; the command line prints it as one line and exits with 2."""
+
+
+class InputError(ValueError):
+    """Something the user gave (a file, a table, a configuration value) can't be used.
+
+    The message names the offending thing and the cause, on one line.
+    """
