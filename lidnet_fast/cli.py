@@ -1,0 +1,148 @@
+"""The command line: `lidnet-fast demo | prepare | train | evaluate | info`."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lidnet_fast.errors import InputError
+
+USAGE = """usage: lidnet-fast COMMAND [OPTIONS]
+
+commands:
+  demo       train LIDnet and its controls on phantoms, and write a report
+  prepare    turn DICOM series and lesion boxes into a store to train on
+  train      train detector, denoiser and both together on a store
+  evaluate   score a finished run on its held-out patients
+  info       what is installed and which implementations are used
+
+lidnet-fast COMMAND --help says more.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command; what the user can mend ends as one line on stderr and exit status 2."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        sys.exit(0 if arguments else 2)
+    if arguments[0] == "--version":
+        import lidnet_fast
+
+        print(lidnet_fast.__version__)
+        return
+    command, *rest = arguments
+    try:
+        if command not in COMMANDS:
+            raise InputError(f"there is no command {command!r}; the commands are {', '.join(COMMANDS)}")
+        COMMANDS[command](rest)
+    except InputError as error:
+        print(f"lidnet-fast: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("lidnet-fast: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+def _parse(parser, arguments):  # type: ignore[no-untyped-def]
+    """Parse with jsonargparse, whose errors become one line."""
+    from jsonargparse import ArgumentError
+
+    try:
+        return parser.parse_args(arguments)
+    except ArgumentError as error:
+        raise InputError(str(error)) from error
+
+
+def _parser(command: str, description: str):  # type: ignore[no-untyped-def]
+    try:
+        from jsonargparse import ArgumentParser
+    except ImportError as error:
+        raise InputError(f"{error.name} is not installed: pip install 'lidnet_fast[train]'") from error
+    return ArgumentParser(prog=f"lidnet-fast {command}", description=description, exit_on_error=False)
+
+
+def _run_parser(command: str, description: str, defaults: str | None = None):  # type: ignore[no-untyped-def]
+    parser = _parser(command, description)
+    from lidnet_fast.trainer.config import RunConfig
+
+    parser.add_argument("--config", action="config", help="YAML file; later options override it")
+    parser.add_class_arguments(RunConfig)
+    if defaults is not None:
+        parser.default_config_files = [str(Path(__file__).parent / "trainer" / "configs" / defaults)]
+    return parser
+
+
+def _prepare_process() -> None:
+    """What every long command does first."""
+    from lidnet_fast.runtime import keep_freed_memory
+
+    keep_freed_memory()
+
+
+def demo(arguments: Sequence[str]) -> None:
+    """`lidnet-fast demo`."""
+    parser = _run_parser("demo", "Train LIDnet and its controls on phantoms, and write a report.", "demo.yaml")
+    parser.add_argument("--quick", action="store_true", help="MSE and LIDnet only")
+    parser.add_argument("--seeds", type=int, default=1, help="average over this many seeds, with intervals")
+    parser.set_defaults(out="runs/demo")
+    options = _parse(parser, arguments)
+    _prepare_process()
+    from lidnet_fast.trainer.demo import run_demo
+    from lidnet_fast.trainer.study import Study
+
+    run_demo(_run_config(parser, options), Study(), seeds=options.seeds, quick=options.quick)
+
+
+def train(arguments: Sequence[str]) -> None:
+    """`lidnet-fast train`."""
+    parser = _run_parser("train", "Train detector, denoiser and both together; goes on where an earlier call stopped.")
+    options = _parse(parser, arguments)
+    _prepare_process()
+    from lidnet_fast.trainer.run import train as train_run
+
+    run = train_run(_run_config(parser, options))
+    print(f"Trained networks: {run.out / 'collaborate'}; next: lidnet-fast evaluate {run.out}")
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """`lidnet-fast evaluate`."""
+    parser = _parser("evaluate", "Score a finished run on its held-out patients: metrics.json, report.html, a table.")
+    parser.add_argument("run", type=str, help="the run's folder")
+    parser.add_argument("--denoiser", type=str, default=None, help="another denoiser.pt than the run's own")
+    parser.add_argument("--samples", type=int, default=None, help="held-out samples; by default the run's")
+    options = _parse(parser, arguments)
+    _prepare_process()
+    from lidnet_fast.trainer.evaluate_run import evaluate_run
+
+    evaluate_run(
+        Path(options.run),
+        denoiser=None if options.denoiser is None else Path(options.denoiser),
+        samples=options.samples,
+    )
+
+
+def prepare(arguments: Sequence[str]) -> None:
+    """`lidnet-fast prepare`."""
+    raise NotImplementedError
+
+
+def info(arguments: Sequence[str]) -> None:
+    """`lidnet-fast info`."""
+    _parse(_parser("info", "What is installed and which implementations are used."), arguments)
+    raise NotImplementedError
+
+
+def _run_config(parser, options):  # type: ignore[no-untyped-def]
+    from lidnet_fast.trainer.config import RunConfig
+
+    made = parser.instantiate_classes(options)
+    return RunConfig(**{name: getattr(made, name) for name in RunConfig.__dataclass_fields__})
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "demo": demo,
+    "prepare": prepare,
+    "train": train,
+    "evaluate": evaluate,
+    "info": info,
+}

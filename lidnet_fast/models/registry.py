@@ -1,0 +1,60 @@
+"""Looking models up by name or import path, with errors that say what would have worked."""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from torch import nn
+
+from lidnet_fast.errors import InputError
+
+T = TypeVar("T")
+
+
+def construct(kind: str, name: str, factory: Callable[..., T], options: Mapping[str, Any]) -> T:
+    """Call `factory(**options)`, reporting options that it doesn't take.
+
+    Args:
+        kind: what is being made, for messages ("denoiser", "detector").
+        name: the name the user gave.
+        factory: class or function to call.
+        options: keyword arguments the user gave.
+
+    Raises:
+        InputError: an option isn't among the factory's parameters, or a required one is missing.
+    """
+    signature = inspect.signature(factory)
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        known = ", ".join(signature.parameters) or "none"
+        raise InputError(f"{kind} {name!r}: {error}; its options: {known}") from error
+    return factory(**options)
+
+
+def unknown_name(kind: str, name: str, known: Mapping[str, Any], hint: str = "") -> InputError:
+    """The error for a name that isn't in `known`, listing the names and the near matches."""
+    near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+    guess = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return InputError(f"unknown {kind} {name!r}{guess} Known: {', '.join(known)}{hint}")
+
+
+def import_module_class(kind: str, path: str) -> type[nn.Module]:
+    """Import the `nn.Module` class named by "package.module:ClassName" or "package.module.ClassName".
+
+    Raises:
+        InputError: the module can't be imported, has no such attribute, or the attribute isn't an `nn.Module` class.
+    """
+    module_name, _, class_name = path.partition(":") if ":" in path else path.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"{kind} {path!r}: can't import module {module_name!r}: {error}") from error
+    found = getattr(module, class_name, None)
+    if found is None:
+        raise InputError(f"{kind} {path!r}: module {module_name!r} has no {class_name!r}")
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise InputError(f"{kind} {path!r}: {class_name!r} isn't a torch.nn.Module class")
+    return found

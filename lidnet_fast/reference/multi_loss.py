@@ -1,0 +1,179 @@
+"""Pixel losses between two images: l1, mse, charbonnier, ssim, ms_ssim, edge and tv, and their gradients."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_CHARBONNIER_EPS = 1e-3
+_WINDOW_SIZE = 11
+_WINDOW_SIGMA = 1.5
+_K1, _K2 = 0.01, 0.03
+# Wang, Simoncelli, Bovik, "Multi-scale structural similarity for image quality assessment", 2003, section 3.2.
+_MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+
+
+def pixel_weights(rois: Tensor, images: int, height: int, width: int, roi_weight: float) -> Tensor:
+    """Weight of each pixel, [N, 1, H, W]: `roi_weight` in the union of the image's boxes and 1 elsewhere.
+
+    A pixel is in a box if its centre is: x1 <= column + 1/2 < x2 and y1 <= row + 1/2 < y2.
+
+    Args:
+        rois: [K, 5], (batch index, x1, y1, x2, y2) in pixel-edge coordinates.
+        images: N.
+        height: H.
+        width: W.
+        roi_weight: The weight inside.
+    """
+    x = torch.arange(width, device=rois.device, dtype=rois.dtype) + 0.5
+    y = torch.arange(height, device=rois.device, dtype=rois.dtype) + 0.5
+    columns = ((x >= rois[:, 1:2]) & (x < rois[:, 3:4])).to(rois.dtype)
+    rows = ((y >= rois[:, 2:3]) & (y < rois[:, 4:5])).to(rois.dtype)
+    own = (rois[:, :1] == torch.arange(images, device=rois.device, dtype=rois.dtype)).to(rois.dtype)
+    covering = torch.einsum("kn,ky,kx->nyx", own, rows, columns)
+    return torch.where(covering > 0, roi_weight, 1.0).to(rois.dtype).unsqueeze(1)
+
+
+def _mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    if weights is None:
+        return values.mean()
+    return (values * weights).sum() / (weights.sum() * values.shape[1])
+
+
+def _blur(images: Tensor) -> Tensor:
+    """Gaussian 11x11 window of [N, C, H, W], separable, valid padding."""
+    offsets = torch.arange(_WINDOW_SIZE, device=images.device, dtype=images.dtype) - _WINDOW_SIZE // 2
+    window = torch.exp(-offsets.square() / (2 * _WINDOW_SIGMA**2))
+    window = window / window.sum()
+    planes = images.reshape(-1, 1, *images.shape[2:])
+    planes = F.conv2d(F.conv2d(planes, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
+    return planes.view(*images.shape[:2], *planes.shape[2:])
+
+
+def _structural_similarity(input: Tensor, target: Tensor, data_range: float) -> tuple[Tensor, Tensor]:
+    """Mean SSIM and mean contrast-structure of each image and channel, both [N, C].
+
+    Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004, eq. 13.
+    """
+    c1, c2 = (_K1 * data_range) ** 2, (_K2 * data_range) ** 2
+    mean_x, square_x, product = _blur(torch.cat((input, input * input, input * target), dim=1)).chunk(3, dim=1)
+    mean_y, square_y = _blur(torch.cat((target, target * target), dim=1)).chunk(2, dim=1)
+    variances = (square_x - mean_x.square()) + (square_y - mean_y.square())
+    contrast = (2 * (product - mean_x * mean_y) + c2) / (variances + c2)
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x.square() + mean_y.square() + c1)
+    return (luminance * contrast).mean((2, 3)), contrast.mean((2, 3))
+
+
+def _positive_power(base: Tensor, exponent: float) -> Tensor:
+    """max(base, 0) ** exponent with a zero (not a NaN) gradient where the base isn't positive."""
+    positive = base > 0
+    return torch.where(positive, torch.where(positive, base, 1.0) ** exponent, 0.0)
+
+
+def _multi_scale_similarity(input: Tensor, target: Tensor, data_range: float) -> Tensor:
+    """MS-SSIM of each image and channel, [N, C] (Wang, Simoncelli, Bovik 2003, eq. 7)."""
+    similarity = torch.ones((), device=input.device, dtype=input.dtype)
+    for exponent in _MS_SSIM_WEIGHTS[:-1]:
+        contrast = _structural_similarity(input, target, data_range)[1]
+        similarity = similarity * _positive_power(contrast, exponent)
+        padding = [size % 2 for size in input.shape[2:]]
+        input, target = F.avg_pool2d(input, 2, padding=padding), F.avg_pool2d(target, 2, padding=padding)
+    return similarity * _positive_power(_structural_similarity(input, target, data_range)[0], _MS_SSIM_WEIGHTS[-1])
+
+
+def _edge(difference: Tensor) -> Tensor:
+    """Mean absolute response to both 3x3 Sobel filters, [1 2 1] x [-1 0 1] unnormalised, valid padding."""
+    across = difference[..., 2:] - difference[..., :-2]
+    along = difference[..., 2:, :] - difference[..., :-2, :]
+    horizontal = across[..., :-2, :] + 2 * across[..., 1:-1, :] + across[..., 2:, :]
+    vertical = along[..., :-2] + 2 * along[..., 1:-1] + along[..., 2:]
+    return horizontal.abs().mean() + vertical.abs().mean()
+
+
+def _total_variation(input: Tensor) -> Tensor:
+    return (input[..., 1:] - input[..., :-1]).abs().mean() + (input[..., 1:, :] - input[..., :-1, :]).abs().mean()
+
+
+def _term(name: str, input: Tensor, target: Tensor, weights: Tensor | None, data_range: float) -> Tensor:
+    if name == "l1":
+        return _mean((input - target).abs(), weights)
+    if name == "mse":
+        return _mean((input - target).square(), weights)
+    if name == "charbonnier":
+        return _mean(((input - target).square() + _CHARBONNIER_EPS**2).sqrt(), weights)
+    if name == "ssim":
+        return 1 - _structural_similarity(input, target, data_range)[0].mean()
+    if name == "ms_ssim":
+        return 1 - _multi_scale_similarity(input, target, data_range).mean()
+    if name == "edge":
+        # Sobel is linear: the difference of the filtered images is the filtered difference.
+        return _edge(input - target)
+    if name == "tv":
+        return _total_variation(input)
+    raise ValueError(f"unknown term {name!r}")
+
+
+def _weights_like(input: Tensor, rois: Tensor | None, roi_weight: float) -> Tensor | None:
+    images, _, height, width = input.shape
+    return None if rois is None else pixel_weights(rois, images, height, width, roi_weight)
+
+
+def multi_loss(
+    input: Tensor,
+    target: Tensor,
+    weights: Mapping[str, float],
+    *,
+    rois: Tensor | None,
+    roi_weight: float,
+    data_range: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The definition behind `lidnet_fast.functional.multi_loss`: (sum of weighted terms, name -> detached term).
+
+    Args:
+        input: [N, C, H, W] images.
+        target: As `input`; gets no gradient.
+        weights: Name -> weight; the names of `multi_loss`'s terms.
+        rois: [K, 5], (batch index, x1, y1, x2, y2), in `dtype`, or None for no regions.
+        roi_weight: Weight of a pixel inside the boxes.
+        data_range: Largest minus smallest possible pixel value, for ssim and ms_ssim.
+        dtype: Of the arithmetic and of the result.
+    """
+    input, target = input.to(dtype), target.detach().to(dtype)
+    of_pixels = _weights_like(input, rois, roi_weight)
+    terms = {name: _term(name, input, target, of_pixels, data_range) for name in weights}
+    total = torch.stack([weight * terms[name] for name, weight in weights.items()]).sum()
+    return total, {name: value.detach() for name, value in terms.items()}
+
+
+def multi_loss_jacobian(
+    input: Tensor,
+    target: Tensor,
+    terms: Sequence[str],
+    *,
+    rois: Tensor | None,
+    roi_weight: float,
+    data_range: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The definition behind `lidnet_fast.functional.multi_loss_jacobian`: the terms' gradients, [T, N, C, H, W].
+
+    Args:
+        input: [N, C, H, W] images.
+        target: As `input`.
+        terms: T names of `multi_loss`'s terms.
+        rois: [K, 5], (batch index, x1, y1, x2, y2), in `dtype`, or None for no regions.
+        roi_weight: Weight of a pixel inside the boxes.
+        data_range: Largest minus smallest possible pixel value, for ssim and ms_ssim.
+        dtype: Of the arithmetic and of the result.
+    """
+    target = target.detach().to(dtype)
+    of_pixels = _weights_like(target, rois, roi_weight)
+    gradients = []
+    with torch.enable_grad():
+        leaf = input.detach().to(dtype).requires_grad_()
+        for name in terms:
+            (gradient,) = torch.autograd.grad(_term(name, leaf, target, of_pixels, data_range), leaf)
+            gradients.append(gradient)
+    return torch.stack(gradients)

@@ -1,0 +1,300 @@
+"""From a `Report` to one HTML file: the table, the panels, the charts and the facts, with everything inline."""
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from itertools import groupby
+from pathlib import Path
+from string import Template
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lidnet_fast.report.charts import froc_chart, line_chart, tradeoff_chart
+from lidnet_fast.report.data import Arm, Column, Fact, Metric, Panel, Report, mean_of
+from lidnet_fast.report.images import difference_gradient, difference_limit, difference_png, gray_png, lesion_crop
+
+_CROPS = 2  # magnified lesions per panel
+_DISPLAY_WINDOWS = {"lung": (-1350.0, 150.0), "soft": (-160.0, 240.0)}
+_DISPLAY_NAMES = {"lung": "lung", "soft": "soft tissue"}
+_COLOURS = 6  # s0 to s5 in report.css
+
+
+def write_report(path: str | Path, report: Report) -> Path:
+    """Write `report` as one self-contained HTML file and return its path.
+
+    The page loads nothing: images are 8-bit PNG data URIs, charts inline SVG, style and script inline. It is written
+    under a temporary name and renamed, so that `path` never holds half a page; folders are made as needed.
+    """
+    path = Path(path)
+    page = render(report)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        temporary.write_text(page, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def render(report: Report) -> str:
+    """The page's HTML."""
+    style = ArmStyle(report.arms)
+    charts = [tradeoff_chart(report, x, y, style) for x, y in report.tradeoffs]
+    charts += [froc_chart(report.froc, style)] if report.froc else []
+    charts += [line_chart(curve, style) for curve in report.curves]
+    sections = [_results(report, style)]
+    if report.panels:
+        sections.append(_panels(report, style))
+    if charts:
+        sections.append(f'<section><h2>Curves</h2><div class="plots">{"".join(charts)}</div></section>')
+    if report.facts or report.config:
+        sections.append(_facts(report))
+    return Template(_asset("template.html")).substitute(
+        title=escape(report.title),
+        summary=escape(report.summary),
+        style=_asset("report.css"),
+        script=_asset("report.js"),
+        sections="\n".join(sections),
+    )
+
+
+class ArmStyle:
+    """Gives each arm its CSS colour class, the same all over the page; other names get the next free colours."""
+
+    def __init__(self, arms: Sequence[Arm]) -> None:
+        references = [arm.name for arm in arms if arm.reference]
+        self._classes = {name: "normal" if name == references[-1] else "low" for name in references}
+        if len(references) == 1:
+            self._classes[references[0]] = "low"
+        for arm in arms:
+            if arm.highlight:
+                self._classes[arm.name] = "lid"
+        self._used = 0
+        for arm in arms:
+            self(arm.name)
+
+    def __call__(self, name: str) -> str:
+        """The class of an arm or a series."""
+        if name not in self._classes:
+            self._classes[name] = f"s{self._used % _COLOURS}"
+            self._used += 1
+        return self._classes[name]
+
+    def known(self, name: str) -> str:
+        """The class of an arm, or nothing for another name."""
+        return self._classes.get(name, "")
+
+
+def format_metric(value: Metric, column: Column) -> tuple[str, str]:
+    """A table value as text, and its interval (empty without one). None and NaN are a dash."""
+    mean = mean_of(value)
+    if mean is None:
+        return "\N{EN DASH}", ""
+    interval = ""
+    if isinstance(value, tuple) and value[1] < value[2]:
+        interval = f"{_number(value[1], column.format)}\N{EN DASH}{_number(value[2], column.format)}"
+    return _number(mean, column.format), interval
+
+
+def best_texts(report: Report) -> dict[str, str]:
+    """Column key -> the best value among the trained arms, as it is printed (so that equal prints tie)."""
+    best = {}
+    for column in report.columns:
+        means = [mean_of(arm.metrics.get(column.key)) for arm in report.arms if not arm.reference]
+        values = [value for value in means if value is not None]
+        if column.higher_is_better is not None and len(values) > 1:
+            choose = max if column.higher_is_better else min
+            best[column.key] = _number(choose(values), column.format)
+    return best
+
+
+def _number(value: float, specification: str) -> str:
+    if math.isinf(value):
+        return "\N{INFINITY}" if value > 0 else "\N{MINUS SIGN}\N{INFINITY}"
+    return format(value, specification).replace("-", "\N{MINUS SIGN}")
+
+
+def _results(report: Report, style: ArmStyle) -> str:
+    best = best_texts(report)
+    rows = "".join(_row(arm, report.columns, best, style) for arm in report.arms)
+    notes = ["Underlined: best of the trained arms."] if best else []
+    if any(isinstance(value, tuple) for arm in report.arms for value in arm.metrics.values()):
+        notes.append("Small: interval of the mean.")
+    if any(arm.reference for arm in report.arms):
+        notes.append("Italic: reference images, nothing trained.")
+    meanings = "".join(
+        f"<dt>{escape(f'{column.group}: ' if column.group else '')}{escape(column.label)}</dt>"
+        f"<dd>{escape(column.help)}</dd>"
+        for column in report.columns
+        if column.help
+    )
+    if meanings:
+        meanings = f'<details class="meaning"><summary>What the columns mean</summary><dl>{meanings}</dl></details>'
+    return (
+        '<section><h2>Results</h2><div class="card scroll"><table>'
+        f"<thead>{_table_head(report.columns)}</thead><tbody>{rows}</tbody></table></div>"
+        f'<p class="note">{escape(" ".join(notes))}</p>{meanings}</section>'
+    )
+
+
+def _table_head(columns: Sequence[Column]) -> str:
+    groups = ""
+    if any(column.group for column in columns):
+        groups = '<tr><th class="group"></th>'
+        for name, members in groupby(columns, key=lambda column: column.group):
+            label = f"<span>{escape(name)}</span>" if name else ""
+            groups += f'<th class="group" colspan="{len(list(members))}" scope="colgroup">{label}</th>'
+        groups += "</tr>"
+    heads = ""
+    for column in columns:
+        arrow = {True: " \N{UPWARDS ARROW}", False: " \N{DOWNWARDS ARROW}", None: ""}[column.higher_is_better]
+        unit = f'<span class="unit">{escape(column.unit)}</span>' if column.unit else ""
+        heads += f'<th scope="col"><abbr title="{escape(column.help)}">{escape(column.label)}{arrow}</abbr>{unit}</th>'
+    return f'{groups}<tr><th scope="col">Arm</th>{heads}</tr>'
+
+
+def _row(arm: Arm, columns: Sequence[Column], best: Mapping[str, str], style: ArmStyle) -> str:
+    cells = ""
+    for column in columns:
+        text, interval = format_metric(arm.metrics.get(column.key), column)
+        if not arm.reference and text == best.get(column.key):
+            text = f'<b>{text}</b><span class="hidden-text"> (best)</span>'
+        cells += f"<td>{text}{f'<small>{interval}</small>' if interval else ''}</td>"
+    kind = "highlight" if arm.highlight else "reference" if arm.reference else "control"
+    note = f" <small>{escape(arm.note)}</small>" if arm.note else ""
+    head = f'<th scope="row" class="{style(arm.name)}"><i class="swatch"></i>{escape(arm.name)}{note}</th>'
+    return f'<tr class="{kind}">{head}{cells}</tr>'
+
+
+def _panels(report: Report, style: ArmStyle) -> str:
+    low, high = report.window
+    differences = [image for panel in report.panels if (image := panel.difference_image()) is not None]
+    limit = difference_limit(differences)
+    filters, options = "", f'<option value="">{_range(low, high)}</option>'
+    for name, (bottom, top) in _DISPLAY_WINDOWS.items():
+        slope, intercept = (high - low) / (top - bottom), (low - bottom) / (top - bottom)
+        channels = "".join(f'<feFunc{c} type="linear" slope="{slope:.5g}" intercept="{intercept:.5g}"/>' for c in "RGB")
+        filters += (
+            f'<filter id="window-{name}" color-interpolation-filters="sRGB">'
+            f"<feComponentTransfer>{channels}</feComponentTransfer></filter>"
+        )
+        options += f'<option value="{name}">{_DISPLAY_NAMES[name]} {_range(bottom, top)}</option>'
+    scale = ""
+    if differences:
+        scale = (
+            f'<span class="scale">difference \N{MINUS SIGN}{limit:g}'
+            f'<i style="background:{difference_gradient()}"></i>+{limit:g} HU</span>'
+        )
+    tools = (
+        '<div class="tools"><label><input type="checkbox" data-tool="lesions" checked><i class="key"></i>lesions</label>'
+        '<label><input type="checkbox" data-tool="found" checked><i class="key found"></i>detections</label>'
+        f'<label>score \N{GREATER-THAN OR EQUAL TO} <output data-tool="threshold">{report.score_threshold:.2f}</output>'
+        f'<input type="range" min="0" max="0.95" step="0.05" value="{report.score_threshold:g}" data-tool="score"></label>'
+        f'<label>window <select data-tool="window">{options}</select></label>{scale}</div>'
+    )
+    panels = "".join(_panel(panel, report, limit, style) for panel in report.panels)
+    note = (
+        f"Images hold 256 grey values over {_range(low, high)} HU; narrower windows are stretched from these. "
+        "Below each slice: its lesions magnified, pixel by pixel. Click an image to flick through the columns in place."
+    )
+    return (
+        f'<section><h2>Images</h2><div class="room">{tools}{panels}'
+        f'<svg class="filters" aria-hidden="true">{filters}</svg></div><p class="note">{escape(note)}</p>'
+        '<dialog aria-label="Large view"></dialog></section>'
+    )
+
+
+def _panel(panel: Panel, report: Report, limit: float, style: ArmStyle) -> str:
+    boxes = np.asarray(panel.boxes, dtype=np.float64).reshape(-1, 4)
+    height, width = panel.shape
+    crops = [lesion_crop(box, panel.shape) for box in boxes[:_CROPS]]
+    views = [(0, 0, width, height), *((x, y, side, side) for x, y, side in crops)]
+    columns: list[tuple[str, np.ndarray, bool]] = [(name, np.asarray(im), False) for name, im in panel.images.items()]
+    difference = panel.difference_image()
+    if panel.difference is not None and difference is not None:
+        columns.append((" \N{MINUS SIGN} ".join(panel.difference), difference, True))
+    figures = ""
+    for name, image, diverging in columns:
+        pictures = ""
+        for index, (x, y, w, h) in enumerate(views):
+            part = image[y : y + h, x : x + w]
+            source = difference_png(part, limit) if diverging else gray_png(part, report.window)
+            overlay = "".join(_rectangle(box, (x, y, w, h), "lesion") for box in boxes)
+            overlay += "".join(_detection(box, score, (x, y, w, h)) for box, score in panel.detections.get(name, ()))
+            what = f"{name}, lesion {index}" if index else name
+            pictures += (
+                f'<button type="button" class="view {"zoom" if index else "full"}"><img class='
+                f'"{"difference" if diverging else "gray"}" width="{w}" height="{h}" alt="{escape(what)}" src="{source}">'
+                f'<svg aria-hidden="true">{overlay}</svg></button>'
+            )
+        known = style.known(name)
+        swatch = f'<span class="{known}"><i class="swatch"></i></span>' if known else ""
+        caption = f"<small>{escape(panel.captions.get(name, ''))}</small>"
+        figures += (
+            f'<figure class="ct" data-name="{escape(name)}"><figcaption>{swatch}<b>{escape(name)}</b>{caption}'
+            f"</figcaption>{pictures}</figure>"
+        )
+    return (
+        f'<article class="panel"><h3>{escape(panel.title)}</h3>'
+        f'<div class="strip" style="--n:{len(columns)}">{figures}</div></article>'
+    )
+
+
+def _rectangle(box: ArrayLike, view: tuple[int, int, int, int], kind: str) -> str:
+    """A box as an SVG rectangle in per cent of its view, so that strokes keep their width at any size."""
+    x1, y1, x2, y2 = np.asarray(box, dtype=np.float64).tolist()
+    x, y, w, h = view
+    return (
+        f'<rect class="{kind}" x="{(x1 - x) / w:.3%}" y="{(y1 - y) / h:.3%}" '
+        f'width="{(x2 - x1) / w:.3%}" height="{(y2 - y1) / h:.3%}"/>'
+    )
+
+
+def _detection(box: ArrayLike, score: float, view: tuple[int, int, int, int]) -> str:
+    """A detection's rectangle with its score above it, or below where there is no room above."""
+    x1, y1, x2, y2 = np.asarray(box, dtype=np.float64).tolist()
+    x, y, w, h = view
+    if x2 <= x or y2 <= y or x1 >= x + w or y1 >= y + h:
+        return ""
+    left = min(max((x1 - x) / w, 0.0), 0.88)
+    top, shift = ((y1 - y) / h, -4) if (y1 - y) / h > 0.08 else ((y2 - y) / h, 12)
+    text = f'<text x="{left:.3%}" y="{top:.3%}" dy="{shift}">{score:.2f}</text>'
+    return f'<g class="found" data-score="{score:.4f}">{_rectangle(box, view, "")}{text}</g>'
+
+
+def _facts(report: Report) -> str:
+    groups: dict[str, Mapping[str, Fact]] = {}
+    plain = {name: value for name, value in report.facts.items() if not isinstance(value, Mapping)}
+    if plain:
+        groups["Run"] = plain
+    groups |= {name: value for name, value in report.facts.items() if isinstance(value, Mapping)}
+    cards = ""
+    for title, facts in groups.items():
+        items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(_fact(value))}</dd>" for name, value in facts.items())
+        cards += f'<div class="card"><h3>{escape(title)}</h3><dl>{items}</dl></div>'
+    config = ""
+    if report.config:
+        config = (
+            '<details class="card config"><summary>Resolved configuration</summary>'
+            f"<pre>{escape(report.config)}</pre></details>"
+        )
+    return f'<section><h2>This run</h2><div class="facts">{cards}</div>{config}</section>'
+
+
+def _fact(value: Fact) -> str:
+    if value is None:
+        return "\N{EN DASH}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
+def _range(low: float, high: float) -> str:
+    return f"{low:g} \N{HORIZONTAL ELLIPSIS} {high:g}".replace("-", "\N{MINUS SIGN}")
+
+
+def _asset(name: str) -> str:
+    return files("lidnet_fast.report").joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,102 @@
+"use strict";
+(() => {
+  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+  const format = (value) => String(+value.toPrecision(3)).replace("-", "\u2212");
+
+  // Panels: overlays, score threshold, display window.
+  const room = document.querySelector(".room");
+  if (room) {
+    const tool = (name) => room.querySelector(`[data-tool="${name}"]`);
+    const apply = () => {
+      const threshold = +tool("score").value;
+      document.body.classList.toggle("no-lesions", !tool("lesions").checked);
+      document.body.classList.toggle("no-found", !tool("found").checked);
+      for (const name of ["lung", "soft"]) document.body.classList.toggle(`window-${name}`, tool("window").value === name);
+      tool("threshold").textContent = threshold.toFixed(2);
+      for (const box of all(".found")) box.classList.toggle("below", +box.dataset.score < threshold);
+    };
+    room.querySelector(".tools").addEventListener("input", apply);
+    apply();
+
+    // One large view; the columns flick in place, which shows differences that side by side hides.
+    const dialog = document.querySelector("dialog");
+    const show = (strip, view, column) => {
+      const figures = all(".ct", strip);
+      const index = (column + figures.length) % figures.length;
+      const nav = document.createElement("nav");
+      figures.forEach((figure, i) => {
+        const tab = document.createElement("button");
+        tab.className = "tab";
+        tab.textContent = figure.dataset.name;
+        tab.setAttribute("aria-pressed", i === index);
+        tab.addEventListener("click", () => show(strip, view, i));
+        nav.append(tab);
+      });
+      const large = all(".view", figures[index])[view].cloneNode(true);
+      const hint = document.createElement("p");
+      hint.textContent = "\u2190 \u2192 flick through the columns in place, Esc closes.";
+      dialog.replaceChildren(nav, large, hint);
+      dialog.onkeydown = (event) => {
+        const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+        if (step) { event.preventDefault(); show(strip, view, index + step); }
+      };
+      large.addEventListener("click", () => show(strip, view, index + 1));
+      if (!dialog.open) dialog.showModal();
+    };
+    for (const strip of all(".strip"))
+      all(".ct", strip).forEach((figure, column) =>
+        all(".view", figure).forEach((element, view) => element.addEventListener("click", () => show(strip, view, column))));
+    dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
+  }
+
+  // Charts: values under the pointer, and a legend that singles out its line.
+  for (const svg of all("svg.chart")) {
+    const lines = all(".line", svg).map((group) => ({
+      group,
+      name: group.dataset.name,
+      points: group.querySelector("polyline").getAttribute("points").split(" ").map((pair) => pair.split(",").map(Number)),
+    }));
+    if (!lines.length) continue;
+    const figure = svg.closest("figure");
+    all(".legend li", figure).forEach((item, i) => {
+      const single = (on) => () => { svg.classList.toggle("faded", on); lines[i].group.classList.toggle("on", on); };
+      item.addEventListener("pointerenter", single(true));
+      item.addEventListener("pointerleave", single(false));
+    });
+    const [x, y] = ["x", "y"].map((axis) => svg.dataset[axis].split(" ").map(Number));
+    const value = ([low, high, start, end, log], position) => {
+      const t = (position - start) / (end - start);
+      return log ? low * (high / low) ** t : low + (high - low) * t;
+    };
+    const tip = document.createElement("div");
+    tip.className = "tip";
+    tip.hidden = true;
+    figure.append(tip);
+    const cursor = document.createElementNS(svg.namespaceURI, "line");
+    cursor.setAttribute("class", "cursor");
+    svg.append(cursor);
+    const hide = () => { tip.hidden = true; cursor.style.display = "none"; };
+    hide();
+    svg.addEventListener("pointerleave", hide);
+    svg.addEventListener("pointermove", (event) => {
+      const box = svg.getBoundingClientRect();
+      const at = (event.clientX - box.left) / box.width * svg.viewBox.baseVal.width;
+      if (at < x[2] || at > x[3]) return hide();
+      const near = lines.map(({ name, points }) => [name, points.reduce((a, b) => Math.abs(b[0] - at) < Math.abs(a[0] - at) ? b : a)]);
+      const position = near.map(([, point]) => point[0]).reduce((a, b) => Math.abs(b - at) < Math.abs(a - at) ? b : a);
+      const rows = near.sort((a, b) => a[1][1] - b[1][1]).map(([name, point]) => [name, format(value(y, point[1]))]);
+      tip.replaceChildren(...[["at", format(value(x, position))], ...rows].map((cells) => {
+        const row = document.createElement("div");
+        for (const cell of cells) row.append(Object.assign(document.createElement("span"), { textContent: cell }));
+        return row;
+      }));
+      for (const [name, height] of [["y1", y[3]], ["y2", y[2]]]) cursor.setAttribute(name, height);
+      for (const name of ["x1", "x2"]) cursor.setAttribute(name, position);
+      cursor.style.display = "";
+      tip.hidden = false;
+      const left = event.clientX - figure.getBoundingClientRect().left;
+      tip.style.top = `${event.clientY - figure.getBoundingClientRect().top + 16}px`;
+      tip.style.left = `${Math.min(left + 14, figure.clientWidth - tip.offsetWidth - 6)}px`;
+    });
+  }
+})();

@@ -1,0 +1,1 @@
+"""The standard trainer: phases detector -> denoiser -> collaborate, on Lightning."""

@@ -1,0 +1,194 @@
+"""The run's configuration: nested dataclasses, one YAML file, every value overridable on the command line.
+
+Images are windowed before they reach a network: `window.low` HU becomes 0 and `window.high` HU becomes 1, so losses are
+in units of the window. The paper (arXiv:2104.08845) does not publish its weights, layer, RoI size or lengths: all of
+them are configuration here, and the defaults are ours.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lidnet_fast.errors import InputError
+
+
+@dataclass
+class WindowConfig:
+    """HU window of the networks and of the image metrics."""
+
+    low: float = -1000.0
+    high: float = 400.0
+
+
+@dataclass
+class DataConfig:
+    """Where samples come from and what a sample is."""
+
+    store: str = ""
+    """Folder made by `lidnet-fast prepare`."""
+    crop: int | None = 256
+    """Side of the square field of view in pixels, for training and evaluation alike; null for whole slices."""
+    positive_fraction: float = 0.85
+    """Fraction of samples centred near a lesion; the rest is drawn from all slices."""
+    augment: bool = True
+    """Random flips of the training samples."""
+    workers: int = 0
+    """Loader processes; 0 reads in the training process."""
+    noise_map_cache_mb: int = 512
+    """Bound on the cache of noise variance maps (simulated low dose only), per process."""
+
+
+@dataclass
+class NetworkConfig:
+    """A network by name or import path, with its constructor's options."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class PhaseConfig:
+    """Length and optimisation of one phase."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+
+
+@dataclass
+class ObjectiveConfig:
+    """The joint objective of a denoiser step.
+
+    pixel terms + perceptual * (feature loss on whole maps) + roi_perceptual * (ROI perceptual loss) + detection *
+    (detection loss on the denoised image). Feature losses are divided by the variance of the normal-dose features, so
+    that a weight means the same at every level and for every detector.
+    """
+
+    pixel: dict[str, float] = field(default_factory=lambda: {"mse": 1.0})
+    """Weights of `lidnet_fast.multi_loss` terms."""
+    roi_weight: float = 1.0
+    """Weight of pixels inside lesion boxes in the pixel terms; 1 is the plain mean."""
+    perceptual: float = 0.0
+    roi_perceptual: float = 4e-3
+    detection: float = 2e-3
+    regions: Literal["boxes", "proposals", "both"] = "both"
+    """Where the ROI perceptual loss looks: ground-truth boxes, the detector's proposals on normal dose, or both."""
+    grow: float = 2.0
+    """Pixels added on each side of a region."""
+    levels: int = 2
+    """How many of the detector's feature levels are compared, from the finest."""
+    roi_size: int = 7
+    proposal_score: float = 0.3
+    """Proposals scoring less than this are not regions; the others count with their score as weight."""
+    proposals_per_image: int = 8
+
+
+@dataclass
+class CollaborateConfig:
+    """The collaborative phase: cycles of denoiser steps, then detector steps."""
+
+    steps: int = 20000
+    """Batches in all, of both kinds of step."""
+    batch_size: int = 4
+    denoiser_steps: int = 4
+    detector_steps: int = 1
+    denoiser_learning_rate: float = 1e-4
+    detector_learning_rate: float = 1e-4
+    detector_clip_norm: float | None = 5.0
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+
+
+@dataclass
+class EvaluationConfig:
+    """The held-out samples of `evaluate` and of the validation curves."""
+
+    samples: int = 1000
+    """Samples of the test split for the result table."""
+    validation_samples: int = 100
+    validate_every: int = 1000
+    """Steps between two points of the validation curves."""
+
+
+@dataclass
+class RunConfig:
+    """Everything a run depends on."""
+
+    out: str = "runs/lidnet"
+    seed: int = 0
+    ops: Literal["reference", "fused"] = "reference"
+    """Implementation of the losses."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    accelerator: str = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    checkpoint_every: int = 500
+    """Steps between two checkpoints; an interrupted run resumes from the last."""
+    log_every: int = 10
+    window: WindowConfig = field(default_factory=WindowConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    denoiser: NetworkConfig = field(default_factory=lambda: NetworkConfig("unet"))
+    detector: NetworkConfig = field(default_factory=lambda: NetworkConfig("faster_rcnn_resnet18_fpn"))
+    independent_judge: NetworkConfig | None = None
+    """A second detector, trained like the first, that only evaluates: no denoiser is ever trained through it."""
+    detector_phase: PhaseConfig = field(
+        default_factory=lambda: PhaseConfig(20000, 8, 5e-4, weight_decay=1e-4, clip_norm=5.0)
+    )
+    denoiser_phase: PhaseConfig = field(default_factory=lambda: PhaseConfig(20000, 8, 5e-4))
+    collaborate: CollaborateConfig = field(default_factory=CollaborateConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """The configuration as plain types, as it is stored with checkpoints and as YAML."""
+    return asdict(config)
+
+
+def validate(config: RunConfig) -> None:
+    """Refuse values that can't work, before anything is built.
+
+    Raises:
+        InputError: names the key and its value.
+    """
+    positive = {
+        "data.crop": config.data.crop if config.data.crop is not None else 1,
+        "checkpoint_every": config.checkpoint_every,
+        "log_every": config.log_every,
+        "detector_phase.batch_size": config.detector_phase.batch_size,
+        "denoiser_phase.batch_size": config.denoiser_phase.batch_size,
+        "collaborate.batch_size": config.collaborate.batch_size,
+        "collaborate.denoiser_steps": config.collaborate.denoiser_steps,
+        "collaborate.objective.levels": config.collaborate.objective.levels,
+        "collaborate.objective.roi_size": config.collaborate.objective.roi_size,
+        "evaluation.samples": config.evaluation.samples,
+        "evaluation.validation_samples": config.evaluation.validation_samples,
+        "evaluation.validate_every": config.evaluation.validate_every,
+    }
+    for key, value in positive.items():
+        if value < 1:
+            raise InputError(f"configuration key {key} must be at least 1, got {value}")
+    not_negative: dict[str, float] = {
+        "detector_phase.steps": config.detector_phase.steps,
+        "denoiser_phase.steps": config.denoiser_phase.steps,
+        "collaborate.steps": config.collaborate.steps,
+        "collaborate.detector_steps": config.collaborate.detector_steps,
+        "collaborate.objective.perceptual": config.collaborate.objective.perceptual,
+        "collaborate.objective.roi_perceptual": config.collaborate.objective.roi_perceptual,
+        "collaborate.objective.detection": config.collaborate.objective.detection,
+        "data.workers": config.data.workers,
+        "seed": config.seed,
+    }
+    for key, value in not_negative.items():
+        if value < 0:
+            raise InputError(f"configuration key {key} must not be negative, got {value}")
+    if not 0 <= config.data.positive_fraction <= 1:
+        raise InputError(
+            f"configuration key data.positive_fraction must lie in [0, 1], got {config.data.positive_fraction}"
+        )
+    if not config.window.low < config.window.high:
+        raise InputError(f"window.low ({config.window.low} HU) must be below window.high ({config.window.high} HU)")
+    if not config.data.store:
+        raise InputError("configuration key data.store is empty: give the folder that `lidnet-fast prepare` made")
+    if not Path(config.data.store).is_dir():
+        raise InputError(f"data.store: there is no folder {config.data.store}")

@@ -1,0 +1,113 @@
+"""Batches by number: the loader side of exact resumption."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import lightning as L  # noqa: N812 - the name Lightning's users know
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from lidnet_fast.data.dataset import Batch, LesionPatches, Sample, make_batch
+from lidnet_fast.trainer.config import RunConfig
+
+# Streams of draws are kept apart, so that no phase sees another's samples.
+_STREAMS = {"detector": 0, "denoiser": 1, "collaborate": 2, "judge": 3, "val": 4, "test": 5}
+
+
+def stream_seed(seed: int, stream: str) -> int:
+    """The seed of one stream of draws ("detector", "denoiser", "collaborate", "judge", "val" or "test")."""
+    return seed * len(_STREAMS) + _STREAMS[stream]
+
+
+class DrawSampler(Sampler[list[int]]):
+    """Batches of consecutive draws, strided over ranks, starting after the steps already taken.
+
+    Batch `step` of rank r holds the draws (step * world + r) * batch_size + [0, batch_size): a pure function of the
+    step, so nothing about it has to be saved but the number of steps taken.
+    """
+
+    def __init__(self, steps: int, batch_size: int, rank: int, world: int) -> None:
+        self.steps, self.batch_size, self.rank, self.world = steps, batch_size, rank, world
+        self.start = 0
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        start, self.start = self.start, 0
+        for step in range(start, self.steps):
+            first = (step * self.world + self.rank) * self.batch_size
+            yield list(range(first, first + self.batch_size))
+
+
+class PatchData(L.LightningDataModule):
+    """Training batches of one phase, and the fixed validation samples.
+
+    Args:
+        config: the run's configuration.
+        stream: whose draws these are; see `stream_seed`.
+        steps: batches of the phase.
+        batch_size: samples per batch and rank.
+    """
+
+    def __init__(self, config: RunConfig, stream: str, steps: int, batch_size: int) -> None:
+        super().__init__()
+        self.config, self.stream, self.steps, self.batch_size = config, stream, steps, batch_size
+        self._steps_done = 0
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """All of the phase's batches, from the first that is still to be done."""
+        assert self.trainer is not None
+        dataset = split_patches(self.config, "train", self.stream)
+        sampler = DrawSampler(self.steps, self.batch_size, self.trainer.global_rank, self.trainer.world_size)
+        sampler.start = self._steps_done
+        return DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=_as_list,
+            num_workers=self.config.data.workers,
+            persistent_workers=False,
+        )
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """The fixed validation samples."""
+        return held_out_loader(self.config, "val", self.config.evaluation.validation_samples)
+
+    def transfer_batch_to_device(self, batch: list[Sample], device: torch.device, dataloader_idx: int) -> Batch:
+        """Conversion and noise happen here, on the batch and on its device."""
+        return make_batch(batch, device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Batches taken so far: Lightning's own progress, which counts batches and not optimiser steps."""
+        assert self.trainer is not None
+        return {"steps_done": self.trainer.fit_loop.epoch_loop.batch_progress.current.processed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue after the batches already taken."""
+        self._steps_done = state_dict["steps_done"]
+
+
+def split_patches(config: RunConfig, split: str, stream: str) -> LesionPatches:
+    """The dataset of a split as the configuration describes it; only training samples are augmented."""
+    return LesionPatches(
+        config.data.store,
+        split,
+        crop=config.data.crop,
+        positive_fraction=config.data.positive_fraction,
+        augment=config.data.augment and split == "train",
+        seed=stream_seed(config.seed, stream),
+        cache_mb=config.data.noise_map_cache_mb,
+    )
+
+
+def held_out_loader(config: RunConfig, split: str, samples: int) -> DataLoader[Sample]:
+    """The first `samples` draws of a held-out split: the same fields of view and noise every time."""
+    return DataLoader(
+        split_patches(config, split, split),
+        batch_sampler=[list(range(i, min(i + 8, samples))) for i in range(0, samples, 8)],
+        collate_fn=_as_list,
+    )
+
+
+def _as_list(samples: list[Sample]) -> list[Sample]:
+    return samples

@@ -1,0 +1,129 @@
+"""The joint objective of a denoiser step (arXiv:2104.08845): pixel terms and the frozen detector's opinion."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lidnet_fast import functional
+from lidnet_fast.models.detectors import LesionDetector
+from lidnet_fast.models.windowing import HUWindow
+from lidnet_fast.trainer.config import ObjectiveConfig
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Regions of the ROI perceptual loss in one batch."""
+
+    boxes: list[Tensor]
+    """Per image [L,4], in pixels."""
+    weights: Tensor
+    """[sum L]: 1 for a ground-truth box, a proposal's score for a proposal."""
+
+
+class JointObjective:
+    """Weighted sum of the terms of `ObjectiveConfig`; a term of weight 0 is not computed.
+
+    The detector's backbone sees the denoised image once: its features serve the detection loss, the perceptual loss on
+    whole maps and the ROI perceptual loss alike.
+    """
+
+    def __init__(self, config: ObjectiveConfig, window: HUWindow) -> None:
+        self.config, self.window = config, window
+
+    def __call__(
+        self, denoised: Tensor, normal_dose: Tensor, boxes: list[Tensor], detector: LesionDetector
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective of one batch.
+
+        Args:
+            denoised: windowed [N,1,H,W], with a gradient.
+            normal_dose: windowed [N,1,H,W].
+            boxes: per image [L,4] ground-truth lesion boxes.
+            detector: frozen, in eval mode.
+
+        Returns:
+            The total, and every term's detached, unweighted value by name.
+        """
+        config = self.config
+        total, terms = self.pixel(denoised, normal_dose, boxes)
+        if not (config.perceptual or config.roi_perceptual or config.detection):
+            return total, terms
+
+        images = self.window.clamp(denoised)
+        features = detector.features(images)
+        if config.detection:
+            detection = torch.stack(list(detector.losses(images, boxes, features).values())).sum()
+            total = total + config.detection * detection
+            terms["detection"] = detection.detach()
+        if config.perceptual or config.roi_perceptual:
+            with torch.no_grad():
+                normal_images = self.window.clamp(normal_dose)
+                normal_features = detector.features(normal_images)
+            levels = list(features)[: config.levels]
+            # Weights are per unit of feature variance, whatever the detector's scale.
+            scales = {k: normal_features[k].float().var((0, 2, 3)).mean().clamp_min(1e-12) for k in levels}
+        if config.perceptual:
+            whole = torch.stack(
+                [(features[k].float() - normal_features[k].float()).square().mean() / scales[k] for k in levels]
+            ).mean()
+            total = total + config.perceptual * whole
+            terms["perceptual"] = whole.detach()
+        if config.roi_perceptual:
+            regions = self.regions(normal_images, normal_features, boxes, detector)
+            roi = torch.stack(
+                [
+                    functional.roi_perceptual_loss(
+                        features[k],
+                        normal_features[k],
+                        regions.boxes,
+                        config.roi_size,
+                        1 / detector.feature_strides[k],
+                        box_weights=regions.weights,
+                    )
+                    / scales[k]
+                    for k in levels
+                ]
+            ).mean()
+            total = total + config.roi_perceptual * roi
+            terms["roi_perceptual"] = roi.detach()
+        return total, terms
+
+    def pixel(self, denoised: Tensor, normal_dose: Tensor, boxes: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The pixel terms alone: their weighted sum and each term's detached value."""
+        config = self.config
+        result = functional.multi_loss(
+            denoised,
+            normal_dose,
+            config.pixel,
+            boxes=self._grown(boxes, denoised) if config.roi_weight != 1 else None,
+            roi_weight=config.roi_weight,
+        )
+        return result.total, dict(result.terms)
+
+    @torch.no_grad()
+    def regions(
+        self, images: Tensor, features: dict[str, Tensor], boxes: list[Tensor], detector: LesionDetector
+    ) -> Regions:
+        """Where the ROI perceptual loss looks, from the normal-dose images and their features."""
+        config = self.config
+        regions = [b if config.regions != "proposals" else b[:0] for b in boxes]
+        weights = [b.new_ones(len(b)) for b in regions]
+        if config.regions != "boxes":
+            proposals = detector.proposals(
+                images,
+                features,
+                score_threshold=config.proposal_score,
+                max_per_image=config.proposals_per_image,
+                nms_threshold=0.3,
+            )
+            regions = [torch.cat([b, found.to(b)]) for b, (found, _) in zip(regions, proposals, strict=True)]
+            weights = [torch.cat([w, scores.to(w)]) for w, (_, scores) in zip(weights, proposals, strict=True)]
+        return Regions(self._grown(regions, images), torch.cat(weights))
+
+    def _grown(self, boxes: list[Tensor], images: Tensor) -> list[Tensor]:
+        grow = self.config.grow
+        height, width = images.shape[-2:]
+        limit = images.new_tensor([width, height, width, height])
+        outward = images.new_tensor([-grow, -grow, grow, grow])
+        return [torch.minimum((b + outward).clamp_min(0), limit) for b in boxes]

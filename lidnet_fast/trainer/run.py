@@ -1,0 +1,264 @@
+"""A run: phases in a folder, each resumed where it stopped and skipped when it is done."""
+
+import json
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812 - the name Lightning's users know
+import torch
+import yaml
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import nn
+
+from lidnet_fast import backend
+from lidnet_fast.errors import InputError
+from lidnet_fast.files import write_text
+from lidnet_fast.models.detectors import LesionDetector
+from lidnet_fast.models.windowing import HUWindow
+from lidnet_fast.runtime import peak_memory_mb
+from lidnet_fast.trainer.config import NetworkConfig, ObjectiveConfig, RunConfig, to_dict, validate
+from lidnet_fast.trainer.datamodule import PatchData, stream_seed
+from lidnet_fast.trainer.networks import build_network, load_network, save_network
+from lidnet_fast.trainer.objective import JointObjective
+from lidnet_fast.trainer.phases import CollaboratePhase, DenoiserPhase, DetectorPhase, Phase
+
+# What may differ between a run and its continuation, since no result depends on it.
+_FREE_KEYS = {"out", "accelerator", "devices", "num_nodes", "log_every", "checkpoint_every", "data.workers"}
+
+
+class Run:
+    """The phases of one configuration in the folder `config.out`.
+
+    Every phase leaves its networks (`<phase>/denoiser.pt`, `<phase>/detector.pt`), its logs and its cost
+    (`<phase>/cost.json`). A finished phase is loaded instead of trained again; an interrupted one goes on from its last
+    checkpoint, with the same samples, noise and random numbers as if it had not been interrupted.
+
+    Raises:
+        InputError: a value can't work, or the folder holds a run of another configuration.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        validate(config)
+        backend.use(config.ops)
+        self.config, self.out = config, Path(config.out)
+        self.window = HUWindow(config.window.low, config.window.high)
+        _claim_folder(self.out, config)
+
+    def detector(self) -> LesionDetector:
+        """Train the detector on normal dose; a frozen copy of it is the judge of the evaluation."""
+        return self._train_detector("detector", self.config.detector, "detector")
+
+    def independent_judge(self) -> LesionDetector | None:
+        """Train the detector that only evaluates, if the configuration names one."""
+        if self.config.independent_judge is None:
+            return None
+        return self._train_detector("independent_judge", self.config.independent_judge, "judge")
+
+    def _train_detector(self, phase: str, network: NetworkConfig, stream: str) -> LesionDetector:
+        detector = self._new_network("detector", network, stream)
+        assert isinstance(detector, LesionDetector)
+        self._fit(
+            phase,
+            lambda: DetectorPhase(detector, self.config.detector_phase, self.config.seed, self.window),
+            {"detector": (detector, network)},
+            stream,
+            self.config.detector_phase.steps,
+            self.config.detector_phase.batch_size,
+            clip_norm=self.config.detector_phase.clip_norm,
+        )
+        return detector
+
+    def denoiser(self) -> nn.Module:
+        """Warm the denoiser up with the pixel terms."""
+        config = self.config
+        denoiser = self._new_network("denoiser", config.denoiser, "denoiser")
+        # The warm start serves every objective, so lesions count in it as any other pixel.
+        objective = JointObjective(replace(config.collaborate.objective, roi_weight=1.0), self.window)
+        self._fit(
+            "denoiser",
+            lambda: DenoiserPhase(denoiser, objective, config.denoiser_phase, config.seed, self.window),
+            {"denoiser": (denoiser, config.denoiser)},
+            "denoiser",
+            config.denoiser_phase.steps,
+            config.denoiser_phase.batch_size,
+            clip_norm=config.denoiser_phase.clip_norm,
+        )
+        return denoiser
+
+    def collaborate(
+        self, phase: str = "collaborate", objective: ObjectiveConfig | None = None
+    ) -> tuple[nn.Module, LesionDetector]:
+        """Train both networks together, from the ends of the detector and the denoiser phase.
+
+        Args:
+            phase: the phase's folder.
+            objective: what a denoiser step minimises; by default the configuration's.
+        """
+        config = self.config
+        joint = replace(config.collaborate, objective=objective or config.collaborate.objective)
+        denoiser, _ = load_network(self.out / "denoiser" / "denoiser.pt", "denoiser", config.denoiser)
+        detector, _ = load_network(self.out / "detector" / "detector.pt", "detector", config.detector)
+        assert isinstance(detector, LesionDetector)
+        self._fit(
+            phase,
+            lambda: CollaboratePhase(
+                denoiser, detector, JointObjective(joint.objective, self.window), joint, config.seed, self.window
+            ),
+            {"denoiser": (denoiser, config.denoiser), "detector": (detector, config.detector)},
+            "collaborate",
+            joint.steps,
+            joint.batch_size,
+        )
+        return denoiser, detector
+
+    def _new_network(self, kind: Any, network: NetworkConfig, stream: str) -> nn.Module:
+        torch.manual_seed(stream_seed(self.config.seed, stream))
+        return build_network(kind, network)
+
+    def _fit(
+        self,
+        phase: str,
+        make_module: Callable[[], Phase],
+        networks: dict[Any, tuple[nn.Module, NetworkConfig]],
+        stream: str,
+        steps: int,
+        batch_size: int,
+        clip_norm: float | None = None,
+    ) -> None:
+        folder = self.out / phase
+        files = {kind: folder / f"{kind}.pt" for kind in networks}
+        if not all(path.exists() for path in files.values()):
+            last = folder / "last.ckpt"
+            start = time.perf_counter()
+            if steps:
+                data = PatchData(self.config, stream, steps, batch_size)
+                trainer = self._trainer(folder, steps, clip_norm, resumed=last.exists())
+                with warnings.catch_warnings():
+                    _silence_lightning()
+                    trainer.fit(make_module(), data, ckpt_path=last if last.exists() else None, weights_only=True)
+                if trainer.interrupted:
+                    raise KeyboardInterrupt
+                if not trainer.is_global_zero:
+                    return
+            write_text(
+                folder / "cost.json",
+                json.dumps({"seconds": time.perf_counter() - start, "steps": steps, "peak_memory_mb": peak_memory_mb()}),
+            )
+            for kind, (network, config) in networks.items():
+                save_network(files[kind], kind, network, config, self.window, to_dict(self.config))
+            last.unlink(missing_ok=True)
+        for kind, (network, config) in networks.items():
+            loaded, _ = load_network(files[kind], kind, config)
+            network.load_state_dict(loaded.state_dict())
+            network.cpu().eval()
+
+    def _trainer(self, folder: Path, steps: int, clip_norm: float | None, resumed: bool) -> L.Trainer:
+        config = self.config
+        folder.mkdir(parents=True, exist_ok=True)
+        # A resumed phase logs to a folder of its own: the loggers would overwrite the one before.
+        version = f"part{len(list((folder / 'logs').glob('part*')))}" if resumed else "part0"
+        return L.Trainer(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.num_nodes,
+            strategy="auto" if config.devices * config.num_nodes == 1 else "ddp_find_unused_parameters_true",
+            precision=config.precision,
+            # One Lightning epoch is the whole phase: batches are numbered, and there is nothing to reshuffle.
+            max_epochs=1,
+            gradient_clip_val=clip_norm,
+            val_check_interval=min(config.evaluation.validate_every, steps),
+            num_sanity_val_steps=0,
+            log_every_n_steps=config.log_every,
+            logger=[CSVLogger(folder, name="logs", version=version), TensorBoardLogger(folder, name="logs", version=version)],
+            callbacks=[
+                ModelCheckpoint(
+                    dirpath=folder,
+                    filename="last",
+                    every_n_train_steps=config.checkpoint_every,
+                    save_top_k=1,
+                    save_on_train_epoch_end=False,
+                    enable_version_counter=False,
+                ),
+                *([RichProgressBar()] if sys.stdout.isatty() else []),
+            ],
+            enable_progress_bar=sys.stdout.isatty(),
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+
+
+def train(config: RunConfig) -> Run:
+    """All phases of a configuration, resumed where they stopped.
+
+    Raises:
+        InputError: see `Run`.
+    """
+    run = Run(config)
+    run.detector()
+    run.independent_judge()
+    run.denoiser()
+    run.collaborate()
+    return run
+
+
+def curves(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
+    """A phase's logged values: name -> (steps, values), over all its parts."""
+    import csv
+
+    series: dict[str, tuple[list[int], list[float]]] = {}
+    for path in sorted((folder / "logs").glob("part*/metrics.csv"), key=lambda p: int(p.parent.name[4:])):
+        with path.open(newline="", encoding="utf-8") as lines:
+            for row in csv.DictReader(lines):
+                step = int(row["step"])
+                for name, value in row.items():
+                    if value and name not in ("step", "epoch"):
+                        steps, values = series.setdefault(name, ([], []))
+                        steps.append(step)
+                        values.append(float(value))
+    return series
+
+
+def _claim_folder(out: Path, config: RunConfig) -> None:
+    path = out / "config.yaml"
+    mine = _flat(to_dict(config))
+    if path.exists():
+        try:
+            theirs = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+        except (yaml.YAMLError, AttributeError) as error:
+            raise InputError(f"{path} is not the configuration of a run") from error
+        for key in sorted((mine.keys() | theirs.keys()) - _FREE_KEYS):
+            if mine.get(key) != theirs.get(key):
+                raise InputError(
+                    f"{out} holds a run with {key} = {theirs.get(key)}, not {mine.get(key)}: "
+                    "choose another --out, or give the same configuration to go on with it"
+                )
+        return
+    if out.exists() and any(p.name != "store" for p in out.iterdir()):
+        raise InputError(f"{out} is not empty and holds no run: choose another --out")
+    write_text(path, yaml.safe_dump(to_dict(config), sort_keys=False))
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _silence_lightning() -> None:
+    """Drop Lightning's advice that does not apply here; its errors still show."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*Trying to infer the `batch_size`.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")

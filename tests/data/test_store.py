@@ -1,0 +1,279 @@
+import json
+import multiprocessing
+import pickle
+import shutil
+
+import blosc2
+import numpy as np
+import pytest
+
+from lidnet_fast.data import store as store_module
+from lidnet_fast.data.store import SeriesInfo, Store, StoreWriter
+from lidnet_fast.errors import InputError
+
+SHAPE = (5, 200, 150)
+NO_BOXES = np.empty((0, 5), np.float32)
+
+
+def make_info(series_id="1.2.3", patient_id="anna", split="train", shape=SHAPE, **changes):
+    geometry = {"spacing": (2.5, 0.7, 0.8), "origin": (-10.0, -20.0, 30.5), "orientation": (1.0, 0, 0, 0, 1.0, 0)}
+    return SeriesInfo(series_id, patient_id, split, shape, **{**geometry, **changes})
+
+
+def make_volume(seed=0, shape=SHAPE):
+    return np.random.default_rng(seed).integers(-1024, 3071, shape, dtype=np.int16)
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Three series, the second with a measured low dose, boxes on some slices, given in no order."""
+    infos = [
+        make_info(),
+        make_info("1.2.4", "bert", "val", (3, 64, 64), has_low_dose=True),
+        make_info("1.2.5", "carla", "train", (4, 128, 256)),
+    ]
+    volumes = [make_volume(seed, info.shape) for seed, info in enumerate(infos)]
+    boxes = [
+        np.array([[3, 10, 20, 30.5, 45], [0, 0, 0, 150, 200], [3, 1.25, 2, 5, 6]], np.float32),
+        np.array([[2, 0, 0, 64, 64]], np.float32),
+        NO_BOXES,
+    ]
+    low_dose = make_volume(9, (3, 64, 64))
+    path = tmp_path / "study"
+    simulation = {"dose_fraction": 0.25}
+    with StoreWriter(path, simulation=simulation, split={"seed": 3}) as writer:
+        for info, volume, rows in zip(infos, volumes, boxes, strict=True):
+            writer.add_series(info, volume, rows, low_dose if info.has_low_dose else None)
+    return path, infos, volumes, boxes, low_dose
+
+
+def test_round_trip(study):
+    path, infos, volumes, boxes, low_dose = study
+    store = Store(path)
+    assert store.series == infos
+    assert store.simulation == {"dose_fraction": 0.25}
+    assert store.split == {"seed": 3}
+    for index, volume in enumerate(volumes):
+        for z in range(len(volume)):
+            slice_ = store.read(index, z)
+            assert slice_.dtype == np.int16
+            np.testing.assert_array_equal(slice_, volume[z])
+            expected = boxes[index][boxes[index][:, 0] == z, 1:]
+            np.testing.assert_array_equal(store.boxes(index, z), expected)
+            assert store.boxes(index, z).dtype == np.float32
+    for z in range(3):
+        np.testing.assert_array_equal(store.read(1, z, low_dose=True), low_dose[z])
+
+
+def test_windows_are_those_of_the_slice(study):
+    path, _, volumes, _, low_dose = study
+    store = Store(path)
+    for y0, x0, h, w in [(0, 0, 1, 1), (199, 149, 1, 1), (100, 60, 64, 64), (7, 120, 190, 30)]:
+        np.testing.assert_array_equal(store.read(0, 2, (y0, x0, h, w)), volumes[0][2, y0 : y0 + h, x0 : x0 + w])
+    np.testing.assert_array_equal(store.read(1, 1, (3, 4, 5, 6), low_dose=True), low_dose[1, 3:8, 4:10])
+
+
+def test_window_decodes_only_its_blocks(study):
+    """With the right half of a slice destroyed on disk, a window in its left half still reads."""
+    path, _, volumes, _, _ = study
+    volume = path / "volumes" / "00002.b2nd"
+    opened = blosc2.open(str(volume), mode="r")
+    assert (opened.chunks, opened.blocks) == ((1, 128, 256), (1, 128, 128))
+    chunk = opened.schunk.get_chunk(0)
+    # A chunk is a header of 32 bytes, the offsets of its blocks, the blocks.
+    start, end = np.frombuffer(chunk, np.int32, 1, 36)[0], len(chunk)
+    content = bytearray(volume.read_bytes())
+    place = content.index(chunk[:64])
+    content[place + start : place + end] = b"\x7f" * (end - start)
+    volume.write_bytes(content)
+    store = Store(path)
+    np.testing.assert_array_equal(store.read(2, 0, (0, 0, 128, 128)), volumes[2][0, :, :128])
+    with pytest.raises(InputError, match=r"00002\.b2nd: slice 0 can't be decoded"):
+        store.read(2, 0)
+
+
+def test_slices(study):
+    store = Store(study[0])
+    train = [(0, z) for z in range(5)] + [(2, z) for z in range(4)]
+    assert [tuple(row) for row in store.slices("train")] == train
+    assert [tuple(row) for row in store.slices("train", with_boxes=True)] == [(0, 0), (0, 3)]
+    assert [tuple(row) for row in store.slices("train", with_boxes=False)] == [
+        row for row in train if row not in [(0, 0), (0, 3)]
+    ]
+    assert [tuple(row) for row in store.slices("val", with_boxes=True)] == [(1, 2)]
+    assert store.slices("test").shape == (0, 2)
+    assert store.slices("test", with_boxes=True).dtype == np.int32
+    with pytest.raises(ValueError, match="'training'"):
+        store.slices("training")
+
+
+@pytest.mark.parametrize("with_boxes", [None, True, False])
+def test_no_slices_in_an_empty_split(tmp_path, with_boxes):
+    with StoreWriter(tmp_path / "s") as writer:
+        writer.add_series(make_info(), make_volume(), NO_BOXES)
+    assert Store(tmp_path / "s").slices("val", with_boxes).shape == (0, 2)
+
+
+def test_reading_outside(study):
+    store = Store(study[0])
+    with pytest.raises(IndexError, match=r"series_index 3 isn't one of 0\.\.2"):
+        store.read(3, 0)
+    with pytest.raises(IndexError, match=r"z -1 isn't one of 0\.\.4"):
+        store.read(0, -1)
+    with pytest.raises(ValueError, match=r"x0=100, h=10, w=51\) leaves the 200 x 150 image"):
+        store.read(0, 0, (0, 100, 10, 51))
+    with pytest.raises(ValueError, match=r"1\.2\.3 has no low-dose volume"):
+        store.read(0, 0, low_dose=True)
+
+
+def test_opening_reads_no_volume(study):
+    path = study[0]
+    shutil.rmtree(path / "volumes")
+    store = Store(path)
+    assert len(store.series) == 3
+    assert len(store.slices("train", with_boxes=True)) == 2
+    assert len(store.boxes(0, 3)) == 2
+    with pytest.raises(InputError, match=r"00000\.b2nd: can't be opened"):
+        store.read(0, 0)
+
+
+def test_a_volume_of_another_shape_is_noticed(study):
+    path = study[0]
+    shutil.copy(path / "volumes" / "00002.b2nd", path / "volumes" / "00000.b2nd")
+    with pytest.raises(
+        InputError, match=r"00000\.b2nd: holds int16 \[4, 128, 256\], the index says int16 \[5, 200, 150\]"
+    ):
+        Store(path).read(0, 0)
+
+
+def test_open_volumes_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "_OPEN_VOLUMES", 3)
+    with StoreWriter(tmp_path / "s") as writer:
+        for n in range(6):
+            writer.add_series(make_info(f"1.{n}", shape=(1, 8, 8)), np.full((1, 8, 8), n, np.int16), NO_BOXES)
+    opened = []
+    original = store_module.blosc2.open
+    monkeypatch.setattr(
+        store_module.blosc2, "open", lambda path, **options: opened.append(path) or original(path, **options)
+    )
+    store = Store(tmp_path / "s")
+    for n in [0, 1, 2, 0, 1, 3, 0, 1, 2, 5]:
+        assert store.read(n, 0).max() == n
+        assert len(store._volumes) <= 3
+    # 0 and 1 stay open as the last used; 2 was put out by 3.
+    assert [path[-6] for path in opened] == ["0", "1", "2", "3", "2", "5"]
+
+
+def _mean(store):
+    return float(store.read(0, 1).mean())
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_workers(study, start):
+    store = Store(study[0])
+    expected = _mean(store)
+    with multiprocessing.get_context(start).Pool(2) as pool:
+        assert pool.map(_mean, [store] * 4) == [expected] * 4
+
+
+def test_pickle_leaves_open_volumes_behind(study):
+    store = Store(study[0])
+    store.read(0, 0)
+    copy = pickle.loads(pickle.dumps(store))
+    assert not copy._volumes
+    assert store._volumes
+    np.testing.assert_array_equal(copy.read(0, 4), store.read(0, 4))
+
+
+def test_an_existing_destination_is_refused(tmp_path):
+    (tmp_path / "s").mkdir()
+    with pytest.raises(InputError, match=r"s: exists already"), StoreWriter(tmp_path / "s"):
+        pass
+    assert [entry.name for entry in tmp_path.iterdir()] == ["s"]
+
+
+def test_nothing_is_left_of_a_store_that_failed(tmp_path):
+    with pytest.raises(KeyboardInterrupt), StoreWriter(tmp_path / "s") as writer:
+        writer.add_series(make_info(), make_volume(), NO_BOXES)
+        assert not (tmp_path / "s").exists()
+        raise KeyboardInterrupt
+    with pytest.raises(InputError, match="no series"), StoreWriter(tmp_path / "s"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def _box(*values):
+    return np.array([[0, 1, 1, 2, 2], values], np.float32)
+
+
+BAD_SERIES = {
+    "box outside": (
+        {"boxes": _box(1, 100, 3, 150.5, 9)},
+        r"series 1\.2\.3, row 1 .*reaches outside its 150 x 200 image",
+    ),
+    "box above": ({"boxes": _box(1, 100, -1, 150, 9)}, r"\(100, -1, 150, 9\) reaches outside"),
+    "slice beyond": ({"boxes": _box(5, 1, 1, 3, 9)}, r"row 1 .*slice 5 isn't one of 0\.\.4"),
+    "half a slice": ({"boxes": _box(1.5, 1, 1, 3, 9)}, r"slice 1\.5 isn't one of"),
+    "empty box": ({"boxes": _box(1, 3, 1, 3, 9)}, r"row 1 .*is empty"),
+    "NaN": ({"boxes": _box(1, 3, 1, np.nan, 9)}, r"row 1 .*isn't finite"),
+    "columns": ({"boxes": np.zeros((1, 4))}, r"boxes must be \[n, 5\]"),
+    "split": ({"info": make_info(split="training")}, "split 'training' isn't one of train, val, test"),
+    "dtype": ({"volume": make_volume().astype(np.float32)}, "int16 .* is needed, got float32"),
+    "shape": ({"volume": make_volume(shape=(5, 200, 151))}, r"its volume is \[5, 200, 151\]"),
+    "spacing": ({"info": make_info(spacing=(1.0, 0.0, 0.7))}, "unusable geometry"),
+    "flag": ({"low_dose": make_volume()}, "has_low_dose is False"),
+    "low dose": (
+        {"info": make_info(has_low_dose=True), "low_dose": make_volume(shape=(4, 200, 150))},
+        r"the low-dose volume is int16 \[4, 200, 150\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SERIES)
+def test_bad_series(tmp_path, name):
+    changes, message = BAD_SERIES[name]
+    with pytest.raises(InputError, match=message), StoreWriter(tmp_path / "s") as writer:
+        writer.add_series(**{"info": make_info(), "volume": make_volume(), "boxes": NO_BOXES, **changes})
+    assert not list(tmp_path.iterdir())
+
+
+def test_series_that_contradict_each_other(tmp_path):
+    with StoreWriter(tmp_path / "s") as writer:
+        writer.add_series(make_info(), make_volume(), NO_BOXES)
+        with pytest.raises(InputError, match=r"series 1\.2\.3: is in the store already"):
+            writer.add_series(make_info(), make_volume(), NO_BOXES)
+        with pytest.raises(InputError, match=r"series 1\.9: patient anna would be in two splits, train and test"):
+            writer.add_series(make_info("1.9", split="test"), make_volume(), NO_BOXES)
+    assert [info.series_id for info in Store(tmp_path / "s").series] == ["1.2.3"]
+
+
+def test_not_a_store(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere: isn't a store"):
+        Store(tmp_path / "nowhere")
+    (tmp_path / "store.json").write_text("[")
+    with pytest.raises(InputError, match=r"store\.json: can't be read"):
+        Store(tmp_path)
+
+
+@pytest.mark.parametrize(("key", "value"), [("version", 2), ("format", "something")])
+def test_a_store_of_another_version(study, key, value):
+    header = study[0] / "store.json"
+    header.write_text(json.dumps({**json.loads(header.read_text()), key: value}))
+    found = {"format": "lidnet_fast-store", "version": 1, key: value}
+    expected = (
+        f"of format {found['format']} version {found['version']}, this software reads lidnet_fast-store version 1"
+    )
+    with pytest.raises(InputError, match=expected):
+        Store(study[0])
+
+
+@pytest.mark.parametrize("name", ["series.json", "boxes.npz"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "other"])
+def test_a_damaged_index(study, name, damage):
+    file = study[0] / name
+    content = file.read_bytes()
+    file.unlink()
+    if damage != "missing":
+        file.write_bytes(content[: len(content) // 2] if damage == "cut" else b'[{"id": 3}]')
+    with pytest.raises(InputError, match="the store's index is damaged"):
+        Store(study[0])

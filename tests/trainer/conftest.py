@@ -1,0 +1,51 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lidnet_fast.data.phantom import PhantomOptions
+from lidnet_fast.trainer.config import (
+    CollaborateConfig,
+    DataConfig,
+    EvaluationConfig,
+    NetworkConfig,
+    PhaseConfig,
+    RunConfig,
+)
+from lidnet_fast.trainer.study import Study, make_study
+
+TINY_STUDY = Study(
+    patients=(("train", 3), ("val", 1), ("test", 1)),
+    options=PhantomOptions(image_size=128, slices=2, lesions_per_slice=(2, 3)),
+    dose_fraction=0.05,
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("study") / "store"
+    make_study(path, TINY_STUDY, seed=0, workers=1)
+    return path
+
+
+@pytest.fixture
+def tiny_config(tiny_store: Path, tmp_path: Path) -> RunConfig:
+    """Seconds of training: every code path, no quality."""
+    config = RunConfig(
+        out=str(tmp_path / "run"),
+        accelerator="cpu",
+        data=DataConfig(store=str(tiny_store), crop=64),
+        denoiser=NetworkConfig("small", {"channels": 8}),
+        detector=NetworkConfig("faster_rcnn_small"),
+        detector_phase=PhaseConfig(4, 2, 1e-3, clip_norm=5.0),
+        denoiser_phase=PhaseConfig(4, 2, 1e-3),
+        collaborate=CollaborateConfig(
+            steps=8, batch_size=2, denoiser_steps=2, detector_steps=1, denoiser_learning_rate=1e-3
+        ),
+        evaluation=EvaluationConfig(samples=6, validation_samples=4, validate_every=4),
+        checkpoint_every=1,
+        log_every=1,
+    )
+    # Untrained detectors score nothing above the default: regions would never hold proposals.
+    objective = replace(config.collaborate.objective, proposal_score=0.0)
+    return replace(config, collaborate=replace(config.collaborate, objective=objective))

@@ -1,0 +1,92 @@
+"""A run that is interrupted anywhere and continued ends with the same weights, bit for bit."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from lidnet_fast.errors import InputError
+from lidnet_fast.trainer import run as run_module
+from lidnet_fast.trainer.config import RunConfig
+from lidnet_fast.trainer.networks import load_network
+from lidnet_fast.trainer.phases import CollaboratePhase, DenoiserPhase, DetectorPhase
+from lidnet_fast.trainer.run import train
+
+
+class PowerCut(Exception):
+    pass
+
+
+def weights(out: str, phase: str) -> dict[str, torch.Tensor]:
+    states = {}
+    for kind in ("denoiser", "detector"):
+        path = Path(out) / phase / f"{kind}.pt"
+        if path.exists():
+            network, _ = load_network(path, kind)
+            states.update({f"{kind}.{k}": v for k, v in network.state_dict().items()})
+    assert states
+    return states
+
+
+@pytest.mark.parametrize(
+    ("phase", "step"), [(DetectorPhase, 2), (DenoiserPhase, 3), (CollaboratePhase, 3), (CollaboratePhase, 5)]
+)
+def test_interrupted_run_continues_bit_exactly(
+    tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: type, step: int
+) -> None:
+    train(tiny_config)
+
+    again = replace(tiny_config, out=str(tmp_path / "interrupted"))
+    training_step = phase.training_step
+
+    def cut(self, batch, batch_idx):
+        if batch_idx == step:
+            raise PowerCut
+        return training_step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(phase, "training_step", cut)
+        with pytest.raises(PowerCut):
+            train(again)
+    torch.manual_seed(12345)  # whatever the new process's generator holds
+    train(again)
+
+    for name in ("detector", "denoiser", "collaborate"):
+        expected, found = weights(tiny_config.out, name), weights(again.out, name)
+        assert expected.keys() == found.keys()
+        for key in expected:
+            assert torch.equal(expected[key], found[key]), f"{name}: {key}"
+
+
+def test_finished_phases_are_not_trained_again(tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tiny_config)
+    monkeypatch.setattr(run_module.L.Trainer, "fit", lambda *_, **__: pytest.fail("trained again"))
+    train(tiny_config)
+
+
+def test_other_configuration_in_the_same_folder_is_refused(tiny_config: RunConfig) -> None:
+    run_module.Run(tiny_config)
+    with pytest.raises(InputError, match=r"seed = 0, not 1"):
+        run_module.Run(replace(tiny_config, seed=1))
+
+
+def test_folder_with_other_content_is_refused(tiny_config: RunConfig) -> None:
+    Path(tiny_config.out).mkdir()
+    (Path(tiny_config.out) / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds no run"):
+        run_module.Run(tiny_config)
+
+
+def test_both_networks_train_in_collaborate(tiny_config: RunConfig) -> None:
+    train(tiny_config)
+    collaborate = weights(tiny_config.out, "collaborate")
+    for phase in ("denoiser", "detector"):
+        before = weights(tiny_config.out, phase)
+        assert any(not torch.equal(collaborate[k], v) for k, v in before.items())
+
+
+def test_diverged_loss_stops_the_run(tiny_config: RunConfig) -> None:
+    diverging = replace(tiny_config.denoiser_phase, learning_rate=1e30)
+    with pytest.raises(InputError, match=r"denoiser loss is (nan|inf) at step"):
+        train(replace(tiny_config, denoiser_phase=diverging))
