@@ -96,7 +96,7 @@ def as_box_weights(box_weights: Tensor | None, rois: Tensor) -> Tensor | None:
 
 def as_output_size(output_size: int | Sequence[int]) -> tuple[int, int]:
     """Rows and columns of bins, both at least 1, from one number or two."""
-    pair = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
+    pair = tuple(output_size) if isinstance(output_size, Sequence) else (output_size, output_size)
     if len(pair) != 2 or not all(isinstance(size, int) and size >= 1 for size in pair):
         raise ValueError(f"output_size must be an int >= 1 or two of them, got {output_size!r}")
     return pair[0], pair[1]

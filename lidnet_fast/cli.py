@@ -50,7 +50,20 @@ def _parse(parser, arguments):  # type: ignore[no-untyped-def]
     try:
         return parser.parse_args(arguments)
     except ArgumentError as error:
-        raise InputError(str(error)) from error
+        raise InputError(f"{_faulty_file(parser, arguments)}{error}") from error
+
+
+def _faulty_file(parser, arguments):  # type: ignore[no-untyped-def]
+    """"FILE: " if it is the file given with --config that can't be parsed; jsonargparse doesn't say."""
+    from jsonargparse import ArgumentError
+
+    for option, value in zip(arguments, arguments[1:], strict=False):
+        if option == "--config" and Path(value).is_file():
+            try:
+                parser.parse_path(value)
+            except ArgumentError:
+                return f"{value}: "
+    return ""
 
 
 def _parser(command: str, description: str):  # type: ignore[no-untyped-def]
@@ -123,19 +136,39 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 def prepare(arguments: Sequence[str]) -> None:
     """`lidnet-fast prepare`."""
-    raise NotImplementedError
+    parser = _parser("prepare", "Turn DICOM series and lesion boxes into a store to train on.")
+    add = parser.add_argument
+    add("sources", nargs="+", help="folders with normal-dose CT, searched with everything below them, or files")
+    add("--out", required=True, help="the store's folder; must not exist yet")
+    add("--boxes", default=None, help="CSV of lesion boxes, see docs/box_csv.md")
+    add("--low-dose", default=None, help="folder with low-dose CT of the same scans")
+    add("--simulate-dose", type=float, default=None, help="dose of a simulated low dose, as a fraction, such as 0.25")
+    add("--photons", type=float, default=None, help="simulation: incident photons per ray at the images' dose")
+    add("--electronic-noise", type=float, default=None, help="simulation: electronic noise variance, photons squared")
+    add("--splits", default=None, help="CSV with the columns patient_id, split; without it, patients are drawn")
+    add("--val-fraction", type=float, default=0.1, help="expected fraction of patients drawn for validation")
+    add("--test-fraction", type=float, default=0.1, help="expected fraction of patients drawn for testing")
+    add("--seed", type=int, default=0, help="of the draw")
+    options = vars(_parse(parser, arguments))
+    from lidnet_fast.data.prepare import prepare as prepare_store
+
+    print("\n".join(prepare_store(options.pop("sources"), options.pop("out"), **options).lines()))
 
 
 def info(arguments: Sequence[str]) -> None:
-    """`lidnet-fast info`."""
-    _parse(_parser("info", "What is installed and which implementations are used."), arguments)
-    raise NotImplementedError
+    """What is installed and which implementations are used."""
+    import argparse
+
+    argparse.ArgumentParser(prog="lidnet-fast info", description=info.__doc__).parse_args(arguments)
+    from lidnet_fast.info import describe
+
+    print(describe())
 
 
 def _run_config(parser, options):  # type: ignore[no-untyped-def]
     from lidnet_fast.trainer.config import RunConfig
 
-    made = parser.instantiate_classes(options)
+    made = parser.instantiate(options)
     return RunConfig(**{name: getattr(made, name) for name in RunConfig.__dataclass_fields__})
 
 

@@ -224,8 +224,8 @@ def multi_loss(
       averaged over images and channels: pytorch_msssim.ssim with size_average. torchmetrics pads by reflection
       instead; the two agree on the pixels at least 5 from the border.
     - "ms_ssim": 1 - MS-SSIM (Wang, Simoncelli, Bovik 2003, eq. 7), five scales, weights .0448, .2856, .3001, .2363,
-      .1333, 2x2 average pooling (zero-padded on both sides where a side is odd), negative contrast cut to 0:
-      pytorch_msssim.ms_ssim, but with a zero gradient instead of NaN for an image and channel that is cut.
+      .1333, 2x2 average pooling (zero-padded on both sides where a side is odd), negative similarities cut to
+      0, where the gradient is 0 too: pytorch_msssim.ms_ssim.
     - "edge": mean |Sx d| + mean |Sy d|, 3x3 Sobel filters ([1 2 1] x [-1 0 1], unnormalised), valid padding.
     - "tv": mean |horizontal differences| + mean |vertical differences| of the input alone.
 
@@ -406,13 +406,15 @@ def _check_images(
 
 def _check_pyramid(inputs: Mapping[str, Tensor], image_sizes: Sequence[tuple[int, int]]) -> int:
     images = next(iter(inputs.values())).shape[0]
+    if images == 0:
+        raise ValueError("inputs must hold at least one image, got a batch of 0")
     if len(image_sizes) != images:
         raise ValueError(f"image_sizes must have one (height, width) per image, {images}, got {len(image_sizes)}")
     for number, size in enumerate(image_sizes):
+        if not isinstance(size, Sequence):
+            raise TypeError(f"image_sizes[{number}] must be (height, width), got {size!r}")
         if len(size) != 2 or min(size) < 1:
             raise ValueError(f"image_sizes[{number}] must be (height, width), both at least 1, got {tuple(size)}")
-    if not images:
-        return max(level.shape[2] for level in inputs.values())
     height = max(int(size[0]) for size in image_sizes)
     strides = [round(math.log2(height / level.shape[2])) for level in inputs.values()]
     if strides != list(range(strides[0], strides[0] + len(strides))):

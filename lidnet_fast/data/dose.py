@@ -204,14 +204,19 @@ def _sector_filters(height: int, width: int, sectors: int, device: torch.device)
     """Return amplitude filters [K, height, width // 2 + 1] for rfft2 that turn white noise into each sector's noise.
 
     The power spectrum of filtered back-projection is |kernel|^2 / |f| times the interpolation's sinc^4 (Riederer,
-    Pelc and Chesler, Phys. Med. Biol. 23, 1978); each filter has unit variance gain. Sectors are disjoint, so the
+    Pelc and Chesler, Phys. Med. Biol. 23, 1978), the kernel being periodic; each filter has unit variance gain. Sectors are disjoint, so the
     shares of one white draw are uncorrelated.
     """
     fy = torch.fft.fftfreq(height, dtype=torch.float64)[:, None]
     fx = torch.fft.rfftfreq(width, dtype=torch.float64)[None, :]
-    frequency = torch.hypot(fy, fx)
-    window = 0.5 + 0.5 * torch.cos(2 * math.pi * frequency.clamp(max=0.5))
-    power = frequency * window * torch.sinc(frequency) ** 4
+    power = torch.zeros(1, dtype=torch.float64)
+    # What interpolation leaves beyond the pixel grid's band folds back into it.
+    for shift_y in (-1, 0, 1):
+        for shift_x in (-1, 0, 1):
+            frequency = torch.hypot(fy + shift_y, fx + shift_x)
+            ramp = (frequency - frequency.round()).abs()
+            window = 0.5 + 0.5 * torch.cos(2 * math.pi * frequency)
+            power = power + ramp**2 / frequency.clamp(min=1e-9) * window * torch.sinc(frequency) ** 4
     sector = (torch.atan2(fy, fx) * (sectors / math.pi)).round().long() % sectors
     share = F.one_hot(sector, sectors).movedim(-1, 0) * power
     # A half spectrum: inner columns stand for two frequencies each.

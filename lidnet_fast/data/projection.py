@@ -27,7 +27,9 @@ def detector_count(height: int, width: int) -> int:
     return math.ceil(math.hypot(height, width)) | 1
 
 
-def project(image: Tensor, angles: Tensor, detectors: int, pitch: float = 1.0, extent: Sequence[float] | None = None) -> Tensor:
+def project(
+    image: Tensor, angles: Tensor, detectors: int, pitch: float = 1.0, extent: Sequence[float] | None = None
+) -> Tensor:
     """Integrate an image along parallel rays (bilinear sampling of the rotated image).
 
     Args:

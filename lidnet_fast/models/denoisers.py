@@ -1,5 +1,6 @@
 """Denoisers: networks from a windowed low-dose slice to a windowed denoised slice, [N, 1, H, W] -> [N, 1, H, W]."""
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -7,16 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lidnet_fast.errors import InputError
-from lidnet_fast.models.registry import construct, import_module_class, unknown_name
+from lidnet_fast.models.registry import at_least, construct, first_line, import_module_class, unknown_name
 
 
 class REDCNN(nn.Module):
     """RED-CNN, the residual encoder-decoder of Chen et al., "Low-Dose CT with a Residual Encoder-Decoder Convolutional
     Neural Network", IEEE TMI 2017 (arXiv:1702.00288).
 
-    Five valid 5x5 convolutions and five 5x5 transposed convolutions, a ReLU after each; the input and the outputs of the
-    second and fourth convolution are added on the way up. The last ReLU is the paper's: the output is never negative, so
-    nothing below the window's lower end survives.
+    Five valid 5x5 convolutions and five 5x5 transposed convolutions, a ReLU after each; the input and the outputs of
+    the second and fourth convolution are added on the way up. The last ReLU is the paper's: the output is never
+    negative, so nothing below the window's lower end survives.
 
     Args:
         channels: filters per layer (the paper's 96).
@@ -29,13 +30,10 @@ class REDCNN(nn.Module):
 
     def __init__(self, channels: int = 96) -> None:
         super().__init__()
+        at_least("denoiser 'redcnn'", 1, channels=channels)
         widths = [1] + [channels] * self._DEPTH
-        self.encoder = nn.ModuleList(
-            nn.Conv2d(i, o, self._KERNEL) for i, o in zip(widths[:-1], widths[1:], strict=True)
-        )
-        self.decoder = nn.ModuleList(
-            nn.ConvTranspose2d(i, o, self._KERNEL) for i, o in zip(widths[:0:-1], widths[-2::-1], strict=True)
-        )
+        self.encoder = nn.ModuleList(nn.Conv2d(i, o, self._KERNEL) for i, o in pairwise(widths))
+        self.decoder = nn.ModuleList(nn.ConvTranspose2d(i, o, self._KERNEL) for i, o in pairwise(reversed(widths)))
 
     def forward(self, images: Tensor) -> Tensor:
         """Denoise windowed images [N, 1, H, W] with H, W >= 21 (ValueError otherwise)."""
@@ -71,10 +69,10 @@ class _ResidualBlock(nn.Module):
 class ResidualUNet(nn.Module):
     """A U-Net of residual blocks that predicts the correction to its input.
 
-    Follows DRUNet (Zhang et al., "Plug-and-Play Image Restoration with Deep Denoiser Prior", arXiv:2008.13751): residual
-    blocks without normalisation, strided 2x2 convolutions down, transposed ones up, skips added. The last layer starts at
-    zero, so that an untrained network is the identity. Any image size: the input is padded by edge replication to a
-    multiple of 2**(levels-1) and the result cropped.
+    Follows DRUNet (Zhang et al., "Plug-and-Play Image Restoration with Deep Denoiser Prior", arXiv:2008.13751):
+    residual blocks without normalisation, strided 2x2 convolutions down, transposed ones up, skips added. The last
+    layer starts at zero, so that an untrained network is the identity. Any image size: the input is padded by edge
+    replication to a multiple of 2**(levels-1) and the result cropped.
 
     Args:
         channels: channels at full resolution; they double at every level.
@@ -84,17 +82,14 @@ class ResidualUNet(nn.Module):
 
     def __init__(self, channels: int = 32, levels: int = 4, blocks: int = 2) -> None:
         super().__init__()
+        at_least("denoiser 'unet'", 1, channels=channels, levels=levels, blocks=blocks)
         widths = [channels * 2**level for level in range(levels)]
         self.multiple = 2 ** (levels - 1)
         self.head = nn.Conv2d(1, channels, 3, padding=1)
         self.encoder = nn.ModuleList(self._stage(width, blocks) for width in widths[:-1])
-        self.down = nn.ModuleList(
-            nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.down = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in pairwise(widths))
         self.body = self._stage(widths[-1], blocks)
-        self.up = nn.ModuleList(
-            nn.ConvTranspose2d(coarse, fine, 2, stride=2) for fine, coarse in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.up = nn.ModuleList(nn.ConvTranspose2d(coarse, fine, 2, stride=2) for fine, coarse in pairwise(widths))
         self.decoder = nn.ModuleList(self._stage(width, blocks) for width in widths[:-1])
         self.tail = nn.Conv2d(channels, 1, 3, padding=1)
         _zero(self.tail)
@@ -131,11 +126,11 @@ class SmallCNN(nn.Module):
 
     def __init__(self, channels: int = 32, layers: int = 5) -> None:
         super().__init__()
-        if layers < 2:
-            raise InputError(f"denoiser 'small': layers must be at least 2, got {layers}")
+        at_least("denoiser 'small'", 1, channels=channels)
+        at_least("denoiser 'small'", 2, layers=layers)
         widths = [1] + [channels] * (layers - 1)
         stack: list[nn.Module] = []
-        for i, o in zip(widths[:-1], widths[1:], strict=True):
+        for i, o in pairwise(widths):
             stack += [nn.Conv2d(i, o, 3, padding=1), nn.ReLU(inplace=True)]
         last = nn.Conv2d(channels, 1, 3, padding=1)
         _zero(last)
@@ -187,8 +182,8 @@ def _probe(name: str, model: nn.Module) -> None:
         with torch.no_grad():
             output = model(torch.zeros(shape))
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"denoiser {name!r} failed on an input of shape {list(shape)}: {reason}") from error
+        message = f"denoiser {name!r} failed on an input of shape {list(shape)}: {first_line(error)}"
+        raise InputError(message) from error
     finally:
         model.train(training)
     if not isinstance(output, Tensor) or output.shape != shape:

@@ -23,7 +23,7 @@ def construct(kind: str, name: str, factory: Callable[..., T], options: Mapping[
         options: keyword arguments the user gave.
 
     Raises:
-        InputError: an option isn't among the factory's parameters, or a required one is missing.
+        InputError: an option isn't among the factory's parameters, a required one is missing, or the factory fails.
     """
     signature = inspect.signature(factory)
     try:
@@ -31,13 +31,23 @@ def construct(kind: str, name: str, factory: Callable[..., T], options: Mapping[
     except TypeError as error:
         known = ", ".join(signature.parameters) or "none"
         raise InputError(f"{kind} {name!r}: {error}; its options: {known}") from error
-    return factory(**options)
+    try:
+        return factory(**options)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a user's own class raises
+        raise InputError(f"{kind} {name!r} can't be made with {dict(options)}: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, on one line."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def unknown_name(kind: str, name: str, known: Mapping[str, Any], hint: str = "") -> InputError:
     """The error for a name that isn't in `known`, listing the names and the near matches."""
     near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
-    guess = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    guess = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
     return InputError(f"unknown {kind} {name!r}{guess} Known: {', '.join(known)}{hint}")
 
 
@@ -58,3 +68,14 @@ def import_module_class(kind: str, path: str) -> type[nn.Module]:
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise InputError(f"{kind} {path!r}: {class_name!r} isn't a torch.nn.Module class")
     return found
+
+
+def at_least(kind: str, least: int, **values: int) -> None:
+    """Refuse sizes below `least`.
+
+    Raises:
+        InputError: names the option and its value.
+    """
+    for name, value in values.items():
+        if value < least:
+            raise InputError(f"{kind}: {name} must be at least {least}, got {value}")

@@ -12,8 +12,8 @@ from lidnet_fast.errors import InputError
 class HUWindow:
     """An affine map between Hounsfield units and the "windowed" values that networks see.
 
-    The window's lower end becomes 0 and its upper end 1. `scale` and `unscale` don't clamp, so that nothing is lost on the
-    way through a denoiser; `clamp` cuts to [0, 1] where a fixed range is needed (detectors, metrics, pictures).
+    The window's lower end becomes 0 and its upper end 1. `scale` and `unscale` don't clamp, so that nothing is lost on
+    the way through a denoiser; `clamp` cuts to [0, 1] where a fixed range is needed (detectors, metrics, pictures).
 
     Args:
         low: lower end of the window, HU.
@@ -48,8 +48,8 @@ class HUWindow:
     def clamp(self, windowed: Tensor) -> Tensor:
         """Clamp windowed values to [0, 1], passing the gradient straight through.
 
-        The gradient is the identity everywhere: a denoised pixel beyond the window still learns from losses that only see
-        the window (an ordinary clamp would silence it).
+        The gradient is the identity everywhere: a denoised pixel beyond the window still learns from losses that only
+        see the window (an ordinary clamp would silence it).
         """
         clamped = windowed.detach().clamp(0, 1)
         if not windowed.requires_grad:

@@ -57,18 +57,12 @@ def _structural_similarity(input: Tensor, target: Tensor, data_range: float) -> 
     Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004, eq. 13.
     """
     c1, c2 = (_K1 * data_range) ** 2, (_K2 * data_range) ** 2
-    mean_x, square_x, product = _blur(torch.cat((input, input * input, input * target), dim=1)).chunk(3, dim=1)
-    mean_y, square_y = _blur(torch.cat((target, target * target), dim=1)).chunk(2, dim=1)
-    variances = (square_x - mean_x.square()) + (square_y - mean_y.square())
-    contrast = (2 * (product - mean_x * mean_y) + c2) / (variances + c2)
-    luminance = (2 * mean_x * mean_y + c1) / (mean_x.square() + mean_y.square() + c1)
+    mean_x, mean_y = _blur(input), _blur(target)
+    square_x, square_y, product = mean_x.square(), mean_y.square(), mean_x * mean_y
+    variances = (_blur(input * input) - square_x) + (_blur(target * target) - square_y)
+    contrast = (2 * (_blur(input * target) - product) + c2) / (variances + c2)
+    luminance = (2 * product + c1) / (square_x + square_y + c1)
     return (luminance * contrast).mean((2, 3)), contrast.mean((2, 3))
-
-
-def _positive_power(base: Tensor, exponent: float) -> Tensor:
-    """max(base, 0) ** exponent with a zero (not a NaN) gradient where the base isn't positive."""
-    positive = base > 0
-    return torch.where(positive, torch.where(positive, base, 1.0) ** exponent, 0.0)
 
 
 def _multi_scale_similarity(input: Tensor, target: Tensor, data_range: float) -> Tensor:
@@ -76,10 +70,10 @@ def _multi_scale_similarity(input: Tensor, target: Tensor, data_range: float) ->
     similarity = torch.ones((), device=input.device, dtype=input.dtype)
     for exponent in _MS_SSIM_WEIGHTS[:-1]:
         contrast = _structural_similarity(input, target, data_range)[1]
-        similarity = similarity * _positive_power(contrast, exponent)
+        similarity = similarity * contrast.relu() ** exponent
         padding = [size % 2 for size in input.shape[2:]]
         input, target = F.avg_pool2d(input, 2, padding=padding), F.avg_pool2d(target, 2, padding=padding)
-    return similarity * _positive_power(_structural_similarity(input, target, data_range)[0], _MS_SSIM_WEIGHTS[-1])
+    return similarity * _structural_similarity(input, target, data_range)[0].relu() ** _MS_SSIM_WEIGHTS[-1]
 
 
 def _edge(difference: Tensor) -> Tensor:
@@ -133,14 +127,14 @@ def multi_loss(
 
     Args:
         input: [N, C, H, W] images.
-        target: As `input`; gets no gradient.
+        target: As `input`; requires no gradient.
         weights: Name -> weight; the names of `multi_loss`'s terms.
         rois: [K, 5], (batch index, x1, y1, x2, y2), in `dtype`, or None for no regions.
         roi_weight: Weight of a pixel inside the boxes.
         data_range: Largest minus smallest possible pixel value, for ssim and ms_ssim.
         dtype: Of the arithmetic and of the result.
     """
-    input, target = input.to(dtype), target.detach().to(dtype)
+    input, target = input.to(dtype), target.to(dtype)
     of_pixels = _weights_like(input, rois, roi_weight)
     terms = {name: _term(name, input, target, of_pixels, data_range) for name in weights}
     total = torch.stack([weight * terms[name] for name, weight in weights.items()]).sum()
@@ -168,7 +162,7 @@ def multi_loss_jacobian(
         data_range: Largest minus smallest possible pixel value, for ssim and ms_ssim.
         dtype: Of the arithmetic and of the result.
     """
-    target = target.detach().to(dtype)
+    target = target.to(dtype)
     of_pixels = _weights_like(target, rois, roi_weight)
     gradients = []
     with torch.enable_grad():

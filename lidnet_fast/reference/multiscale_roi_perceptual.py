@@ -54,7 +54,7 @@ def multiscale_roi_perceptual_loss(
 
     Args:
         inputs: Levels [N, C_l, H_l, W_l], finest first, each of twice the stride of the one before.
-        targets: As `inputs`; get no gradient.
+        targets: As `inputs`; require no gradient.
         rois: [K, 5], (batch index, x1, y1, x2, y2), in the dtype of the arithmetic and of the result.
         image_height: Height of the (padded) images that the boxes' coordinates refer to.
         output_size: Rows and columns of bins.

@@ -41,7 +41,7 @@ def box_losses(
 
     Args:
         input: [N, C, H, W] features.
-        target: As `input`; gets no gradient.
+        target: As `input`; requires no gradient.
         rois: [K, 5], (batch index, x1, y1, x2, y2), in the dtype of the arithmetic.
         output_size: Rows and columns of bins.
         spatial_scale: Feature cells per unit of the boxes' coordinates.
@@ -50,7 +50,7 @@ def box_losses(
         criterion: A key of `CRITERIA`.
     """
     pooled_input = roi_align(input.to(rois.dtype), rois, output_size, spatial_scale, sampling_ratio, aligned)
-    pooled_target = roi_align(target.detach().to(rois.dtype), rois, output_size, spatial_scale, sampling_ratio, aligned)
+    pooled_target = roi_align(target.to(rois.dtype), rois, output_size, spatial_scale, sampling_ratio, aligned)
     return CRITERIA[criterion](pooled_input - pooled_target).flatten(1).mean(1)
 
 
@@ -85,7 +85,7 @@ def roi_perceptual_loss(
 
     Args:
         input: [N, C, H, W] features.
-        target: As `input`; gets no gradient.
+        target: As `input`; requires no gradient.
         rois: [K, 5], (batch index, x1, y1, x2, y2), in the dtype of the arithmetic and of the result.
         output_size: Rows and columns of bins.
         spatial_scale: Feature cells per unit of the boxes' coordinates.

@@ -20,6 +20,7 @@ _BINS = 64
 _CHARACTER = 6.0  # mean width of a label's character, in chart units
 
 Floats = NDArray[np.float64]
+Rectangle = tuple[float, float, float, float]
 Style = Callable[[str], str]
 """From a series' name to the CSS class that colours it."""
 
@@ -69,7 +70,7 @@ def log_axis(values: Floats, start: float, end: float) -> Axis:
 
 
 def condense(x: Floats, y: Floats) -> tuple[Floats, Floats, Floats | None]:
-    """A series as drawn: itself, or, from 160 points on, 64 means of consecutive points and their 10-90 % band [2,64]."""
+    """A series as drawn: itself; from 160 points on, 64 means of consecutive points and their 10-90 % band [2,64]."""
     if len(x) < _LONG:
         return x, y, None
     parts = np.array_split(np.arange(len(x)), _BINS)
@@ -114,33 +115,46 @@ def froc_chart(froc: Mapping[str, tuple[ArrayLike, ArrayLike]], style: Style) ->
 
 
 def tradeoff_chart(report: Report, x_key: str, y_key: str, style: Style) -> str:
-    """Two table columns against each other: a point per arm (bars: intervals), a level line per reference arm."""
+    """Two table columns against each other: a point per trained arm, with bars for its intervals.
+
+    The axes fit the trained arms; a reference arm is a level line where it lies inside and a remark where it doesn't.
+    """
     x_column, y_column = report.column(x_key), report.column(y_key)
-    title = f"{_full_label(y_column)} against {_full_label(x_column)}"
-    points = {arm.name: arm for arm in report.arms if not arm.reference and _point(arm, x_key, y_key) is not None}
-    levels = {arm.name: mean_of(arm.metrics.get(y_key)) for arm in report.arms if arm.reference}
-    levels = {name: value for name, value in levels.items() if value is not None and math.isfinite(value)}
+    title = " against ".join(f"{c.label} ({c.group})" if c.group else c.label for c in (y_column, x_column))
+    points = {arm.name: arm for arm in report.arms if not arm.reference and _has_point(arm, x_key, y_key)}
     if not points:
         return _figure(title, '<p class="empty">No data</p>', "")
     spans = [(_interval(arm, x_key), _interval(arm, y_key)) for arm in points.values()]
     x_axis = linear_axis(np.array([x for x, _ in spans]).ravel(), LEFT, RIGHT)
-    y_axis = linear_axis(np.array([*(v for _, y in spans for v in y), *levels.values()]), BOTTOM, TOP)
-    body = ""
-    taken: list[tuple[float, float, float, float]] = []
-    for name, level in levels.items():
+    y_axis = linear_axis(np.array([y for _, y in spans]).ravel(), BOTTOM, TOP)
+    body = bars = ""
+    taken: list[Rectangle] = []
+    outside = []
+    for arm in report.arms:
+        level = mean_of(arm.metrics.get(y_key))
+        if not arm.reference or level is None:
+            continue
+        if not y_axis.low <= level <= y_axis.high:
+            outside.append(f"{arm.name} {format(level, y_column.format)}")
+            continue
         y = float(y_axis(level))
-        body += f'<line class="level {style(name)}" x1="{LEFT}" x2="{RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        body += f'<text class="name {style(name)}" x="{LEFT + 4}" y="{y - 4:.1f}">{escape(name)}</text>'
-        taken.append((LEFT, y - 14, LEFT + 4 + len(name) * _CHARACTER, y))
+        body += f'<line class="level {style(arm.name)}" x1="{LEFT}" x2="{RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        body += f'<text class="name {style(arm.name)}" x="{LEFT + 4}" y="{y - 4:.1f}">{escape(arm.name)}</text>'
+        taken.append((LEFT, y - 14, LEFT + 4 + len(arm.name) * _CHARACTER, y))
     spots = {name: (float(x_axis(x[1])), float(y_axis(y[1]))) for name, (x, y) in zip(points, spans, strict=True)}
-    taken += [(x - 5, y - 5, x + 5, y + 5) for x, y in spots.values()]
+    taken += [(x - 6, y - 6, x + 6, y + 6) for x, y in spots.values()]
     for (name, (x, y)), (x_span, y_span) in zip(spots.items(), spans, strict=True):
         (x1, _, x2), (y1, _, y2) = x_axis(x_span), y_axis(y_span)
-        body += f'<g class="{style(name)}"><path class="bar" d="M{x1:.1f} {y:.1f}H{x2:.1f}M{x:.1f} {y1:.1f}V{y2:.1f}"/>'
-        size = 6 if points[name].highlight else 4.5
-        body += f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="{size}"/>{_point_label(name, x, y, taken)}</g>'
-    svg = _frame(title, _with_unit(x_column), _with_unit(y_column), x_axis, y_axis, body)
-    return _figure(title, svg, "", "Up and to the right is better." if _both_higher(x_column, y_column) else "")
+        bars += f'<path class="bar {style(name)}" d="M{x1:.1f} {y:.1f}H{x2:.1f}M{x:.1f} {y1:.1f}V{y2:.1f}"/>'
+        taken += [(x1, y - 1, x2, y + 1), (x - 1, y2, x + 1, y1)]
+    for name, (x, y) in spots.items():
+        size = 6.5 if points[name].highlight else 4.5
+        body += f'<g class="{style(name)}"><circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="{size}"/>'
+        body += f"{_point_label(name, x, y, taken)}</g>"
+    svg = _frame(title, _axis_name(x_column), _axis_name(y_column), x_axis, y_axis, bars + body)
+    notes = ["Up and to the right is better."] if x_column.higher_is_better and y_column.higher_is_better else []
+    notes += [f"Off the scale: {', '.join(outside)}."] if outside else []
+    return _figure(title, svg, "", " ".join(notes))
 
 
 def _usable(x: ArrayLike, y: ArrayLike, curve: Curve) -> tuple[Floats, Floats]:
@@ -200,43 +214,39 @@ def _legend(names: Mapping[str, object], style: Style) -> str:
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 
-def _point(arm: Arm, x_key: str, y_key: str) -> tuple[float, float] | None:
-    x, y = mean_of(arm.metrics.get(x_key)), mean_of(arm.metrics.get(y_key))
-    return (x, y) if x is not None and y is not None and math.isfinite(x) and math.isfinite(y) else None
+def _has_point(arm: Arm, x_key: str, y_key: str) -> bool:
+    values = (mean_of(arm.metrics.get(x_key)), mean_of(arm.metrics.get(y_key)))
+    return all(value is not None and math.isfinite(value) for value in values)
 
 
 def _interval(arm: Arm, key: str) -> tuple[float, float, float]:
-    """(low, mean, high) of a metric that exists."""
+    """(low, mean, high) of a metric that exists; without an interval, all three are the mean."""
     value = arm.metrics[key]
-    if isinstance(value, tuple):
-        return value[1], value[0], value[2]
-    number = float(value or 0.0)
-    return number, number, number
+    mean = mean_of(value) or 0.0
+    if isinstance(value, tuple) and math.isfinite(value[1]) and math.isfinite(value[2]):
+        return value[1], mean, value[2]
+    return mean, mean, mean
 
 
-def _point_label(name: str, x: float, y: float, taken: list[tuple[float, float, float, float]]) -> str:
-    """A point's name, at the first place around it that is free; `taken` gets the label's rectangle."""
+def _point_label(name: str, x: float, y: float, taken: list[Rectangle]) -> str:
+    """A point's name, at the place around it that overlaps least; `taken` gets the label's rectangle."""
     width = len(name) * _CHARACTER
-    places = [(x + 9, dy) for dy in (4, 12, -4)] + [(x - 9 - width, dy) for dy in (4, 12, -4)]
-    places += [(x - width / 2, dy) for dy in (-10, 18)] + [(x + 9, dy) for dy in (-16, 24, -28, 36)]
-    inside = [(left, y + dy) for left, dy in places if left >= LEFT and left + width <= WIDTH] or [(x + 9, y + 4)]
-    free = (
-        (left, base)
-        for left, base in inside
-        if not any(left < x2 and x1 < left + width and base - 10 < y2 and y1 < base + 2 for x1, y1, x2, y2 in taken)
-    )
-    left, base = next(free, inside[0])
+    places = [(x + 9, y + dy) for dy in (-6, 14)] + [(x - 9 - width, y + dy) for dy in (-6, 14)]
+    places += [(x - width / 2, y + dy) for dy in (-12, 20, -26, 34)] + [(x + 9, y + dy) for dy in (-20, 28)]
+    inside = [(left, base) for left, base in places if left >= LEFT + 2 and left + width <= WIDTH and base > TOP]
+
+    def overlap(place: tuple[float, float]) -> float:
+        left, base = place
+        sides = (
+            (min(left + width, x2) - max(left, x1), min(base + 2, y2) - max(base - 10, y1)) for x1, y1, x2, y2 in taken
+        )
+        return sum(w * h for w, h in sides if w > 0 and h > 0)
+
+    left, base = min(inside or places, key=overlap)
     taken.append((left, base - 10, left + width, base + 2))
     return f'<text class="name" x="{left:.1f}" y="{base:.1f}">{escape(name)}</text>'
 
 
-def _full_label(column: Column) -> str:
-    return f"{column.label}, {column.group}" if column.group else column.label
-
-
-def _with_unit(column: Column) -> str:
-    return f"{_full_label(column)} ({column.unit})" if column.unit else _full_label(column)
-
-
-def _both_higher(x_column: Column, y_column: Column) -> bool:
-    return bool(x_column.higher_is_better and y_column.higher_is_better)
+def _axis_name(column: Column) -> str:
+    name = f"{column.label}, {column.group}" if column.group else column.label
+    return f"{name} ({column.unit})" if column.unit else name

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Metric = float | tuple[float, float, float] | None
-"""A table value: a number, a (mean, low, high) interval, or None where it doesn't exist."""
+"""A table value: a number, a (mean, low, high) interval, or None where it doesn't exist; NaN counts as None."""
 
 Fact = str | int | float | bool | None
 Detection = tuple[ArrayLike, float]
@@ -39,12 +39,14 @@ class Column:
         try:
             format(1.0, self.format)
         except ValueError:
-            raise ValueError(f"column {self.key!r}: {self.format!r} is not a format specification for a number") from None
+            raise ValueError(
+                f"column {self.key!r}: {self.format!r} is not a format specification for a number"
+            ) from None
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One row of the result table: a trained arm, or a `reference` (low dose, normal dose) that nothing was trained for.
+    """One row of the result table: a trained arm, or a `reference` (low dose, normal dose) with nothing trained.
 
     `metrics` maps column keys to values; a missing key and None both show as a dash. `highlight` marks the arm the
     report is about. `note` is a short remark beside the name.
@@ -58,8 +60,10 @@ class Arm:
 
     def __post_init__(self) -> None:
         for key, value in self.metrics.items():
-            if isinstance(value, tuple) and (len(value) != 3 or not value[1] <= value[0] <= value[2]):
-                raise ValueError(f"arm {self.name!r}: {key!r} is {value}, not (mean, low, high) with low <= mean <= high")
+            if isinstance(value, tuple) and (len(value) != 3 or value[1] > value[0] or value[0] > value[2]):
+                raise ValueError(
+                    f"arm {self.name!r}: {key!r} is {value}, not (mean, low, high) with low <= mean <= high"
+                )
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,11 +178,14 @@ class Report:
         _check_known("froc: arm", self.froc, names)
         for name, (x, y) in self.froc.items():
             _check_xy(f"froc of {name!r}", x, y)
-            if np.size(x) == 0 or not np.isfinite([x, y]).all() or np.any(np.diff(np.asarray(x)) < 0):
-                raise ValueError(f"froc of {name!r}: false positives per image must be finite, increasing and not empty")
+            points = np.asarray([x, y], dtype=np.float64)
+            if points.size == 0 or not np.isfinite(points).all() or np.any(np.diff(points[0]) < 0):
+                raise ValueError(f"froc of {name!r}: false positives per image must be finite, increasing, not empty")
         low, high = self.window
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ValueError(f"window: {self.window}, expected (low, high) in HU with low < high")
+        if not 0 <= self.score_threshold <= 1:
+            raise ValueError(f"score_threshold: {self.score_threshold}, expected 0 to 1")
 
     def column(self, key: str) -> Column:
         """The column with this key."""

@@ -8,9 +8,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-# Negative to positive: blue, near-black at zero (calm beside dark CT images), orange. Readable with red-green blindness.
-_DIVERGING = ((-1.0, (150, 214, 255)), (-0.5, (34, 112, 190)), (0.0, (13, 15, 18)), (0.5, (196, 92, 22)))
-_DIVERGING_STOPS = (*_DIVERGING, (1.0, (255, 214, 140)))
+# Blue below zero, near-black at zero (calm beside dark CT images), orange above; readable with red-green blindness.
+_DIVERGING: dict[float, tuple[int, int, int]] = {
+    -1.0: (150, 214, 255),
+    -0.5: (34, 112, 190),
+    0.0: (13, 15, 18),
+    0.5: (196, 92, 22),
+    1.0: (255, 214, 140),
+}
 
 
 def gray_png(image: ArrayLike, window: tuple[float, float]) -> str:
@@ -23,16 +28,16 @@ def gray_png(image: ArrayLike, window: tuple[float, float]) -> str:
 def difference_png(image: ArrayLike, limit: float) -> str:
     """A difference in HU [H,W] as a PNG data URI in the diverging map, saturated at -`limit` and +`limit`."""
     picture = Image.fromarray(_to_bytes(np.asarray(image, dtype=np.float32) / (2 * limit) + 0.5)).convert("P")
-    positions, colours = zip(*_DIVERGING_STOPS, strict=True)
     ramp = np.linspace(-1, 1, 256)
-    palette = np.stack([np.interp(ramp, positions, channel) for channel in zip(*colours, strict=True)], axis=1)
+    channels = np.array(list(_DIVERGING.values()), dtype=np.float64).T
+    palette = np.stack([np.interp(ramp, list(_DIVERGING), channel) for channel in channels], axis=1)
     picture.putpalette(palette.round().astype(np.uint8).tobytes())
     return _data_uri(picture)
 
 
 def difference_gradient() -> str:
     """The diverging map as a CSS gradient, for the scale beside the panels."""
-    stops = ", ".join(f"rgb{colour} {(position + 1) * 50:g}%" for position, colour in _DIVERGING_STOPS)
+    stops = ", ".join(f"rgb{colour} {(position + 1) * 50:g}%" for position, colour in _DIVERGING.items())
     return f"linear-gradient(to right, {stops})"
 
 
@@ -44,7 +49,7 @@ def difference_limit(images: Sequence[NDArray[np.float32]]) -> float:
 
 
 def lesion_crop(box: ArrayLike, shape: tuple[int, int]) -> tuple[int, int, int]:
-    """The square (x, y, side) in pixels that shows a lesion: three times the box, at least 32, shifted into the image."""
+    """The square (x, y, side) in pixels around a lesion: three times its box, at least 32, shifted into the image."""
     x1, y1, x2, y2 = np.asarray(box, dtype=np.float64).tolist()
     height, width = shape
     side = min(max(32, round(3 * max(x2 - x1, y2 - y1))), height, width)

@@ -1,7 +1,7 @@
 """From a `Report` to one HTML file: the table, the panels, the charts and the facts, with everything inline."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from itertools import groupby
@@ -16,6 +16,7 @@ from lidnet_fast.report.data import Arm, Column, Fact, Metric, Panel, Report, me
 from lidnet_fast.report.images import difference_gradient, difference_limit, difference_png, gray_png, lesion_crop
 
 _CROPS = 2  # magnified lesions per panel
+_MANY_COLUMNS = 10  # with more, the table is set tighter
 _DISPLAY_WINDOWS = {"lung": (-1350.0, 150.0), "soft": (-160.0, 240.0)}
 _DISPLAY_NAMES = {"lung": "lung", "soft": "soft tissue"}
 _COLOURS = 6  # s0 to s5 in report.css
@@ -44,7 +45,7 @@ def render(report: Report) -> str:
     style = ArmStyle(report.arms)
     charts = [tradeoff_chart(report, x, y, style) for x, y in report.tradeoffs]
     charts += [froc_chart(report.froc, style)] if report.froc else []
-    charts += [line_chart(curve, style) for curve in report.curves]
+    charts += [line_chart(curve, style.among(list(curve.series))) for curve in report.curves]
     sections = [_results(report, style)]
     if report.panels:
         sections.append(_panels(report, style))
@@ -62,30 +63,29 @@ def render(report: Report) -> str:
 
 
 class ArmStyle:
-    """Gives each arm its CSS colour class, the same all over the page; other names get the next free colours."""
+    """Gives each arm its CSS colour class, the same all over the page."""
 
     def __init__(self, arms: Sequence[Arm]) -> None:
         references = [arm.name for arm in arms if arm.reference]
-        self._classes = {name: "normal" if name == references[-1] else "low" for name in references}
-        if len(references) == 1:
-            self._classes[references[0]] = "low"
-        for arm in arms:
-            if arm.highlight:
-                self._classes[arm.name] = "lid"
-        self._used = 0
-        for arm in arms:
-            self(arm.name)
+        self._classes = dict.fromkeys(references, "low") | dict.fromkeys(references[1:][-1:], "normal")
+        self._classes |= {arm.name: "lid" for arm in arms if arm.highlight}
+        controls = [arm.name for arm in arms if arm.name not in self._classes]
+        self._classes |= {name: f"s{index % _COLOURS}" for index, name in enumerate(controls)}
+        self._spare = [f"s{(len(controls) + index) % _COLOURS}" for index in range(_COLOURS)]
 
     def __call__(self, name: str) -> str:
-        """The class of an arm or a series."""
-        if name not in self._classes:
-            self._classes[name] = f"s{self._used % _COLOURS}"
-            self._used += 1
-        return self._classes[name]
-
-    def known(self, name: str) -> str:
-        """The class of an arm, or nothing for another name."""
+        """The class of an arm; empty for another name."""
         return self._classes.get(name, "")
+
+    def among(self, names: Sequence[str]) -> Callable[[str], str]:
+        """The classes in a chart of these series: what isn't an arm takes colours that no arm of the chart has."""
+        used = {self(name) for name in names}
+        others = [name for name in names if not self(name)]
+        if len(names) == 1 and others:
+            return lambda name: "plain"
+        free = [colour for colour in self._spare if colour not in used] or self._spare
+        classes = self._classes | {name: free[index % len(free)] for index, name in enumerate(others)}
+        return classes.__getitem__
 
 
 def format_metric(value: Metric, column: Column) -> tuple[str, str]:
@@ -95,7 +95,8 @@ def format_metric(value: Metric, column: Column) -> tuple[str, str]:
         return "\N{EN DASH}", ""
     interval = ""
     if isinstance(value, tuple) and value[1] < value[2]:
-        interval = f"{_number(value[1], column.format)}\N{EN DASH}{_number(value[2], column.format)}"
+        dash = " to " if value[1] < 0 else "\N{EN DASH}"
+        interval = f"{_number(value[1], column.format)}{dash}{_number(value[2], column.format)}"
     return _number(mean, column.format), interval
 
 
@@ -134,7 +135,8 @@ def _results(report: Report, style: ArmStyle) -> str:
     if meanings:
         meanings = f'<details class="meaning"><summary>What the columns mean</summary><dl>{meanings}</dl></details>'
     return (
-        '<section><h2>Results</h2><div class="card scroll"><table>'
+        '<section><h2>Results</h2><div class="card scroll">'
+        f'<table class="{"dense" if len(report.columns) > _MANY_COLUMNS else "airy"}">'
         f"<thead>{_table_head(report.columns)}</thead><tbody>{rows}</tbody></table></div>"
         f'<p class="note">{escape(" ".join(notes))}</p>{meanings}</section>'
     )
@@ -165,7 +167,7 @@ def _row(arm: Arm, columns: Sequence[Column], best: Mapping[str, str], style: Ar
         cells += f"<td>{text}{f'<small>{interval}</small>' if interval else ''}</td>"
     kind = "highlight" if arm.highlight else "reference" if arm.reference else "control"
     note = f" <small>{escape(arm.note)}</small>" if arm.note else ""
-    head = f'<th scope="row" class="{style(arm.name)}"><i class="swatch"></i>{escape(arm.name)}{note}</th>'
+    head = f'<th scope="row"><div class="{style(arm.name)}"><i class="swatch"></i>{escape(arm.name)}{note}</div></th>'
     return f'<tr class="{kind}">{head}{cells}</tr>'
 
 
@@ -189,10 +191,11 @@ def _panels(report: Report, style: ArmStyle) -> str:
             f'<i style="background:{difference_gradient()}"></i>+{limit:g} HU</span>'
         )
     tools = (
-        '<div class="tools"><label><input type="checkbox" data-tool="lesions" checked><i class="key"></i>lesions</label>'
+        '<div class="tools">'
+        '<label><input type="checkbox" data-tool="lesions" checked><i class="key"></i>lesions</label>'
         '<label><input type="checkbox" data-tool="found" checked><i class="key found"></i>detections</label>'
         f'<label>score \N{GREATER-THAN OR EQUAL TO} <output data-tool="threshold">{report.score_threshold:.2f}</output>'
-        f'<input type="range" min="0" max="0.95" step="0.05" value="{report.score_threshold:g}" data-tool="score"></label>'
+        f'<input type="range" min="0" max="1" step="0.05" value="{report.score_threshold:g}" data-tool="score"></label>'
         f'<label>window <select data-tool="window">{options}</select></label>{scale}</div>'
     )
     panels = "".join(_panel(panel, report, limit, style) for panel in report.panels)
@@ -225,13 +228,13 @@ def _panel(panel: Panel, report: Report, limit: float, style: ArmStyle) -> str:
             overlay = "".join(_rectangle(box, (x, y, w, h), "lesion") for box in boxes)
             overlay += "".join(_detection(box, score, (x, y, w, h)) for box, score in panel.detections.get(name, ()))
             what = f"{name}, lesion {index}" if index else name
+            kind = "difference" if diverging else "gray"
             pictures += (
-                f'<button type="button" class="view {"zoom" if index else "full"}"><img class='
-                f'"{"difference" if diverging else "gray"}" width="{w}" height="{h}" alt="{escape(what)}" src="{source}">'
+                f'<button type="button" class="view {"zoom" if index else "full"}">'
+                f'<img class="{kind}" width="{w}" height="{h}" alt="{escape(what)}" src="{source}">'
                 f'<svg aria-hidden="true">{overlay}</svg></button>'
             )
-        known = style.known(name)
-        swatch = f'<span class="{known}"><i class="swatch"></i></span>' if known else ""
+        swatch = f'<span class="{style(name)}"><i class="swatch"></i></span>' if style(name) else ""
         caption = f"<small>{escape(panel.captions.get(name, ''))}</small>"
         figures += (
             f'<figure class="ct" data-name="{escape(name)}"><figcaption>{swatch}<b>{escape(name)}</b>{caption}'
@@ -289,7 +292,9 @@ def _fact(value: Fact) -> str:
         return "\N{EN DASH}"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else value
 
 
 def _range(low: float, high: float) -> str:

@@ -68,6 +68,13 @@
       const t = (position - start) / (end - start);
       return log ? low * (high / low) ** t : low + (high - low) * t;
     };
+    // The height of a drawn line at a position, between its points too; null beyond its ends.
+    const drawn = (points, at) => {
+      const next = points.findIndex((point) => point[0] >= at);
+      if (next < 0 || (next === 0 && points[0][0] > at)) return null;
+      const [x2, y2] = points[next], [x1, y1] = points[Math.max(next - 1, 0)];
+      return x2 > x1 ? y1 + (y2 - y1) * (at - x1) / (x2 - x1) : y2;
+    };
     const tip = document.createElement("div");
     tip.className = "tip";
     tip.hidden = true;
@@ -82,16 +89,15 @@
       const box = svg.getBoundingClientRect();
       const at = (event.clientX - box.left) / box.width * svg.viewBox.baseVal.width;
       if (at < x[2] || at > x[3]) return hide();
-      const near = lines.map(({ name, points }) => [name, points.reduce((a, b) => Math.abs(b[0] - at) < Math.abs(a[0] - at) ? b : a)]);
-      const position = near.map(([, point]) => point[0]).reduce((a, b) => Math.abs(b - at) < Math.abs(a - at) ? b : a);
-      const rows = near.sort((a, b) => a[1][1] - b[1][1]).map(([name, point]) => [name, format(value(y, point[1]))]);
-      tip.replaceChildren(...[["at", format(value(x, position))], ...rows].map((cells) => {
+      const rows = lines.map(({ name, points }) => [name, drawn(points, at)]).filter(([, height]) => height !== null)
+        .sort((a, b) => a[1] - b[1]).map(([name, height]) => [name, format(value(y, height))]);
+      tip.replaceChildren(...[["at", format(value(x, at))], ...rows].map((cells) => {
         const row = document.createElement("div");
         for (const cell of cells) row.append(Object.assign(document.createElement("span"), { textContent: cell }));
         return row;
       }));
       for (const [name, height] of [["y1", y[3]], ["y2", y[2]]]) cursor.setAttribute(name, height);
-      for (const name of ["x1", "x2"]) cursor.setAttribute(name, position);
+      for (const name of ["x1", "x2"]) cursor.setAttribute(name, at);
       cursor.style.display = "";
       tip.hidden = false;
       const left = event.clientX - figure.getBoundingClientRect().left;

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from lidnet_fast import backend
 from lidnet_fast.errors import InputError
 
 
@@ -188,6 +189,8 @@ def validate(config: RunConfig) -> None:
         )
     if not config.window.low < config.window.high:
         raise InputError(f"window.low ({config.window.low} HU) must be below window.high ({config.window.high} HU)")
+    if config.ops not in backend.available():
+        raise InputError(f"ops: {config.ops!r} isn't available here (available: {', '.join(backend.available())})")
     if not config.data.store:
         raise InputError("configuration key data.store is empty: give the folder that `lidnet-fast prepare` made")
     if not Path(config.data.store).is_dir():

@@ -27,7 +27,7 @@ def read_config(path: Path) -> RunConfig:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(RunConfig)
     try:
-        made = parser.instantiate_classes(parser.parse_object(yaml.safe_load(path.read_text(encoding="utf-8"))))
+        made = parser.instantiate(parser.parse_object(yaml.safe_load(path.read_text(encoding="utf-8"))))
     except Exception as error:  # whatever YAML and jsonargparse raise
         raise InputError(f"{path} is not the configuration of a run: {error}") from error
     return RunConfig(**{name: getattr(made, name) for name in RunConfig.__dataclass_fields__})

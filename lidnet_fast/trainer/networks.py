@@ -88,8 +88,9 @@ def load_network(path: Path, kind: Kind, expected: NetworkConfig | None = None) 
 
 def build_network(kind: Kind, config: NetworkConfig) -> nn.Module:
     """A new denoiser or detector; its initial weights come from torch's global generator."""
-    build = build_denoiser if kind == "denoiser" else build_detector
-    return build(config.name, **config.options).to(memory_format=torch.channels_last)
+    if kind == "denoiser":
+        return build_denoiser(config.name, **config.options)
+    return build_detector(config.name, **config.options).to(memory_format=torch.channels_last)
 
 
 def load_detector(path: Path, expected: NetworkConfig | None = None) -> LesionDetector:

@@ -1,0 +1,459 @@
+"""The anatomy of the chest phantoms: body wall, bones, mediastinum and lungs with their vessels and airways.
+
+Coordinates and lengths are in units of 1/512 of the slice's side (pixels of 0.7 mm at the default size): x to the
+right (the patient's left), y downwards (the patient's back).
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+
+BASE = 512
+"""Units along the side of a slice."""
+
+Image = NDArray[np.float32]
+Window = tuple[slice, slice]
+Wobble = tuple[tuple[int, float, float], ...]
+
+_BINS = 720
+"""Directions for which the tables of the body wall hold a value."""
+
+
+class Canvas:
+    """A square slice in HU, on which soft-edged shapes are painted."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.unit = BASE / size
+        self._centres: Image = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(self.unit)
+        self.image: Image = np.full((size, size), -1000, dtype=np.float32)
+
+    def window(self, x: float, y: float, reach_x: float, reach_y: float) -> Window:
+        """Return the rows and columns within the given reach of a point, clipped to the slice (maybe to nothing)."""
+        return self._span(y, reach_y), self._span(x, reach_x)
+
+    def _span(self, centre: float, reach: float) -> slice:
+        low = math.floor((centre - reach) / self.unit)
+        high = math.ceil((centre + reach) / self.unit) + 1
+        return slice(min(max(low, 0), self.size), min(max(high, 0), self.size))
+
+    def grid(self, window: Window) -> tuple[Image, Image]:
+        """Return x [1, w] and y [h, 1] of the window's pixel centres."""
+        rows, columns = window
+        return self._centres[None, columns], self._centres[rows, None]
+
+    def paint(self, shape: tuple[Window, Image], hu: float | Image) -> None:
+        """Paint ``hu`` over a window with the given opacity."""
+        window, opacity = shape
+        part = self.image[window]
+        part += opacity * (hu - part)
+
+    def ellipse(
+        self,
+        x: float,
+        y: float,
+        a: float,
+        b: float,
+        angle: float = 0.0,
+        *,
+        wobble: Wobble = (),
+        softness: float = 1.4,
+    ) -> tuple[Window, Image]:
+        """Return window and opacity of an ellipse with half axes a, b, a turned by ``angle`` from x towards y.
+
+        ``wobble`` holds (k, amplitude, phase): the radius is multiplied by 1 + sum amplitude cos(k theta + phase).
+        """
+        cos, sin = math.cos(angle), math.sin(angle)
+        grow = 1 + sum(abs(amplitude) for _, amplitude, _ in wobble)
+        pad = softness + self.unit
+        reach_x, reach_y = math.hypot(a * cos, b * sin), math.hypot(a * sin, b * cos)
+        window = self.window(x, y, reach_x * grow + pad, reach_y * grow + pad)
+        gx, gy = self.grid(window)
+        u = ((gx - x) * cos + (gy - y) * sin) / a
+        v = ((gy - y) * cos - (gx - x) * sin) / b
+        radius = np.sqrt(u * u + v * v)
+        if wobble:
+            theta = np.arctan2(v, u)
+            radius /= 1 + sum(amplitude * np.cos(k * theta + phase) for k, amplitude, phase in wobble)
+        return window, soft((1 - radius) * min(a, b), softness)
+
+    def segment(
+        self, start: tuple[float, float], end: tuple[float, float], radii: tuple[float, float]
+    ) -> tuple[Window, Image]:
+        """Return window and opacity of a tapering tube between two points; thinner than a pixel, it fades."""
+        (x0, y0), (x1, y1) = start, end
+        reach = max(radii) + 1 + self.unit
+        window = self.window((x0 + x1) / 2, (y0 + y1) / 2, abs(x1 - x0) / 2 + reach, abs(y1 - y0) / 2 + reach)
+        gx, gy = self.grid(window)
+        dx, dy = x1 - x0, y1 - y0
+        px, py = gx - x0, gy - y0
+        square = max(dx * dx + dy * dy, 1e-6)
+        along = np.minimum(np.maximum(px * (dx / square) + py * (dy / square), 0), 1)
+        px, py = px - along * dx, py - along * dy
+        radius = radii[0] + along * (radii[1] - radii[0])
+        opacity = soft(radius - np.sqrt(px * px + py * py), 1.3)
+        return window, opacity * np.minimum(1, radius / 0.65) if min(radii) < 0.65 else opacity
+
+
+def soft(inside: Image, softness: float) -> Image:
+    """Opacity of an edge from the distance inside it: linear from 0 to 1 over ``softness`` around the edge."""
+    opacity = inside * np.float32(1 / softness)
+    opacity += np.float32(0.5)
+    np.maximum(opacity, 0, out=opacity)
+    return np.minimum(opacity, 1, out=opacity)
+
+
+def texture(rng: np.random.Generator, size: int) -> Image:
+    """Draw a random field [size, size] of unit variance whose grain is mostly a few millimetres wide."""
+    unit = BASE / size
+    fy = scipy.fft.fftfreq(size, unit).astype(np.float32)[:, None]
+    fx = scipy.fft.rfftfreq(size, unit).astype(np.float32)[None, :]
+    amplitude = 1 / (1 + (fx * fx + fy * fy) * np.float32(14.0**2))
+    amplitude[0, 0] = 0
+    # White noise has unit variance per frequency; inner columns of the half spectrum stand for two frequencies.
+    power = (2 * np.square(amplitude).sum() - np.square(amplitude[:, 0]).sum()) / size**2
+    spectrum = scipy.fft.rfft2(rng.standard_normal((size, size), dtype=np.float32)) * (amplitude / np.sqrt(power))
+    return scipy.fft.irfft2(spectrum, s=(size, size))
+
+
+@dataclasses.dataclass(frozen=True)
+class Anatomy:
+    """What the slices of one patient have in common; ``make`` draws one.
+
+    Attributes:
+        centre: of the chest.
+        cavity: half axes of the rib cage's inside.
+        power: exponent of its superellipse.
+        muscle: thickness of the muscle around it.
+        fat: thickness of the fat beneath the skin.
+        contrast: HU that a contrast agent adds to blood.
+        lung: HU of the aerated lung.
+        ribs: number of ribs cut by a slice.
+        heart: scale of the heart.
+        phases: of the small irregularities of outlines.
+    """
+
+    centre: tuple[float, float]
+    cavity: tuple[float, float]
+    power: float
+    muscle: float
+    fat: float
+    contrast: float
+    lung: float
+    ribs: int
+    heart: float
+    phases: tuple[float, ...]
+
+    @classmethod
+    def make(cls, rng: np.random.Generator) -> "Anatomy":
+        """Draw a patient."""
+        u = rng.uniform
+        return cls(
+            centre=(256 + u(-6, 6), 248 + u(-6, 6)),
+            cavity=(u(164, 184), u(122, 138)),
+            power=u(2.2, 2.5),
+            muscle=u(15, 20),
+            fat=u(8, 22),
+            contrast=float(rng.random() < 0.5) * u(60, 180),
+            lung=u(-875, -825),
+            ribs=int(rng.integers(11, 15)),
+            heart=u(0.9, 1.1),
+            phases=tuple(u(0, 2 * math.pi, 8).tolist()),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Chest:
+    """A slice on which everything but nodules and their mimics is painted.
+
+    Attributes:
+        canvas: the slice.
+        lung: opacity of the lungs [S, S].
+        texture: the slice's unit random field [S, S].
+        blood: HU of vessels.
+        hila: where vessels and airways enter the right and the left lung (x, y).
+    """
+
+    canvas: Canvas
+    lung: Image
+    texture: Image
+    blood: float
+    hila: tuple[tuple[float, float], tuple[float, float]]
+
+
+class Polar:
+    """Distance and direction of every pixel from a patient's centre; shared by the patient's slices."""
+
+    def __init__(self, anatomy: Anatomy, size: int) -> None:
+        canvas = Canvas(size)
+        x, y = canvas.grid((slice(0, size), slice(0, size)))
+        dx, dy = x - anatomy.centre[0], y - anatomy.centre[1]
+        self.radius: Image = np.hypot(dx, dy)
+        turn = np.arctan2(dy, dx) * (_BINS / (2 * math.pi))
+        self.bin = turn.astype(np.int32) % _BINS
+        self.theta = np.arange(_BINS, dtype=np.float32) * np.float32(2 * math.pi / _BINS)
+
+
+def make_chest(
+    rng: np.random.Generator, anatomy: Anatomy, polar: Polar, size: int, level: float, trees: int, grain: float
+) -> Chest:
+    """Paint one slice of a patient.
+
+    Args:
+        rng: draws what is the slice's own (ribs, vessels, airways, texture).
+        anatomy: the patient.
+        polar: of the same patient and size.
+        size: pixels per side, S.
+        level: where the slice lies, from 0 (aortic arch) to 1 (ventricles).
+        trees: vessel trees per lung.
+        grain: standard deviation of the lung's texture, HU.
+    """
+    canvas = Canvas(size)
+    field = texture(rng, size)
+    cavity = _paint_wall(rng, canvas, anatomy, polar, level)
+    everything = (slice(0, size), slice(0, size))
+    depth = (canvas.grid(everything)[1] - anatomy.centre[1]) / anatomy.cavity[1]
+    mediastinum = _mediastinum(canvas, anatomy, level)
+    lung = cavity * (1 - mediastinum)
+    canvas.image += 5 * field * (canvas.image > -200)
+    canvas.paint((everything, cavity * mediastinum), -75)
+    canvas.paint((everything, lung), anatomy.lung + 35 * depth + grain * field)
+    blood = 45 + anatomy.contrast
+    _paint_organs(rng, canvas, anatomy, level)
+    _paint_spine(rng, canvas, anatomy)
+    # Bones painted over the lung's rim belong to the wall.
+    hila = tuple((anatomy.centre[0] + side * 46, anatomy.centre[1] + 6.0) for side in (-1, 1))
+    chest = Chest(canvas, lung, field, blood, (hila[0], hila[1]))
+    _paint_vessels(rng, chest, trees)
+    _paint_airways(rng, chest)
+    return chest
+
+
+def _cavity_radius(anatomy: Anatomy, theta: Image, level: float) -> Image:
+    """Inner radius of the rib cage in each direction."""
+    scale = 0.9 + 0.1 * level
+    a, b = anatomy.cavity[0] * scale, anatomy.cavity[1] * (0.95 + 0.05 * level)
+    p = anatomy.power
+    radius = ((np.abs(np.cos(theta)) / a) ** p + (np.abs(np.sin(theta)) / b) ** p) ** (-1 / p)
+    phases = anatomy.phases
+    wave = 0.012 * np.cos(3 * theta + phases[0]) + 0.01 * np.cos(5 * theta + phases[1] + level)
+    # The breast bone and the vertebrae indent the cage.
+    dent = 0.10 * np.exp(-(((theta - 1.5 * math.pi) / 0.22) ** 2))
+    return (radius * (1 + wave - dent)).astype(np.float32)
+
+
+def _paint_wall(rng: np.random.Generator, canvas: Canvas, anatomy: Anatomy, polar: Polar, level: float) -> Image:
+    """Paint couch, skin, fat, muscle and ribs; return the opacity of the rib cage's inside."""
+    theta, bins = polar.theta, polar.bin
+    everything = (slice(0, canvas.size), slice(0, canvas.size))
+    inner = _cavity_radius(anatomy, theta, level)
+    back, side = np.sin(theta), np.abs(np.cos(theta))
+    phases = anatomy.phases
+    muscle = anatomy.muscle * (1 + 0.45 * np.clip(back, 0, 1) + 0.5 * side * np.exp(-((back - 0.35) ** 2) / 0.1))
+    muscle += 2.5 * np.cos(4 * theta + phases[2]) + (10 - 8 * level) * np.exp(
+        -((np.abs(np.cos(theta)) - 0.7) ** 2) / 0.05
+    )
+    fat = anatomy.fat * (1 + 0.25 * np.cos(2 * theta + phases[3]) + 0.15 * np.cos(3 * theta + phases[4]))
+    outside = polar.radius - inner[bins]
+    skin = (muscle + fat + 3).astype(np.float32)[bins] - outside
+    bottom = anatomy.centre[1] + float((inner + muscle + fat + 3)[_BINS // 4]) + 4
+    _paint_couch(canvas, bottom)
+    canvas.paint((everything, soft(skin, 1.4)), 20)
+    canvas.paint((everything, soft(skin - 2.2, 1.4)), -105)
+    within = muscle.astype(np.float32)[bins] - outside
+    canvas.paint((everything, soft(within, 1.6)), 52)
+    # Fat between the muscles of the wall, wherever a slow wave of the direction is high.
+    plane = np.clip(np.cos(5 * theta + phases[5]) + 0.6 * np.cos(9 * theta + phases[6]), 0, 1).astype(np.float32)[bins]
+    canvas.paint((everything, plane * soft(1.6 - np.abs(outside - 13), 1.6)), -85)
+    outline = np.zeros(_BINS, dtype=np.float32)
+    marrow = np.zeros(_BINS, dtype=np.float32)
+    for rib in range(anatomy.ribs):
+        middle = (rib + 0.5 + rng.uniform(-0.2, 0.2)) * 2 * math.pi / anatomy.ribs
+        half = rng.uniform(0.05, 0.14)
+        away = np.abs((theta - middle + math.pi) % (2 * math.pi) - math.pi)
+        outline = np.maximum(outline, np.sqrt(np.clip(1 - (away / half) ** 2, 0, 1)))
+        marrow = np.maximum(marrow, np.sqrt(np.clip(1 - (away / (half * 0.8)) ** 2, 0, 1)))
+    from_rib = np.abs(outside - 6.5)
+    canvas.paint((everything, soft(4.6 * outline.astype(np.float32)[bins] - from_rib - 0.5, 1.4)), 620)
+    canvas.paint((everything, soft(2.9 * marrow.astype(np.float32)[bins] - from_rib - 0.5, 1.4)), 230)
+    x, y = anatomy.centre
+    front = y - float(inner[_BINS * 3 // 4])
+    canvas.paint(canvas.ellipse(x, front - 7, 24, 6.5), 450)
+    canvas.paint(canvas.ellipse(x, front - 7, 22, 4.5), 170)
+    if level < 0.6:
+        for sign in (-1, 1):
+            angle = sign * rng.uniform(0.9, 1.1)
+            blade = (x + sign * anatomy.cavity[0] * 0.86, y + anatomy.cavity[1] * 0.86)
+            canvas.paint(canvas.ellipse(*blade, 30 * (1 - level), 3.4, -angle + sign * 0.15), 560)
+    return soft(-outside, 1.6)
+
+
+def _paint_couch(canvas: Canvas, top: float) -> None:
+    """Paint the couch: a curved shell filled with foam, lowest in the middle."""
+    window = canvas.window(BASE / 2, top - 20, BASE / 2, 45)
+    x, y = canvas.grid(window)
+    depth = y - top + (x - BASE / 2) ** 2 / 1366
+    canvas.paint((window, soft(5 - np.abs(depth - 5), 1.4)), -680)
+    canvas.paint((window, soft(3.5 - np.abs(depth - 5), 1.4)), -965)
+
+
+def _mediastinum(canvas: Canvas, anatomy: Anatomy, level: float) -> Image:
+    """Opacity of all that lies between the lungs."""
+    (x, y), (_, b) = anatomy.centre, anatomy.cavity
+    opacity = np.zeros_like(canvas.image)
+    wobble = ((3, 0.05, anatomy.phases[7]), (4, 0.03, anatomy.phases[6]))
+    upper = max(0.0, 1 - 2 * level)
+    shapes = [
+        canvas.ellipse(x + 2, y + 0.30 * b, 34 + 6 * upper, 0.62 * b, wobble=wobble, softness=2),
+        # Above, fat and great vessels part the lungs; lower down they nearly meet before the heart.
+        canvas.ellipse(x + 1, y - 0.40 * b, 9 + 24 * upper, 0.62 * b, wobble=wobble, softness=2),
+        canvas.ellipse(x + 1, y - 0.95 * b, 34, 0.20 * b, softness=2),
+        canvas.ellipse(x, y + 0.10 * b, 48, 24, wobble=wobble, softness=2),
+        canvas.ellipse(x, y + 0.80 * b, 36, 30, softness=2),
+        canvas.ellipse(*_aorta(anatomy, level), 20, 20, softness=2),
+    ]
+    if level > 0.35:
+        hx, hy, ha, hb = _heart(anatomy, level)
+        shapes.append(canvas.ellipse(hx, hy, ha + 4, hb + 4, -0.6, wobble=((3, 0.05, anatomy.phases[5]),), softness=2))
+    for window, mask in shapes:
+        np.maximum(opacity[window], mask, out=opacity[window])
+    return opacity
+
+
+def _aorta(anatomy: Anatomy, level: float) -> tuple[float, float]:
+    """Centre of the descending aorta."""
+    return anatomy.centre[0] + 30 - 6 * level, anatomy.centre[1] + anatomy.cavity[1] * 0.50
+
+
+def _heart(anatomy: Anatomy, level: float) -> tuple[float, float, float, float]:
+    """Centre and half axes of the heart."""
+    scale = anatomy.heart * min(1.0, 0.55 + 0.6 * (level - 0.35))
+    x, y = anatomy.centre
+    return x + 26 * scale, y - 0.22 * anatomy.cavity[1], 78 * scale, 58 * scale
+
+
+def _paint_organs(rng: np.random.Generator, canvas: Canvas, anatomy: Anatomy, level: float) -> None:
+    """Paint heart, great vessels, trachea or main bronchi, and oesophagus."""
+    (x, y), (_, b) = anatomy.centre, anatomy.cavity
+    blood = 45 + anatomy.contrast
+    if level > 0.35:
+        hx, hy, ha, hb = _heart(anatomy, level)
+        wobble = ((3, 0.05, anatomy.phases[5]),)
+        canvas.paint(canvas.ellipse(hx, hy, ha, hb, -0.6, wobble=wobble, softness=2), 48 + 0.25 * anatomy.contrast)
+        for along, across, size in ((0.33, 0.2, 0.38), (-0.38, -0.1, 0.42), (0.1, -0.52, 0.3), (-0.35, 0.5, 0.3)):
+            cx = hx + math.cos(0.6) * along * ha + math.sin(0.6) * across * hb
+            cy = hy - math.sin(0.6) * along * ha + math.cos(0.6) * across * hb
+            canvas.paint(canvas.ellipse(cx, cy, size * ha, size * hb, -0.6, softness=6), blood)
+    if level < 0.65:
+        canvas.paint(canvas.ellipse(x - 3, y - 0.34 * b, 18, 17), blood)
+        canvas.paint(canvas.ellipse(x - 27, y - 0.26 * b, 9.5, 11), blood + 0.4 * anatomy.contrast)
+    if 0.2 < level < 0.65:
+        canvas.paint(canvas.ellipse(x + 24, y - 0.36 * b, 16, 14, -0.5), blood)
+        for sign in (-1, 1):
+            canvas.paint(canvas.ellipse(x + sign * 32, y + 2, 17, 8.5, -sign * 0.35), blood)
+    if level < 0.25:
+        canvas.paint(canvas.ellipse(x + 14, y - 4, 17, 42, -0.45), blood)
+    canvas.paint(canvas.ellipse(*_aorta(anatomy, level), 17, 17), blood)
+    gullet = (x + 8 + rng.uniform(-2, 2), y + 0.40 * b)
+    canvas.paint(canvas.ellipse(*gullet, 9, 6.5, 0.3), 38)
+    canvas.paint(canvas.ellipse(*gullet, 2.2, 1.4), -600)
+    tubes = (
+        [(x - 2, y + 0.2 * b, 12.0, 11.0)] if level < 0.3 else [(x - 21, y + 17, 8.5, 8.0), (x + 22, y + 17, 8.0, 7.5)]
+    )
+    for tx, ty, ta, tb in tubes:
+        canvas.paint(canvas.ellipse(tx, ty, ta + 2, tb + 2), 20)
+        canvas.paint(canvas.ellipse(tx, ty, ta, tb), -985)
+
+
+def _paint_spine(rng: np.random.Generator, canvas: Canvas, anatomy: Anatomy) -> None:
+    """Paint a vertebra: body, canal, arch, transverse and spinous processes."""
+    x, y = anatomy.centre[0], anatomy.centre[1] + anatomy.cavity[1] * 0.80
+    canvas.paint(canvas.ellipse(x, y + 29, 5, 26), 420)
+    for sign in (-1, 1):
+        canvas.paint(canvas.ellipse(x + sign * 26, y + 24, 19, 6, sign * 0.35), 420)
+        canvas.paint(canvas.ellipse(x + sign * 26, y + 24, 16, 3.2, sign * 0.35), 220)
+    canvas.paint(canvas.ellipse(x, y + 20, 20, 17), 430)
+    body = ((2, 0.04, 0.0), (3, 0.04, math.pi / 2))
+    canvas.paint(canvas.ellipse(x, y, 27, 22, wobble=body), 400)
+    canvas.paint(canvas.ellipse(x, y, 24.5, 19.5, wobble=body, softness=2), rng.uniform(140, 210))
+    canvas.paint(canvas.ellipse(x, y + 23, 12.5, 9.5), 35)
+    canvas.paint(canvas.ellipse(x, y + 23, 7, 5.5), 45)
+
+
+def _paint_vessels(rng: np.random.Generator, chest: Chest, trees: int) -> None:
+    """Paint branching, tapering vessels from each hilum and the many short stretches that cross the slice."""
+    canvas = chest.canvas
+    opacity = np.zeros_like(canvas.image)
+
+    def tube(start: tuple[float, float], end: tuple[float, float], radii: tuple[float, float]) -> None:
+        window, mask = canvas.segment(start, end, radii)
+        np.maximum(opacity[window], mask, out=opacity[window])
+
+    for side, hilum in zip((-1, 1), chest.hila, strict=True):
+        for tree in range(trees):
+            spread = (tree + rng.uniform(0.1, 0.9)) / trees - 0.5
+            heading = (math.pi if side < 0 else 0.0) + spread * 2.7
+            start = (hilum[0] + rng.uniform(-6, 6), hilum[1] + spread * 50 * -side + rng.uniform(-6, 6))
+            branches = [(start, heading, rng.uniform(2.6, 4.6), rng.uniform(22, 36))]
+            entered = False
+            while branches:
+                point, heading, radius, length = branches.pop()
+                for _ in range(2):
+                    heading += rng.normal(0, 0.14)
+                    end = (point[0] + math.cos(heading) * length / 2, point[1] + math.sin(heading) * length / 2)
+                    tube(point, end, (radius, radius * 0.9))
+                    point, radius = end, radius * 0.9
+                # Branches end at the pleura, when too thin to see, and where they leave the slice; a trunk still
+                # behind the heart goes on.
+                inside = _is_lung(chest, point)
+                entered |= inside
+                if radius < 0.75 or (inside and rng.random() < 0.18) or (entered and not inside):
+                    continue
+                turn = rng.uniform(0.25, 0.65)
+                for bend in (turn, -turn * rng.uniform(0.4, 1)):
+                    branches.append(
+                        (point, heading + bend, radius * rng.uniform(0.6, 0.92), length * rng.uniform(0.7, 0.95))
+                    )
+    for x, y in lung_points(rng, chest, 50):
+        heading, length = rng.uniform(0, 2 * math.pi), rng.exponential(5)
+        radius = rng.uniform(0.5, 1.3)
+        tube((x, y), (x + length * math.cos(heading), y + length * math.sin(heading)), (radius, radius * 0.7))
+    canvas.paint(((slice(None), slice(None)), opacity * chest.lung), chest.blood - 15)
+
+
+def _paint_airways(rng: np.random.Generator, chest: Chest) -> None:
+    """Paint a few bronchi near each hilum, cut across or along, each with its wall."""
+    canvas = chest.canvas
+    for side, hilum in zip((-1, 1), chest.hila, strict=True):
+        for _ in range(rng.integers(3, 6)):
+            x, y = hilum[0] + side * rng.uniform(4, 45), hilum[1] + rng.uniform(-40, 45)
+            if _is_lung(chest, (x, y)):
+                paint_airway(rng, canvas, (x, y), rng.uniform(2.2, 4.5))
+
+
+def paint_airway(rng: np.random.Generator, canvas: Canvas, at: tuple[float, float], radius: float) -> None:
+    """Paint one airway, dark with a bright wall."""
+    stretch, angle = rng.uniform(1, 2.2), rng.uniform(0, math.pi)
+    canvas.paint(canvas.ellipse(*at, radius * stretch + 1.5, radius + 1.5, angle), -180)
+    canvas.paint(canvas.ellipse(*at, radius * stretch, radius, angle), -960)
+
+
+def _is_lung(chest: Chest, point: tuple[float, float]) -> bool:
+    column, row = (int(value / chest.canvas.unit) for value in point)
+    inside = 0 <= column < chest.canvas.size and 0 <= row < chest.canvas.size
+    return inside and chest.lung[row, column] > 0.5
+
+
+def lung_points(rng: np.random.Generator, chest: Chest, count: int) -> list[tuple[float, float]]:
+    """Draw points (x, y) spread evenly over the lungs; none where the slice shows no lung."""
+    inside = np.flatnonzero(chest.lung.ravel() > 0.9)
+    if not len(inside):
+        return []
+    rows, columns = np.divmod(inside[rng.integers(len(inside), size=count)], chest.canvas.size)
+    return [
+        (float(c + 0.5) * chest.canvas.unit, float(r + 0.5) * chest.canvas.unit)
+        for r, c in zip(rows, columns, strict=True)
+    ]

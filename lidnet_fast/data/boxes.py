@@ -1,0 +1,85 @@
+"""Lesion boxes from a CSV file; docs/box_csv.md describes it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lidnet_fast.data.csv_input import read_rows
+from lidnet_fast.data.dicom import CTSeries
+from lidnet_fast.data.store import box_fault
+from lidnet_fast.errors import InputError
+
+COLUMNS = ("series_uid", "x1", "y1", "x2", "y2")
+SLICE_COLUMNS = ("slice", "z_mm", "sop_instance_uid")
+
+
+def read_boxes(path: Path, series: Sequence[CTSeries]) -> dict[str, np.ndarray]:
+    """Read a box file and find the slices it names.
+
+    Args:
+        path: CSV file with the columns series_uid, x1, y1, x2, y2 and one of slice, z_mm, sop_instance_uid.
+        series: the series it may speak of.
+
+    Returns:
+        For every series UID of `series` its boxes, float32 [n, 5] (slice, x1, y1, x2, y2) in pixels, in the file's
+        order; n is 0 for series that the file doesn't mention.
+
+    Raises:
+        InputError: wrong columns, a value that isn't a number, a series or slice that doesn't exist, a box that is
+            empty or reaches outside its image. The message names the file, the line and the cause.
+    """
+    slice_column, rows = read_rows(path, COLUMNS, SLICE_COLUMNS)
+    known = {one.series_uid: one for one in series}
+    slice_of_sop = {(one.series_uid, uid): z for one in series for z, uid in enumerate(one.sop_instance_uids)}
+    found: dict[str, list[list[float]]] = {uid: [] for uid in known}
+    for number, row in rows:
+        where = f"{path}, line {number}"
+        one = known.get(row["series_uid"])
+        if one is None:
+            raise InputError(f"{where}: there is no series {row['series_uid']} among the {len(known)} CT series found")
+        if slice_column == "sop_instance_uid":
+            z: int | None = slice_of_sop.get((one.series_uid, row["sop_instance_uid"]))
+            if z is None:
+                raise InputError(f"{where}: series {one.series_uid} has no image {row['sop_instance_uid']}")
+        elif slice_column == "z_mm":
+            z = _slice_at(one, _number(row, "z_mm", where), where)
+        else:
+            z = _slice_index(row, where)
+        box = [_number(row, name, where) for name in COLUMNS[1:]]
+        fault = box_fault(z, np.array(box), one.shape)
+        if fault:
+            raise InputError(f"{where}: {fault} (series {one.series_uid})")
+        found[one.series_uid].append([z, *box])
+    return {uid: np.array(boxes, np.float32).reshape(-1, 5) for uid, boxes in found.items()}
+
+
+def _number(row: dict[str, str], column: str, where: str) -> float:
+    try:
+        return float(row[column])
+    except ValueError:
+        raise InputError(f"{where}: {column} {row[column]!r} isn't a number") from None
+
+
+def _slice_index(row: dict[str, str], where: str) -> int:
+    try:
+        return int(row["slice"])
+    except ValueError:
+        raise InputError(f"{where}: slice {row['slice']!r} isn't a whole number") from None
+
+
+def _slice_at(series: CTSeries, z_mm: float, where: str) -> int:
+    """Find the one slice whose ImagePositionPatient has this z, to within half the distance to the next slice."""
+    z = np.array([position[2] for position in series.positions])
+    away = np.abs(z - z_mm)
+    nearest = int(np.argmin(away)) if np.isfinite(z_mm) else 0
+    others = np.abs(np.delete(z, nearest) - z[nearest])
+    step = float(others.min()) if len(others) else series.spacing[0] or 1.0
+    if step < 1e-3:
+        raise InputError(f"{where}: z_mm doesn't tell the slices of series {series.series_uid} apart; use slice")
+    if not away[nearest] <= step / 2:
+        raise InputError(
+            f"{where}: series {series.series_uid} has no slice at z_mm {z_mm:g}; "
+            f"it reaches from {z.min():g} to {z.max():g}"
+        )
+    return nearest

@@ -1,0 +1,166 @@
+"""Features of a network's inner layers, from a frozen copy of it."""
+
+import copy
+import difflib
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["LayerExtractor", "layer_names", "spatial_scale"]
+
+
+def layer_names(network: nn.Module) -> list[str]:
+    """Names that `LayerExtractor` knows for this network: the nodes of its graph and the modules around them.
+
+    Raises:
+        ValueError: If torch.fx can't trace the network.
+    """
+    from torchvision.models.feature_extraction import get_graph_node_names
+
+    try:
+        nodes = get_graph_node_names(network, suppress_diff_warning=True)[1]
+    except Exception as error:
+        raise ValueError(f"extractor {type(network).__name__} can't be traced by torch.fx: {error}") from error
+    names = {}
+    for node in nodes:
+        parts = node.split(".")
+        names.update(dict.fromkeys(".".join(parts[: end + 1]) for end in range(len(parts))))
+    return list(names)
+
+
+def spatial_scale(feature_size: Sequence[int], image_size: Sequence[int]) -> float:
+    """Feature cells per image pixel of a layer.
+
+    The ratio of the sizes where it's the same whole stride along both axes. Elsewhere (sizes that the stride doesn't
+    divide) the power of two nearest to it, as torchvision.ops.MultiScaleRoIAlign infers it.
+
+    Args:
+        feature_size: (h, w) of the features.
+        image_size: (H, W) of the images.
+
+    Raises:
+        ValueError: If the axes differ in scale.
+    """
+    (h, w), (height, width) = feature_size, image_size
+    if height % h == 0 and width % w == 0 and height // h == width // w:
+        return h / height
+    exponents = round(math.log2(h / height)), round(math.log2(w / width))
+    if exponents[0] != exponents[1]:
+        raise ValueError(
+            f"features must have one scale along both axes, got {h} x {w} features of {height} x {width} images"
+        )
+    return 2.0 ** exponents[0]
+
+
+class LayerExtractor(nn.Module):
+    """Features of chosen layers of a frozen copy of a network.
+
+    The copy is taken at construction and stays in evaluation mode (BatchNorm on its running statistics) whatever
+    `train` says; its parameters need no gradient, its inputs may. In-place activation modules are made out-of-place in
+    the copy, so that a layer before one keeps its values. What lies behind the last chosen layer isn't computed.
+
+    Args:
+        network: Any module that torch.fx can trace and that takes images alone.
+        layers: Names out of `layer_names(network)`, torchvision's node names (`features.17` of VGG19 is relu3_4); a
+            module's name stands for its last node.
+        mean: Subtracted from each channel before the network; None for nothing.
+        std: Divides each channel after that; None for nothing.
+
+    Raises:
+        TypeError: If `network` isn't a module.
+        ValueError: If the network can't be traced, there are no layers, a layer is unknown (naming near matches),
+            or `mean` or `std` don't fit the network's channels.
+    """
+
+    mean: Tensor | None
+    std: Tensor | None
+
+    def __init__(
+        self,
+        network: nn.Module,
+        layers: Iterable[str],
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"extractor must be a torch.nn.Module, got {type(network).__name__}")
+        # Imported here: torchvision takes seconds, and `import lidnet_fast` stays light.
+        from torchvision.models.feature_extraction import create_feature_extractor
+
+        self.layers = tuple(layers)
+        network = copy.deepcopy(network).eval().requires_grad_(False)
+        for module in network.modules():
+            if getattr(module, "inplace", False):
+                module.inplace = False  # type: ignore[assignment]
+        _check_layers(self.layers, layer_names(network))
+        nodes = {layer: layer for layer in self.layers}
+        self.network = create_feature_extractor(network, return_nodes=nodes, suppress_diff_warning=True).eval()
+        self.channels = _input_channels(self.network)
+        self.register_buffer("mean", _per_channel("mean", mean, self.channels))
+        self.register_buffer("std", _per_channel("std", std, self.channels))
+        if std is not None and min(std) <= 0:
+            raise ValueError(f"std must be above 0, got {tuple(std)}")
+
+    def train(self, mode: bool = True) -> "LayerExtractor":
+        """Stays in evaluation mode: the copy is frozen."""
+        return super().train(False)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Features of the layers.
+
+        Args:
+            images: [N, C, H, W] in the values that the network expects before `mean` and `std`. One channel is
+                repeated to the network's.
+
+        Returns:
+            Layer -> features [N, C_l, h_l, w_l], in the order of `layers`.
+
+        Raises:
+            ValueError: If the images have neither one channel nor the network's, or a layer isn't a feature map.
+        """
+        if images.ndim != 4:
+            raise ValueError(f"images must have shape [N, C, H, W], got {tuple(images.shape)}")
+        if self.channels is not None and images.shape[1] != self.channels:
+            if images.shape[1] != 1:
+                raise ValueError(f"images must have 1 or {self.channels} channels, got {images.shape[1]}")
+            images = images.expand(-1, self.channels, -1, -1)
+        if self.mean is not None:
+            images = images - self.mean.to(images.dtype)
+        if self.std is not None:
+            images = images / self.std.to(images.dtype)
+        features = self.network(images)
+        for layer in self.layers:
+            if not isinstance(features[layer], Tensor) or features[layer].ndim != 4:
+                raise ValueError(f"layer {layer!r} must give features [N, C, h, w], got {_describe(features[layer])}")
+        return {layer: features[layer] for layer in self.layers}
+
+
+def _check_layers(layers: Sequence[str], known: Sequence[str]) -> None:
+    if not layers:
+        raise ValueError("layers must name at least one layer, got none")
+    for layer in layers:
+        if layer not in known:
+            near = difflib.get_close_matches(layer, known, n=5, cutoff=0.4)
+            hint = f"near it are {', '.join(near)}" if near else f"there are {', '.join(known[:8])}, ..."
+            raise ValueError(f"layers: the extractor has no layer {layer!r}; {hint}")
+
+
+def _input_channels(network: nn.Module) -> int | None:
+    """Input channels of the first convolution, None for a network without one."""
+    return next((module.in_channels for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+
+
+def _per_channel(name: str, values: Sequence[float] | None, channels: int | None) -> Tensor | None:
+    if values is None:
+        return None
+    if channels is not None and len(values) != channels:
+        raise ValueError(f"{name} must have one value per channel of the extractor, {channels}, got {len(values)}")
+    return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
+
+
+def _describe(value: object) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,7 @@
+"""Denoisers, lesion detectors, and the HU window they work in."""
+
+from lidnet_fast.models.denoisers import DENOISERS, build_denoiser
+from lidnet_fast.models.detectors import DETECTORS, LesionDetector, build_detector
+from lidnet_fast.models.windowing import HUWindow
+
+__all__ = ["DENOISERS", "DETECTORS", "HUWindow", "LesionDetector", "build_denoiser", "build_detector"]

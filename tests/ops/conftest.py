@@ -1,0 +1,24 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+# Relative L2 error allowed against the float64 result, by the dtype of the op's input.
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
+
+
+@pytest.fixture
+def assert_near() -> Callable[..., None]:
+    def check(actual: Tensor, expected: Tensor, dtype: torch.dtype = torch.float64, tolerance: float | None = None):
+        assert actual.shape == expected.shape
+        tolerance = TOLERANCES[dtype] if tolerance is None else tolerance
+        error = (actual.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-30)
+        assert error <= tolerance, f"relative L2 error {error:.2e} > {tolerance:.0e}"
+
+    return check
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)

@@ -1,0 +1,135 @@
+import pytest
+import torch
+from torch import nn
+
+from lidnet_fast.extractors import LayerExtractor
+from lidnet_fast.extractors.layers import layer_names, spatial_scale
+
+
+def small_network():
+    """conv, BatchNorm, ReLU in place, pooling, conv, ReLU in place; three channels in."""
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 5, 3, padding=1),
+        nn.ReLU(inplace=True),
+    )
+
+
+class Nested(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = small_network()
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.head(self.body(x).mean((2, 3)))
+
+
+def test_features_are_the_networks_own():
+    network = Nested().eval()
+    images = torch.rand(2, 3, 8, 10)
+    features = LayerExtractor(network, ["body.4", "body.0", "body"])(images)
+    assert list(features) == ["body.4", "body.0", "body"]
+    # Before the in-place ReLUs, and behind them.
+    assert torch.allclose(features["body.0"], network.body[0](images))
+    assert torch.allclose(features["body.4"], network.body[:5](images))
+    assert torch.allclose(features["body"], network.body(images))
+
+
+def test_layers_before_an_in_place_activation_keep_their_values():
+    network = small_network().eval()
+    images = torch.rand(1, 3, 8, 8)
+    features = LayerExtractor(network, ["1", "2"])(images)
+    assert (features["1"] < 0).any()
+    assert torch.equal(features["1"].relu(), features["2"])
+    assert network[2].inplace
+
+
+def test_the_copy_is_frozen_and_the_network_untouched():
+    network = small_network().train()
+    extractor = LayerExtractor(network, ["2"]).train()
+    images = torch.rand(2, 3, 8, 8, requires_grad=True)
+    before = extractor(images)["2"]
+    with torch.no_grad():
+        network[0].weight.zero_()
+    assert torch.equal(extractor(images)["2"], before)
+    assert not any(module.training for module in extractor.modules())
+    assert not any(parameter.requires_grad for parameter in extractor.parameters())
+    assert network.training
+    assert network[0].weight.requires_grad
+    before.sum().backward()
+    assert images.grad.abs().sum() > 0
+
+
+def test_one_channel_is_repeated_and_normalised():
+    network = small_network().eval()
+    mean, std = (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)
+    images = torch.rand(2, 1, 8, 8)
+    features = LayerExtractor(network, ["0"], mean=mean, std=std)(images)["0"]
+    normalised = (images.repeat(1, 3, 1, 1) - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    assert torch.allclose(features, network[0](normalised), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("feature_size", "image_size", "scale"),
+    [
+        ((32, 64), (128, 256), 1 / 4),
+        ((3, 5), (21, 35), 1 / 7),  # a stride that isn't a power of two, where it divides
+        ((65, 33), (129, 65), 1 / 2),  # rounded up, as padded convolutions do
+        ((64, 37), (129, 75), 1 / 2),  # rounded down, as pooling does
+        ((58, 60), (64, 66), 1.0),  # valid padding
+        ((128, 64), (64, 32), 2.0),
+    ],
+)
+def test_spatial_scale(feature_size, image_size, scale):
+    assert spatial_scale(feature_size, image_size) == scale
+
+
+def test_spatial_scale_must_be_the_same_on_both_axes():
+    with pytest.raises(ValueError, match="one scale along both axes, got 32 x 16 features of 64 x 64 images"):
+        spatial_scale((32, 16), (64, 64))
+
+
+def test_layer_names_hold_nodes_and_modules():
+    names = layer_names(Nested())
+    assert {"x", "body", "body.0", "body.5", "mean", "head"} <= set(names)
+    assert len(set(names)) == len(names)
+
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("vgg19", ["0"]), TypeError, "extractor must be a torch.nn.Module, got str"),
+        ((Branching(), ["x"]), ValueError, "extractor Branching can't be traced by torch.fx"),
+        ((Nested(), []), ValueError, "layers must name at least one layer"),
+        ((Nested(), ["body.44"]), ValueError, r"has no layer 'body.44'; near it are body.4"),
+        ((Nested(), ["zzzzzzzz"]), ValueError, r"has no layer 'zzzzzzzz'; there are x, body"),
+    ],
+)
+def test_bad_construction(arguments, error, message):
+    with pytest.raises(error, match=message):
+        LayerExtractor(*arguments)
+
+
+def test_bad_normalisation():
+    with pytest.raises(ValueError, match="mean must have one value per channel of the extractor, 3, got 1"):
+        LayerExtractor(small_network(), ["0"], mean=[0.5])
+    with pytest.raises(ValueError, match="std must be above 0"):
+        LayerExtractor(small_network(), ["0"], std=[1.0, 0.0, 1.0])
+
+
+def test_bad_images():
+    with pytest.raises(ValueError, match="images must have 1 or 3 channels, got 2"):
+        LayerExtractor(small_network(), ["0"])(torch.zeros(1, 2, 8, 8))
+    with pytest.raises(ValueError, match=r"images must have shape \[N, C, H, W\], got \(3, 8, 8\)"):
+        LayerExtractor(small_network(), ["0"])(torch.zeros(3, 8, 8))
+    with pytest.raises(ValueError, match=r"layer 'head' must give features \[N, C, h, w\], got shape \(1, 2\)"):
+        LayerExtractor(Nested(), ["head"])(torch.zeros(1, 3, 8, 8))

@@ -1,0 +1,128 @@
+import pytest
+import torch
+from torch import nn
+
+from lidnet_fast import MultiLoss, ROIPerceptualLoss, multi_loss, roi_perceptual_loss
+
+BOXES = [torch.tensor([[2.0, 3, 11, 9], [20, 4, 27.5, 12]]), torch.tensor([[5.0, 5, 9, 10]])]
+
+
+def network():
+    layers = (nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Conv2d(4, 5, 3, padding=1))
+    return nn.Sequential(*layers).double()
+
+
+def images():
+    return [torch.rand(2, 1, 16, 32, dtype=torch.float64) for _ in range(2)]
+
+
+@pytest.mark.parametrize("halo", ["exact", "auto"])
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_roi_perceptual_loss_is_the_weighted_sum_over_layers(assert_near, reduction, halo):
+    extractor, (denoised, normal_dose) = network(), images()
+    weights = torch.rand(3)
+    loss = ROIPerceptualLoss(
+        extractor, {"1": 0.5, "3": 2.0}, halo, output_size=3, sampling_ratio=1, criterion="l1", reduction=reduction
+    )
+    value = loss(denoised.requires_grad_(), normal_dose, BOXES, weights)
+
+    def features(x):
+        x = x.expand(-1, 3, -1, -1)
+        return extractor[:2](x), extractor(x)
+
+    leaf = denoised.detach().clone().requires_grad_()
+    options = {"criterion": "l1", "box_weights": weights, "reduction": reduction}
+    with torch.no_grad():
+        targets = features(normal_dose)
+    parts = [
+        roi_perceptual_loss(x, y, BOXES, 3, scale, 1, **options)
+        for x, y, scale in zip(features(leaf), targets, (1.0, 0.5), strict=True)
+    ]
+    expected = 0.5 * parts[0] + 2.0 * parts[1]
+    assert_near(value, expected)
+    upstream = torch.randn(value.shape, dtype=torch.float64)
+    value.backward(upstream)
+    expected.backward(upstream)
+    assert_near(denoised.grad, leaf.grad)
+
+
+def test_layers_may_be_a_name_or_names(assert_near):
+    extractor, pair = network(), images()
+    alone = [ROIPerceptualLoss(extractor, layer)(*pair, BOXES) for layer in ("1", "3")]
+    assert_near(ROIPerceptualLoss(extractor, ["1", "3"])(*pair, BOXES), sum(alone))
+    assert not alone[0].isclose(alone[1])
+
+
+def test_roi_perceptual_loss_without_boxes():
+    denoised, normal_dose = images()
+    loss = ROIPerceptualLoss(network(), "3")(denoised.requires_grad_(), normal_dose, [torch.zeros(0, 4)] * 2)
+    loss.backward()
+    assert loss == 0
+    assert torch.equal(denoised.grad, torch.zeros_like(denoised))
+
+
+def test_autocast_of_the_extractor_gives_a_float32_loss(assert_near):
+    extractor, (denoised, normal_dose) = network().float(), (x.float() for x in images())
+    loss = ROIPerceptualLoss(extractor, "3")
+    exact = loss(denoised, normal_dose, BOXES)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = loss(denoised, normal_dose, BOXES)
+    assert half.dtype == torch.float32
+    assert half != exact
+    assert_near(half, exact, tolerance=5e-2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"halo": 16}, 'halo must be "exact" or "auto" .this release computes features of whole images only.*got 16'),
+        ({"halo": "tight"}, "halo must be .*got 'tight'"),
+        ({"layers": "33"}, "has no layer '33'; near it are 3"),
+        ({"layers": []}, "layers must name at least one layer"),
+        ({"layers": {"3": float("nan")}}, r"layers\['3'\] must be a finite weight, got nan"),
+        ({"output_size": 0}, "output_size must be"),
+        ({"criterion": "vgg"}, "criterion must be one of"),
+        ({"reduction": "max"}, "reduction must be one of"),
+        ({"sampling_ratio": -3}, "sampling_ratio must be"),
+    ],
+)
+def test_bad_options_of_roi_perceptual_loss(options, message):
+    with pytest.raises(ValueError, match=message):
+        ROIPerceptualLoss(**{"extractor": network(), "layers": "3", **options})
+
+
+def test_bad_images_of_roi_perceptual_loss():
+    loss, (denoised, normal_dose) = ROIPerceptualLoss(network(), "3"), images()
+    with pytest.raises(ValueError, match="normal_dose must have the shape of denoised"):
+        loss(denoised, normal_dose[:1], BOXES)
+    with pytest.raises(ValueError, match="normal_dose requires a gradient"):
+        loss(denoised, normal_dose.requires_grad_(), BOXES)
+
+
+def test_multi_loss_module_keeps_its_options():
+    denoised, normal_dose = images()
+    weights = {"l1": 0.4, "ssim": 0.6}
+    for boxes in (None, BOXES):
+        actual = MultiLoss(weights, roi_weight=3.0, data_range=2.0)(denoised, normal_dose, boxes)
+        expected = multi_loss(denoised, normal_dose, weights, boxes=boxes, roi_weight=3.0, data_range=2.0)
+        assert torch.equal(actual.total, expected.total)
+        assert actual.terms == expected.terms
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights": {"psnr": 1.0}}, "a term of weights must be one of .*got 'psnr'"),
+        ({"weights": {}}, "weights must name at least one term"),
+        ({"roi_weight": -1}, "roi_weight must be a finite number above 0, got -1"),
+        ({"data_range": 0}, "data_range must be a finite number above 0, got 0"),
+    ],
+)
+def test_bad_options_of_multi_loss(options, message):
+    with pytest.raises(ValueError, match=message):
+        MultiLoss(**{"weights": {"mse": 1.0}, **options})
+
+
+def test_modules_print_their_options():
+    assert "layers={3: 1}, halo='exact', output_size=(7, 7)" in repr(ROIPerceptualLoss(network(), "3"))
+    assert "weights={'mse': 1.0}" in repr(MultiLoss({"mse": 1.0}))

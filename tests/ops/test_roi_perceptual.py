@@ -1,0 +1,287 @@
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torchvision.ops import roi_align
+
+from lidnet_fast import roi_perceptual_loss
+
+SCALE = 0.25
+BOXES = torch.tensor(
+    [
+        [0, 3.2, 5.1, 30.7, 22.4],
+        [1, 10.0, 8.0, 13.0, 11.5],
+        [1, 0.0, 0.0, 64.0, 48.0],
+        [0, 3.5, 4.5, 28.0, 25.0],
+        [1, -9.0, 30.0, 20.0, 90.0],  # leaves the map
+        [0, 200.0, 200.0, 220.0, 230.0],  # outside of it
+        [0, 12.0, 12.0, 12.0, 20.0],  # no width
+    ]
+)
+CRITERIA = {
+    "mse": F.mse_loss,
+    "l1": F.l1_loss,
+    "smooth_l1": F.smooth_l1_loss,
+    "charbonnier": lambda a, b, reduction: ((a - b) ** 2 + 1e-6).sqrt(),
+}
+
+
+def features(dtype=torch.float64, scale=2.0):
+    return [(scale * torch.randn(2, 3, 12, 16, dtype=torch.float64)).to(dtype) for _ in range(2)]
+
+
+def expected_losses(input, target, boxes=BOXES, *, size=7, ratio=2, aligned=True, criterion="mse"):
+    """Per box, in float64, from torchvision and torch.nn.functional."""
+    input, target, boxes = input.double(), target.double(), boxes.double()
+    pooled = [roi_align(x, boxes, size, SCALE, ratio, aligned) for x in (input, target)]
+    return CRITERIA[criterion](*pooled, reduction="none").mean((1, 2, 3))
+
+
+def test_mean_is_mse_of_torchvision_pooled(assert_near):
+    input, target = features()
+    pooled = [roi_align(x, BOXES.double(), 7, SCALE, 2, True) for x in (input, target)]
+    assert_near(roi_perceptual_loss(input, target, BOXES, spatial_scale=SCALE), F.mse_loss(*pooled))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_losses_and_gradients_with_random_upstream(assert_near, criterion, dtype):
+    input, target = features(dtype)
+    input.requires_grad_()
+    losses = roi_perceptual_loss(
+        input, target, BOXES, spatial_scale=SCALE, criterion=criterion, reduction="none", output_size=(5, 3)
+    )
+    assert losses.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    upstream = torch.randn(len(BOXES), dtype=losses.dtype)
+    losses.backward(upstream)
+    leaf = input.detach().double().requires_grad_()
+    expected = expected_losses(leaf, target, size=(5, 3), criterion=criterion)
+    expected.backward(upstream.double())
+    assert_near(losses, expected, torch.float32 if dtype != torch.float64 else dtype)
+    assert input.grad.dtype == dtype
+    assert_near(input.grad, leaf.grad, dtype)
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("ratio", [-1, 0, 1, 3])
+def test_sampling_follows_torchvision(assert_near, ratio, aligned):
+    input, target = features()
+    losses = roi_perceptual_loss(input, target, BOXES, 4, SCALE, ratio, aligned, reduction="none")
+    assert_near(losses, expected_losses(input, target, size=4, ratio=ratio, aligned=aligned))
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_weights_and_reductions(assert_near, reduction):
+    input, target = features()
+    weights = torch.rand(len(BOXES))
+    weighted = expected_losses(input, target) * weights.double()
+    expected = {"none": weighted, "sum": weighted.sum(), "mean": weighted.sum() / len(BOXES)}[reduction]
+    loss = roi_perceptual_loss(input, target, BOXES, spatial_scale=SCALE, box_weights=weights, reduction=reduction)
+    assert_near(loss, expected)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_gradcheck(criterion):
+    input, target = features(scale=1.0)
+
+    def losses(x):
+        return roi_perceptual_loss(
+            x, target, BOXES[:5], 3, SCALE, criterion=criterion, box_weights=torch.arange(1.0, 6.0), reduction="none"
+        )
+
+    assert torch.autograd.gradcheck(losses, input.requires_grad_(), fast_mode=True)
+
+
+def test_list_of_boxes_equals_tensor():
+    input, target = features()
+    boxes = [BOXES[BOXES[:, 0] == image, 1:] for image in range(2)]
+    order = torch.cat([(BOXES[:, 0] == image).nonzero().squeeze(1) for image in range(2)])
+    as_list = roi_perceptual_loss(input, target, boxes, spatial_scale=SCALE, reduction="none")
+    as_tensor = roi_perceptual_loss(input, target, BOXES, spatial_scale=SCALE, reduction="none")
+    assert torch.equal(as_list, as_tensor[order])
+
+
+@pytest.mark.parametrize("box_dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_boxes_of_any_float_dtype(box_dtype):
+    input, target = features(torch.float32)
+    boxes = torch.tensor([[0, 4.0, 8.0, 24.0, 20.0], [1, 2.5, 3.0, 9.0, 11.0]])  # exact in every dtype
+    losses = [roi_perceptual_loss(input, target, b, spatial_scale=SCALE) for b in (boxes, boxes.to(box_dtype))]
+    assert torch.equal(*losses)
+
+
+def test_boxes_need_no_gradient_and_get_none():
+    input, target = features()
+    boxes = BOXES.clone().requires_grad_()
+    roi_perceptual_loss(input.requires_grad_(), target, boxes, spatial_scale=SCALE).backward()
+    assert boxes.grad is None
+    assert input.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "transposed", "sliced", "expanded"])
+def test_layouts(assert_near, layout):
+    input, target = features()
+
+    def arrange(x):
+        if layout == "channels_last":
+            return x.contiguous(memory_format=torch.channels_last)
+        if layout == "transposed":
+            return x.transpose(2, 3).contiguous().transpose(2, 3)
+        if layout == "sliced":
+            return torch.full((2, 6, 14, 34), math.nan, dtype=x.dtype)[:, ::2, 1:13, 1:33:2].copy_(x)
+        return x[:, :1].expand(2, 3, 12, 16)
+
+    if layout == "expanded":
+        input, target = (x[:, :1].repeat(1, 3, 1, 1) for x in (input, target))
+    arranged = arrange(input)
+    assert not arranged.is_contiguous()
+    leaf, plain = arranged.detach().requires_grad_(), input.clone().requires_grad_()
+    upstream = torch.randn(len(BOXES), dtype=torch.float64)
+    results = []
+    for x, y in ((leaf, arrange(target)), (plain, target)):
+        losses = roi_perceptual_loss(x, y, BOXES, spatial_scale=SCALE, reduction="none")
+        results.append((losses, torch.autograd.grad(losses, x, upstream)[0]))
+    assert_near(results[0][0], results[1][0])
+    assert_near(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("boxes", [torch.zeros(0, 5), [torch.zeros(0, 4), torch.zeros(0, 4)]])
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_no_boxes_give_zero_and_a_zero_gradient(boxes, reduction):
+    input, target = features()
+    input[0, 0, 0, 0] = math.nan  # features that no box reads don't matter
+    loss = roi_perceptual_loss(input.requires_grad_(), target, boxes, reduction=reduction)
+    assert loss.shape == ((0,) if reduction == "none" else ())
+    assert loss.sum() == 0
+    loss.sum().backward()
+    assert torch.equal(input.grad, torch.zeros_like(input))
+
+
+def test_empty_batch():
+    input = torch.zeros(0, 3, 4, 4, requires_grad=True)
+    loss = roi_perceptual_loss(input, torch.zeros(0, 3, 4, 4), [])
+    loss.backward()
+    assert loss == 0
+    assert input.grad.shape == input.shape
+
+
+def test_repeats_bitwise():
+    input, target = features(torch.float32)
+    input.requires_grad_()
+    runs = []
+    for _ in range(2):
+        loss = roi_perceptual_loss(input, target, BOXES, spatial_scale=SCALE)
+        runs.append((loss, torch.autograd.grad(loss, input)[0]))
+    assert torch.equal(runs[0][0], runs[1][0])
+    assert torch.equal(runs[0][1], runs[1][1])
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_compiles_as_one_graph(assert_near, as_list):
+    input, target = features()
+    boxes = [BOXES[:2, 1:], BOXES[2:, 1:]] if as_list else BOXES
+
+    def loss(x):
+        return roi_perceptual_loss(x, target, boxes, spatial_scale=SCALE, criterion="smooth_l1")
+
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    results = []
+    for function in (compiled, loss):
+        leaf = input.clone().requires_grad_()
+        value = function(leaf)
+        results.append((value, torch.autograd.grad(value, leaf)[0]))
+    assert_near(results[0][0], results[1][0])
+    assert_near(results[0][1], results[1][1])
+
+
+def test_autocast_changes_nothing():
+    input, target = features(torch.bfloat16)
+    outside = roi_perceptual_loss(input, target, BOXES, spatial_scale=SCALE)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = roi_perceptual_loss(input, target, BOXES, spatial_scale=SCALE)
+    assert inside.dtype == torch.float32
+    assert torch.equal(inside, outside)
+
+
+GOOD = torch.zeros(2, 3, 8, 8)
+BOX = torch.tensor([[0.0, 1, 1, 4, 4]])
+
+
+def with_row(*row):
+    return torch.cat((BOX, torch.tensor([row], dtype=torch.float32)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"input": "features"}, TypeError, "input must be a Tensor, got str"),
+        ({"input": GOOD.long()}, TypeError, "input must be float32.*int64"),
+        ({"input": GOOD[0]}, ValueError, r"input must have 4 dimensions, got shape \(3, 8, 8\)"),
+        ({"input": GOOD[:, :0], "target": GOOD[:, :0]}, ValueError, r"input must have C, H and W of at least 1"),
+        ({"target": GOOD[:, :2]}, ValueError, r"target must have the shape of input, .*got \(2, 2, 8, 8\)"),
+        ({"target": GOOD.double()}, TypeError, "target must have the dtype of input.*float64"),
+        ({"target": GOOD.to("meta")}, ValueError, "target must be on the device of input, cpu, got meta"),
+        ({"target": GOOD.clone().requires_grad_()}, ValueError, r"target requires a gradient.*detach"),
+        ({"boxes": None}, TypeError, "boxes must be a Tensor.*NoneType"),
+        ({"boxes": BOX.long()}, TypeError, "boxes must be float32.*int64"),
+        ({"boxes": BOX[:, 1:]}, ValueError, r"boxes must have shape \[boxes, 5\], got \(1, 4\)"),
+        ({"boxes": BOX.to("meta")}, ValueError, "boxes must be on the device.*cpu, got meta"),
+        ({"boxes": [BOX[:, 1:]]}, ValueError, "boxes must be a list of one Tensor per image, 2, got 1"),
+        ({"boxes": [BOX[:, 1:], BOX]}, ValueError, r"boxes\[1\] must have shape \[boxes, 4\], got \(1, 5\)"),
+        ({"boxes": [BOX[:, 1:], torch.zeros(0)]}, ValueError, r"boxes\[1\] must have shape"),
+        ({"boxes": with_row(0, math.nan, 1, 4, 4)}, ValueError, r"boxes\[1\] must have finite coordinates.*nan"),
+        ({"boxes": with_row(0, 1, 1, math.inf, 4)}, ValueError, r"boxes\[1\] must have finite coordinates.*inf"),
+        ({"boxes": with_row(0, 4, 1, 3, 4)}, ValueError, r"boxes\[1\] must have x2 >= x1.*4.0, 1.0, 3.0, 4.0"),
+        ({"boxes": with_row(0, 1, 4, 4, 3)}, ValueError, r"boxes\[1\] must have .*y2 >= y1"),
+        (
+            {"boxes": [BOX[:, 1:], torch.tensor([[1.0, 1, 2, 2], [math.nan, 1, 2, 2]])]},
+            ValueError,
+            r"boxes\[1\]\[1\] must have finite coordinates",
+        ),
+        ({"boxes": with_row(2, 1, 1, 4, 4)}, ValueError, r"boxes\[1\] must have an integer batch index.*2\), got 2.0"),
+        ({"boxes": with_row(-1, 1, 1, 4, 4)}, ValueError, r"boxes\[1\] must have an integer batch index.*got -1.0"),
+        ({"boxes": with_row(0.5, 1, 1, 4, 4)}, ValueError, r"boxes\[1\] must have an integer batch index.*got 0.5"),
+        ({"boxes": with_row(math.nan, 1, 1, 4, 4)}, ValueError, r"boxes\[1\] must have an integer batch index.*nan"),
+        ({"output_size": 0}, ValueError, "output_size must be an int >= 1 or two of them, got 0"),
+        ({"output_size": (7, 0)}, ValueError, r"output_size .*got \(7, 0\)"),
+        ({"output_size": (7, 7, 7)}, ValueError, r"output_size .*got \(7, 7, 7\)"),
+        ({"output_size": 7.0}, ValueError, "output_size .*got 7.0"),
+        ({"spatial_scale": 0.0}, ValueError, "spatial_scale must be a finite number above 0, got 0.0"),
+        ({"spatial_scale": math.nan}, ValueError, "spatial_scale must be .*got nan"),
+        ({"sampling_ratio": -2}, ValueError, "sampling_ratio must be .*got -2"),
+        ({"criterion": "l2"}, ValueError, "criterion must be one of mse, l1, smooth_l1, charbonnier, got 'l2'"),
+        ({"reduction": "average"}, ValueError, "reduction must be one of none, sum, mean, got 'average'"),
+        ({"box_weights": torch.ones(2)}, ValueError, "box_weights must have one value per box, 1, got 2"),
+        ({"box_weights": torch.ones(1, 1)}, ValueError, "box_weights must have 1 dimensions"),
+        ({"box_weights": [1.0]}, TypeError, "box_weights must be a Tensor, got list"),
+        ({"box_weights": torch.ones(1, dtype=torch.int32)}, TypeError, "box_weights must be float32.*int32"),
+        ({"box_weights": torch.ones(1, device="meta")}, ValueError, "box_weights must be on the device.*got meta"),
+        ({"box_weights": torch.tensor([math.inf])}, ValueError, r"box_weights\[0\] must be finite, got inf"),
+        ({"box_weights": torch.ones(1, requires_grad=True)}, ValueError, "box_weights requires a gradient"),
+    ],
+)
+def test_bad_input(changes, error, message):
+    arguments = {"input": GOOD, "target": GOOD, "boxes": BOX, **changes}
+    with pytest.raises(error, match=message) as caught:
+        roi_perceptual_loss(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cuda_agrees_and_does_not_synchronise(assert_near, dtype):
+    input, target = features(dtype)
+    device_input, device_target, device_boxes = (x.cuda() for x in (input, target, BOXES))
+    device_input.requires_grad_()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        losses = roi_perceptual_loss(device_input, device_target, device_boxes, spatial_scale=SCALE, reduction="none")
+        losses.sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    leaf = input.double().requires_grad_()
+    expected = expected_losses(leaf, target)
+    expected.sum().backward()
+    assert_near(losses.cpu(), expected, torch.float32)
+    assert_near(device_input.grad.cpu(), leaf.grad, dtype)

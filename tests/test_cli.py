@@ -1,0 +1,81 @@
+"""Bad input ends as one line that names what is wrong, exit status 2, and nothing written."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lidnet_fast.cli import main
+
+
+def refused(capsys: pytest.CaptureFixture[str], arguments: Sequence[str]) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1, message
+    return message
+
+
+def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "'trian'" in refused(capsys, ["trian"])
+
+
+def test_no_command_shows_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 2
+    assert "prepare" in capsys.readouterr().out
+
+
+def test_unknown_config_key(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"collaborate": {"objective": {"lambda_roi": 1.0}}}))
+    message = refused(capsys, ["train", "--config", str(config)])
+    assert "lambda_roi" in message
+    assert "config.yaml" in message
+
+
+def test_unknown_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--colaborate.steps" in refused(capsys, ["train", "--colaborate.steps", "3"])
+
+
+def test_value_of_the_wrong_type(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "many" in refused(capsys, ["train", "--collaborate.steps", "many"])
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("--data.crop", "0", "data.crop must be at least 1, got 0"),
+        ("--collaborate.objective.detection", "-1", "collaborate.objective.detection must not be negative, got -1"),
+        ("--data.positive_fraction", "1.5", "data.positive_fraction must lie in [0, 1], got 1.5"),
+        ("--window.low", "500", "window.low (500.0 HU) must be below window.high (400.0 HU)"),
+        ("--ops", "fused", "'fused' isn't available"),
+        ("--data.store", "", "data.store is empty"),
+        ("--data.store", "/nowhere/store", "/nowhere/store"),
+    ],
+)
+def test_value_that_cannot_work(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, option: str, value: str, expected: str
+) -> None:
+    out = tmp_path / "run"
+    arguments = ["--data.store", str(tmp_path), "--out", str(out), option, value]
+    assert expected in refused(capsys, ["train", *arguments])
+    assert not out.exists()
+
+
+def test_config_file_that_does_not_exist(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "missing.yaml" in refused(capsys, ["train", "--config", str(tmp_path / "missing.yaml")])
+
+
+def test_evaluate_a_folder_that_is_no_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "not the folder of a run" in refused(capsys, ["evaluate", str(tmp_path)])
+
+
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["info"])
+    out = capsys.readouterr().out
+    assert "lidnet_fast 0.1.0" in out
+    assert "ops: reference" in out
