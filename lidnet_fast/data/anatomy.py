@@ -98,9 +98,9 @@ class Canvas:
         return window, opacity * np.minimum(1, radius / 0.65) if min(radii) < 0.65 else opacity
 
 
-def soft(inside: Image, softness: float) -> Image:
+def soft(inside: NDArray[np.floating], softness: float) -> Image:
     """Opacity of an edge from the distance inside it: linear from 0 to 1 over ``softness`` around the edge."""
-    opacity = inside * np.float32(1 / softness)
+    opacity = inside.astype(np.float32, copy=False) * np.float32(1 / softness)
     opacity += np.float32(0.5)
     np.maximum(opacity, 0, out=opacity)
     return np.minimum(opacity, 1, out=opacity)
@@ -224,7 +224,6 @@ def make_chest(
     blood = 45 + anatomy.contrast
     _paint_organs(rng, canvas, anatomy, level)
     _paint_spine(rng, canvas, anatomy)
-    # Bones painted over the lung's rim belong to the wall.
     hila = tuple((anatomy.centre[0] + side * 46, anatomy.centre[1] + 6.0) for side in (-1, 1))
     chest = Chest(canvas, lung, field, blood, (hila[0], hila[1]))
     _paint_vessels(rng, chest, trees)
@@ -256,7 +255,7 @@ def _paint_wall(rng: np.random.Generator, canvas: Canvas, anatomy: Anatomy, pola
     muscle += 2.5 * np.cos(4 * theta + phases[2]) + (10 - 8 * level) * np.exp(
         -((np.abs(np.cos(theta)) - 0.7) ** 2) / 0.05
     )
-    fat = anatomy.fat * (1 + 0.25 * np.cos(2 * theta + phases[3]) + 0.15 * np.cos(3 * theta + phases[4]))
+    fat = anatomy.fat * (1 + 0.3 * math.cos(phases[3]) * np.cos(2 * theta) + 0.08 * np.cos(3 * theta + phases[4]))
     outside = polar.radius - inner[bins]
     skin = (muscle + fat + 3).astype(np.float32)[bins] - outside
     bottom = anatomy.centre[1] + float((inner + muscle + fat + 3)[_BINS // 4]) + 4
@@ -426,19 +425,20 @@ def _paint_vessels(rng: np.random.Generator, chest: Chest, trees: int) -> None:
 
 def _paint_airways(rng: np.random.Generator, chest: Chest) -> None:
     """Paint a few bronchi near each hilum, cut across or along, each with its wall."""
-    canvas = chest.canvas
     for side, hilum in zip((-1, 1), chest.hila, strict=True):
         for _ in range(rng.integers(3, 6)):
             x, y = hilum[0] + side * rng.uniform(4, 45), hilum[1] + rng.uniform(-40, 45)
             if _is_lung(chest, (x, y)):
-                paint_airway(rng, canvas, (x, y), rng.uniform(2.2, 4.5))
+                paint_airway(rng, chest, (x, y), rng.uniform(2.2, 4.5))
 
 
-def paint_airway(rng: np.random.Generator, canvas: Canvas, at: tuple[float, float], radius: float) -> None:
-    """Paint one airway, dark with a bright wall."""
+def paint_airway(rng: np.random.Generator, chest: Chest, at: tuple[float, float], radius: float) -> None:
+    """Paint one airway, dark with a bright wall, as far as it lies in the lung."""
+    canvas = chest.canvas
     stretch, angle = rng.uniform(1, 2.2), rng.uniform(0, math.pi)
-    canvas.paint(canvas.ellipse(*at, radius * stretch + 1.5, radius + 1.5, angle), -180)
-    canvas.paint(canvas.ellipse(*at, radius * stretch, radius, angle), -960)
+    for wall, hu in ((1.5, -180), (0.0, -960)):
+        window, mask = canvas.ellipse(*at, radius * stretch + wall, radius + wall, angle)
+        canvas.paint((window, mask * chest.lung[window]), hu)
 
 
 def _is_lung(chest: Chest, point: tuple[float, float]) -> bool:

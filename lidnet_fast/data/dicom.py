@@ -185,8 +185,11 @@ def _read_header(path: Path) -> _Slice | str:
     Raises:
         InputError: it is CT that can't be used, or too damaged to tell.
     """
-    with path.open("rb") as file:
-        head = file.read(132)
+    try:
+        with path.open("rb") as file:
+            head = file.read(132)
+    except OSError as error:
+        raise InputError(f"{path}: can't be read: {error.strerror}") from error
     preamble = head[128:] == b"DICM"
     if not preamble and head[:4] not in _FIRST_ELEMENTS:
         if path.suffix.lower() == ".dcm":

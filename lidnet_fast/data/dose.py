@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lidnet_fast.data import projection
+from lidnet_fast.errors import InputError
 
 WATER_ATTENUATION = 0.0193
 """Linear attenuation of water at 70 keV (the mean energy of a 120 kVp beam), 1/mm."""
@@ -48,7 +49,7 @@ class DoseSimulation:
         map_size: pixels along the longer side of the variance maps.
 
     Raises:
-        ValueError: a value is out of its range.
+        InputError: a value is out of its range.
     """
 
     dose_fraction: float = 0.25
@@ -60,15 +61,15 @@ class DoseSimulation:
 
     def __post_init__(self) -> None:
         if not 0 < self.dose_fraction <= 1:
-            raise ValueError(f"dose_fraction must be in (0, 1], got {self.dose_fraction}")
+            raise InputError(f"dose_fraction must be in (0, 1], got {self.dose_fraction}")
         if not (self.photons > 0 and math.isfinite(self.photons)):
-            raise ValueError(f"photons must be positive and finite, got {self.photons}")
+            raise InputError(f"photons must be positive and finite, got {self.photons}")
         if not (self.electronic_noise >= 0 and math.isfinite(self.electronic_noise)):
-            raise ValueError(f"electronic_noise must be finite and not negative, got {self.electronic_noise}")
+            raise InputError(f"electronic_noise must be finite and not negative, got {self.electronic_noise}")
         for name, smallest in (("sectors", 1), ("views", 2), ("map_size", 8)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
-                raise ValueError(f"{name} must be an integer of at least {smallest}, got {value!r}")
+                raise InputError(f"{name} must be an integer of at least {smallest}, got {value!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a dict of plain values."""
@@ -76,10 +77,10 @@ class DoseSimulation:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "DoseSimulation":
-        """Make a simulation from the dict of :meth:`to_dict`; an unknown key is a ValueError."""
+        """Make a simulation from the dict of :meth:`to_dict`; an unknown key is an InputError."""
         unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
-            raise ValueError(f"no such dose simulation setting: {', '.join(unknown)}")
+            raise InputError(f"no such dose simulation setting: {', '.join(unknown)}")
         return cls(**values)
 
 
@@ -95,7 +96,7 @@ def sample_generator(seed: int, epoch: int, sample: int) -> torch.Generator:
 
 
 def insertion_variance(line_integrals: Tensor, simulation: DoseSimulation) -> Tensor:
-    """Variance to add to a normal-dose log-sinogram so that it has the simulated dose (Yu et al. 2012, eq. 10).
+    """Variance to add to a normal-dose log-sinogram so that it has the simulated dose (Yu et al. 2012).
 
     Args:
         line_integrals: p = -log(I / I0), any shape.
@@ -186,7 +187,7 @@ def _coarse_geometry(
     per_sector: int,
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """Return the angles [V] of the coarse views, sector by sector, and the nearest ray [V * h * w] of each map pixel."""
+    """Return the coarse views' angles [V], sector by sector, and each map pixel's nearest ray [V * h * w]."""
     views = sectors * per_sector
     # Shifted by half a sector, so that the first sector is centred on the x direction.
     angles = projection.view_angles(views, device) - math.pi / (2 * sectors)
@@ -204,8 +205,8 @@ def _sector_filters(height: int, width: int, sectors: int, device: torch.device)
     """Return amplitude filters [K, height, width // 2 + 1] for rfft2 that turn white noise into each sector's noise.
 
     The power spectrum of filtered back-projection is |kernel|^2 / |f| times the interpolation's sinc^4 (Riederer,
-    Pelc and Chesler, Phys. Med. Biol. 23, 1978), the kernel being periodic; each filter has unit variance gain. Sectors are disjoint, so the
-    shares of one white draw are uncorrelated.
+    Pelc and Chesler, Phys. Med. Biol. 23, 1978), the kernel being periodic; each filter has unit variance gain.
+    Sectors are disjoint, so the shares of one white draw are uncorrelated.
     """
     fy = torch.fft.fftfreq(height, dtype=torch.float64)[:, None]
     fx = torch.fft.rfftfreq(width, dtype=torch.float64)[None, :]

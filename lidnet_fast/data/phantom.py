@@ -151,7 +151,7 @@ def _paint_distractors(rng: np.random.Generator, chest: Chest, count: int) -> No
             canvas.paint((window, mask * chest.lung[window]), chest.blood - 15)
         elif kind == 1:  # an artery beside its bronchus
             radius = rng.uniform(1.6, 3.2)
-            paint_airway(rng, canvas, (x + 2.1 * radius * cos, y + 2.1 * radius * sin), radius * 0.8)
+            paint_airway(rng, chest, (x + 2.1 * radius * cos, y + 2.1 * radius * sin), radius * 0.8)
             canvas.paint(canvas.ellipse(x, y, radius, radius), chest.blood - 15)
         elif kind == 2:  # a pleural tag or a scar: a thin line with a knot
             length = rng.uniform(8, 20)
@@ -176,7 +176,8 @@ def _paint_lesion(
     # A turned ellipse fills less of its box than an upright one: only nearly round ones are turned.
     angle = rng.uniform(-0.6, 0.6) if 0.77 < width / height < 1.3 else 0.0
     for _ in range(_ATTEMPTS):
-        x, y = geometry[rng.integers(len(geometry)), 2:] * (BASE / lidc.IMAGE_SIZE) + rng.uniform(-4, 4, 2)
+        place = geometry[rng.integers(len(geometry)), 2:] * (BASE / lidc.IMAGE_SIZE)
+        x, y = (place + rng.uniform(-4, 4, 2)).tolist()
         window, mask = canvas.ellipse(x, y, width / 2, height / 2, angle, wobble=lobes, softness=softness)
         visible = mask * chest.lung[window]
         if not mask.size or visible.sum() < _IN_LUNG * mask.sum():
@@ -214,10 +215,10 @@ def _paint_spicules(
     """Paint fine strands that radiate from a nodule; they don't count for its box, as readers leave them out."""
     for _ in range(rng.integers(4, 9)):
         angle = rng.uniform(0, 2 * math.pi)
-        direction = np.array([math.cos(angle), math.sin(angle)])
-        root = np.array(centre) + direction * np.array(sides) * 0.45
-        tip = root + direction * rng.uniform(0.15, 0.4) * max(sides)
-        window, mask = chest.canvas.segment((root[0], root[1]), (tip[0], tip[1]), (1.1, 0.5))
+        cos, sin = math.cos(angle), math.sin(angle)
+        x, y = centre[0] + 0.45 * sides[0] * cos, centre[1] + 0.45 * sides[1] * sin
+        length = rng.uniform(0.15, 0.4) * max(sides)
+        window, mask = chest.canvas.segment((x, y), (x + length * cos, y + length * sin), (1.1, 0.5))
         _paint_dense(chest.canvas.image[window], mask * chest.lung[window], -150)
 
 

@@ -18,12 +18,12 @@ _CHUNK_SAMPLES = 4_000_000
 
 
 def view_angles(views: int, device: torch.device | str = "cpu") -> Tensor:
-    """Return ``views`` equally spaced angles in [0, pi), at the centres of their intervals: float32 [views], radians."""
+    """Return ``views`` angles in radians, float32, at the centres of as many equal parts of [0, pi)."""
     return (torch.arange(views, device=device, dtype=torch.float32) + 0.5) * (math.pi / views)
 
 
 def detector_count(height: int, width: int) -> int:
-    """Return the smallest odd number of detectors, one pixel apart, that sees a whole image of height by width pixels."""
+    """Return the smallest odd number of detectors, one pixel apart, that sees the whole of an image."""
     return math.ceil(math.hypot(height, width)) | 1
 
 
@@ -61,7 +61,7 @@ def project(
 
 
 def back_project(sinogram: Tensor, angles: Tensor, height: int, width: int) -> Tensor:
-    """Smear filtered projections [N, V, D] back over the image (linear interpolation) and sum them: [N, height, width]."""
+    """Sum filtered projections [N, V, D] over the rays through each pixel, interpolated: [N, height, width]."""
     detectors = sinogram.shape[-1]
     x = torch.arange(width, device=sinogram.device) - (width - 1) / 2
     y = torch.arange(height, device=sinogram.device) - (height - 1) / 2
@@ -102,5 +102,5 @@ def filter_projections(sinogram: Tensor) -> Tensor:
 
 
 def reconstruct(sinogram: Tensor, angles: Tensor, height: int, width: int) -> Tensor:
-    """Filtered back-projection of line integrals [N, V, D] (lengths in pixels): attenuation per pixel [N, height, width]."""
+    """Filtered back-projection of line integrals [N, V, D]: attenuation per pixel [N, height, width]."""
     return back_project(filter_projections(sinogram), angles, height, width) * (math.pi / len(angles))

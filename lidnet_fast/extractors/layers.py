@@ -98,12 +98,15 @@ class LayerExtractor(nn.Module):
                 module.inplace = False  # type: ignore[assignment]
         _check_layers(self.layers, layer_names(network))
         nodes = {layer: layer for layer in self.layers}
-        self.network = create_feature_extractor(network, return_nodes=nodes, suppress_diff_warning=True).eval()
+        both_modes = create_feature_extractor(network, return_nodes=nodes, suppress_diff_warning=True)
+        # Its evaluation graph alone: torchvision's module of two graphs goes into training mode when it's deep-copied.
+        self.network = torch.fx.GraphModule(both_modes, both_modes.eval_graph)
         self.channels = _input_channels(self.network)
         self.register_buffer("mean", _per_channel("mean", mean, self.channels))
         self.register_buffer("std", _per_channel("std", std, self.channels))
         if std is not None and min(std) <= 0:
             raise ValueError(f"std must be above 0, got {tuple(std)}")
+        self.train()
 
     def train(self, mode: bool = True) -> "LayerExtractor":
         """Stays in evaluation mode: the copy is frozen."""

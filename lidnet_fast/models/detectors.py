@@ -329,12 +329,11 @@ class DetectorOptions:
             raise InputError(f"detector option image_std must be positive, got {self.image_std}")
         if self.max_detections < 1:
             raise InputError(f"detector option max_detections must be at least 1, got {self.max_detections}")
-        if self.anchor_sizes is not None and (
-            len({len(level) for level in self.anchor_sizes}) != 1 or min(map(min, self.anchor_sizes)) <= 0
+        sizes = self.anchor_sizes
+        if sizes is not None and not (
+            sizes and all(len(level) == len(sizes[0]) > 0 for level in sizes) and min(map(min, sizes)) > 0
         ):
-            raise InputError(
-                f"detector option anchor_sizes needs positive sizes, equally many per level, got {self.anchor_sizes}"
-            )
+            raise InputError(f"detector option anchor_sizes needs positive sizes, equally many per level, got {sizes}")
 
 
 @dataclass(frozen=True)

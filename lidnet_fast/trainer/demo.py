@@ -10,6 +10,7 @@ from pathlib import Path
 from scipy.stats import t as student_t
 
 from lidnet_fast.errors import InputError
+from lidnet_fast.models.hu import HUDenoiser
 from lidnet_fast.report.data import Metric
 from lidnet_fast.report.page import write_report
 from lidnet_fast.runtime import machine_facts
@@ -125,9 +126,8 @@ def _run_seed(config: RunConfig, objectives: Mapping[str, ObjectiveConfig]) -> E
     arms = [low]
     for name, objective in objectives.items():
         denoiser, detector = run.collaborate(_phase(name), objective)
-        arms.append(
-            network_arm(name, denoiser.to(device), run.window, {**judges, COTRAINED: detector.to(device)})
-        )
+        restore = HUDenoiser(denoiser, run.window).to(device)
+        arms.append(network_arm(name, restore, {**judges, COTRAINED: detector.to(device)}))
     return evaluate(config, [*arms, normal], device)
 
 

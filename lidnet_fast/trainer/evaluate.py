@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from lidnet_fast.data.dataset import Batch, make_batch
 from lidnet_fast.evaluation.detection import DetectionMetrics
 from lidnet_fast.evaluation.image_quality import ImageQuality
 from lidnet_fast.files import write_text
 from lidnet_fast.models.detectors import LesionDetector
+from lidnet_fast.models.hu import HUDenoiser
 from lidnet_fast.models.windowing import HUWindow
 from lidnet_fast.progress import progress
 from lidnet_fast.trainer.config import RunConfig
@@ -68,15 +69,9 @@ def flatten(values: Mapping[str, Any]) -> dict[str, float | None]:
     return flat
 
 
-def network_arm(
-    name: str, denoiser: nn.Module, window: HUWindow, detectors: Mapping[str, LesionDetector]
-) -> Arm:
-    """An arm that restores with a denoiser network."""
-
-    def restore(batch: Batch) -> Tensor:
-        return window.unscale(denoiser(window.scale(batch["low_dose"])))
-
-    return Arm(name, restore, detectors)
+def network_arm(name: str, denoiser: HUDenoiser, detectors: Mapping[str, LesionDetector]) -> Arm:
+    """An arm that restores with a denoiser."""
+    return Arm(name, lambda batch: denoiser(batch["low_dose"]), detectors)
 
 
 def reference_arms(detectors: Mapping[str, LesionDetector]) -> tuple[Arm, Arm]:

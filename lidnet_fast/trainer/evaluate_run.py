@@ -12,7 +12,7 @@ from lidnet_fast.runtime import machine_facts
 from lidnet_fast.trainer.config import RunConfig, validate
 from lidnet_fast.trainer.device import evaluation_device
 from lidnet_fast.trainer.evaluate import Evaluation, evaluate, network_arm, reference_arms, write_metrics
-from lidnet_fast.trainer.networks import load_detector, load_network
+from lidnet_fast.trainer.networks import load_denoiser, load_detector
 from lidnet_fast.trainer.results import COTRAINED, INDEPENDENT, JUDGE, build_report, print_results
 
 
@@ -54,15 +54,15 @@ def evaluate_run(folder: Path, denoiser: Path | None = None, samples: int | None
         judges[INDEPENDENT] = load_detector(
             folder / "independent_judge" / "detector.pt", config.independent_judge
         ).to(device)
-    network, window = load_network(
-        denoiser or folder / "collaborate" / "denoiser.pt", "denoiser", None if denoiser else config.denoiser
-    )
+    network = load_denoiser(
+        denoiser or folder / "collaborate" / "denoiser.pt", None if denoiser else config.denoiser
+    ).to(device)
     detectors = judges
     if denoiser is None:
         cotrained = load_detector(folder / "collaborate" / "detector.pt", config.detector)
         detectors = {**judges, COTRAINED: cotrained.to(device)}
     low, normal = reference_arms(judges)
-    evaluation = evaluate(config, [low, network_arm("denoised", network.to(device), window, detectors), normal], device)
+    evaluation = evaluate(config, [low, network_arm("denoised", network, detectors), normal], device)
     rows = evaluation.flat()
     write_metrics(folder / "metrics.json", {"arms": evaluation.metrics, "machine": machine_facts()})
     phases = {name: folder / name for name in ("detector", "denoiser", "collaborate")}

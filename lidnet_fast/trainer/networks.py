@@ -12,6 +12,7 @@ from lidnet_fast import __version__
 from lidnet_fast.errors import InputError
 from lidnet_fast.models.denoisers import build_denoiser
 from lidnet_fast.models.detectors import LesionDetector, build_detector
+from lidnet_fast.models.hu import HUDenoiser
 from lidnet_fast.models.windowing import HUWindow
 from lidnet_fast.trainer.config import NetworkConfig
 
@@ -91,6 +92,19 @@ def build_network(kind: Kind, config: NetworkConfig) -> nn.Module:
     if kind == "denoiser":
         return build_denoiser(config.name, **config.options)
     return build_detector(config.name, **config.options).to(memory_format=torch.channels_last)
+
+
+def load_denoiser(path: Path | str, expected: NetworkConfig | None = None) -> HUDenoiser:
+    """A trained denoiser, HU in and HU out, in eval mode.
+
+    Args:
+        path: a `denoiser.pt` of a run.
+        expected: refuse a file of another network than this.
+
+    Raises:
+        InputError: see `load_network`.
+    """
+    return HUDenoiser(*load_network(Path(path), "denoiser", expected)).eval()
 
 
 def load_detector(path: Path, expected: NetworkConfig | None = None) -> LesionDetector:

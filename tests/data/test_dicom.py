@@ -229,6 +229,12 @@ def test_no_ct(tmp_path):
         scan([tmp_path])
 
 
+def test_a_link_to_nowhere(tmp_path):
+    (tmp_path / "a.dcm").symlink_to(tmp_path / "gone.dcm")
+    with pytest.raises(InputError, match=r"a\.dcm: can't be read: No such file or directory"):
+        scan([tmp_path])
+
+
 @pytest.mark.parametrize("missing", [[2], [1, 2], [1, 4]])
 def test_missing_slices(tmp_path, write_series, make_hu, missing):
     files = write_series(tmp_path, make_hu(9))

@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -62,6 +65,16 @@ def test_the_copy_is_frozen_and_the_network_untouched():
     assert network[0].weight.requires_grad
     before.sum().backward()
     assert images.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda extractor: pickle.loads(pickle.dumps(extractor))])
+def test_duplicates_stay_in_evaluation_mode(duplicate):
+    extractor = LayerExtractor(Nested().train(), ["body.1", "body.2"])
+    images = torch.rand(2, 3, 8, 8)
+    twin = duplicate(extractor)
+    assert not any(module.training for module in twin.modules())
+    assert torch.equal(twin(images)["body.2"], extractor(images)["body.2"])
+    twin.load_state_dict(extractor.state_dict())
 
 
 def test_one_channel_is_repeated_and_normalised():

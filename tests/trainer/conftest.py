@@ -14,17 +14,19 @@ from lidnet_fast.trainer.config import (
 )
 from lidnet_fast.trainer.study import Study, make_study
 
-TINY_STUDY = Study(
-    patients=(("train", 3), ("val", 1), ("test", 1)),
-    options=PhantomOptions(image_size=128, slices=2, lesions_per_slice=(2, 3)),
-    dose_fraction=0.05,
-)
+@pytest.fixture(scope="session")
+def tiny_study() -> Study:
+    return Study(
+        patients=(("train", 3), ("val", 1), ("test", 1)),
+        options=PhantomOptions(image_size=128, slices=2, lesions_per_slice=(2, 3)),
+        dose_fraction=0.05,
+    )
 
 
 @pytest.fixture(scope="session")
-def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_store(tmp_path_factory: pytest.TempPathFactory, tiny_study: Study) -> Path:
     path = tmp_path_factory.mktemp("study") / "store"
-    make_study(path, TINY_STUDY, seed=0, workers=1)
+    make_study(path, tiny_study, seed=0, workers=1)
     return path
 
 

@@ -1,0 +1,34 @@
+"""A denoiser for users: HU in, HU out."""
+
+from torch import Tensor, nn
+
+from lidnet_fast.models.windowing import HUWindow
+
+
+class HUDenoiser(nn.Module):
+    """A denoiser network in the HU window that it was trained in.
+
+    Args:
+        network: windowed [N,1,H,W] -> windowed [N,1,H,W].
+        window: the HU window that it works in; what lies beyond it is scaled with it, not clipped.
+    """
+
+    def __init__(self, network: nn.Module, window: HUWindow) -> None:
+        super().__init__()
+        self.network, self.window = network, window
+
+    def forward(self, hu: Tensor) -> Tensor:
+        """Denoise low-dose images.
+
+        Args:
+            hu: [N,1,H,W], HU, any real dtype.
+
+        Returns:
+            [N,1,H,W], HU, float32.
+
+        Raises:
+            ValueError: `hu` is not [N,1,H,W].
+        """
+        if hu.dim() != 4 or hu.shape[1] != 1:
+            raise ValueError(f"hu must be [N,1,H,W], got {list(hu.shape)}")
+        return self.window.unscale(self.network(self.window.scale(hu.float())))

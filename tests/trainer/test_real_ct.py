@@ -1,0 +1,43 @@
+"""Real CT end to end: prepare, train for a moment, evaluate, denoise a slice."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lidnet_fast.cli import main
+from lidnet_fast.data.store import Store
+from lidnet_fast.trainer.networks import load_denoiser
+
+
+@pytest.mark.slow
+def test_real_ct_from_dicom_to_denoised_slice(real_ct, tmp_path: Path) -> None:
+    store, run = tmp_path / "store", tmp_path / "run"
+    main(
+        ["prepare", *map(str, real_ct.sources), "--out", str(store), "--boxes", str(real_ct.boxes)]
+        + ["--splits", str(real_ct.splits), "--simulate-dose", "0.1"]
+    )
+    main(
+        ["train", "--out", str(run), "--data.store", str(store), "--data.crop", "128", "--accelerator", "cpu"]
+        + ["--denoiser.name", "small", "--detector.name", "faster_rcnn_small"]
+        + ["--independent_judge", '{"name": "retinanet_small"}', "--ops", "reference"]
+        + ["--detector_phase.steps", "6", "--denoiser_phase.steps", "60", "--collaborate.steps", "10"]
+        + ["--denoiser_phase.batch_size", "2", "--denoiser_phase.learning_rate", "2e-3"]
+        + ["--evaluation.samples", "8", "--evaluation.validation_samples", "4"]
+    )
+    main(["evaluate", str(run)])
+
+    metrics = json.loads((run / "metrics.json").read_text())["arms"]
+    assert list(metrics) == ["low dose", "denoised", "normal dose"]
+    assert metrics["denoised"]["psnr"] > metrics["low dose"]["psnr"] + 1
+    assert metrics["normal dose"]["rmse_hu"] == 0
+    for judge in ("judge", "independent"):
+        assert 0 <= metrics["denoised"][judge]["ap50"] <= 1
+    assert "<html" in (run / "report.html").read_text()
+
+    slice_hu = torch.from_numpy(Store(store).read(0, 0))
+    with torch.no_grad():
+        denoised = load_denoiser(run / "collaborate" / "denoiser.pt")(slice_hu[None, None])
+    assert denoised.shape == (1, 1, *slice_hu.shape)
+    assert (denoised[0, 0] - slice_hu).abs().median() < 50
