@@ -89,12 +89,16 @@ def parts_of(scale: Scale) -> dict[str, Callable[[], None]]:
         detector.features(normal)
 
     def detection_heads() -> None:
-        torch.stack(list(detector.losses(denoised, boxes, {k: leaf(f) for k, f in features.items()}).values())).sum().backward()
+        torch.stack(
+            list(detector.losses(denoised, boxes, {k: leaf(f) for k, f in features.items()}).values())
+        ).sum().backward()
 
     def roi_perceptual() -> None:
         torch.stack(
             [
-                lidnet_fast.roi_perceptual_loss(leaf(features[k]), normal_features[k], boxes, 7, 1 / detector.feature_strides[k])
+                lidnet_fast.roi_perceptual_loss(
+                    leaf(features[k]), normal_features[k], boxes, 7, 1 / detector.feature_strides[k]
+                )
                 for k in levels
             ]
         ).sum().backward()

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from lidnet_fast.errors import InputError
@@ -54,10 +55,10 @@ def _parse(parser, arguments):  # type: ignore[no-untyped-def]
 
 
 def _faulty_file(parser, arguments):  # type: ignore[no-untyped-def]
-    """"FILE: " if it is the file given with --config that can't be parsed; jsonargparse doesn't say."""
+    """ "FILE: " if it is the file given with --config that can't be parsed; jsonargparse doesn't say."""
     from jsonargparse import ArgumentError
 
-    for option, value in zip(arguments, arguments[1:], strict=False):
+    for option, value in pairwise(arguments):
         if option == "--config" and Path(value).is_file():
             try:
                 parser.parse_path(value)
@@ -95,9 +96,10 @@ def _prepare_process() -> None:
 def demo(arguments: Sequence[str]) -> None:
     """`lidnet-fast demo`."""
     parser = _run_parser("demo", "Train LIDnet and its controls on phantoms, and write a report.", "demo.yaml")
-    parser.add_argument("--quick", action="store_true", help="MSE and LIDnet only")
+    parser.add_argument("--quick", action="store_true", help="MSE and LIDnet only, without the independent judge")
     parser.add_argument("--seeds", type=int, default=1, help="average over this many seeds, with intervals")
-    parser.set_defaults(out="runs/demo")
+    # A folder of its own: the full demo would refuse to go on with a run of another configuration.
+    parser.set_defaults(out="runs/demo_quick" if "--quick" in arguments else "runs/demo")
     options = _parse(parser, arguments)
     _prepare_process()
     from lidnet_fast.trainer.demo import run_demo

@@ -1,6 +1,5 @@
 """Files that are either whole or absent."""
 
-import os
 from pathlib import Path
 
 
@@ -9,4 +8,4 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
     temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    temporary.replace(path)

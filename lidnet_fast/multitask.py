@@ -56,7 +56,7 @@ def mtl_backward(
         shared: Floating-point tensor that requires a gradient, a leaf or not.
         weighting: "sum" (w = 1, the plain sum's gradient), "mean" (w = 1 / T), or a weighting from TorchJD (Quinton and
             Rey, "Jacobian Descent for Multi-Objective Optimization", arXiv:2406.16232) by name: "upgrad", "dualproj"
-            (both need `pip install "torchjd[quadprog_projector]"`), "mgda", "pcgrad", "aligned_mtl", "imtl_g". Or any
+            (both need `pip install "lidnet_fast[quadprog]"`), "mgda", "pcgrad", "aligned_mtl", "imtl_g". Or any
             callable from the Gramian [T, T] to weights [T], which is how to pass options, weightings that keep state,
             or one of your own.
 

@@ -7,7 +7,9 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 def test_operator_example_runs() -> None:
-    examples = [code for code in re.findall(r"```python\n(.*?)```", README.read_text(), re.S) if "runs/mine" not in code]
+    examples = [
+        code for code in re.findall(r"```python\n(.*?)```", README.read_text(), re.S) if "runs/mine" not in code
+    ]
     assert len(examples) == 1
     scope: dict = {}
     exec(examples[0], scope)

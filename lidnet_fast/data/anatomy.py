@@ -233,7 +233,7 @@ def make_chest(
 
 def _cavity_radius(anatomy: Anatomy, theta: Image, level: float) -> Image:
     """Inner radius of the rib cage in each direction."""
-    scale = 0.9 + 0.1 * level
+    scale = 0.94 + 0.06 * level
     a, b = anatomy.cavity[0] * scale, anatomy.cavity[1] * (0.95 + 0.05 * level)
     p = anatomy.power
     radius = ((np.abs(np.cos(theta)) / a) ** p + (np.abs(np.sin(theta)) / b) ** p) ** (-1 / p)

@@ -37,6 +37,9 @@ _IN_LUNG = 0.7
 _MIN_SIDE = 3
 """Smallest side of a box, pixels."""
 
+_SPICULATED_FROM = 8
+"""Shorter side from which a solid nodule may have spicules; on smaller ones they would be all one sees."""
+
 _ATTEMPTS = 200
 """Places tried for a lesion before it is given up (most of the table's places are in some lung, not in any lung)."""
 
@@ -189,7 +192,7 @@ def _paint_lesion(
         return None
     if kind == "solid":
         _paint_dense(canvas.image[window], visible, rng.uniform(-80, 70))
-        if rng.random() < 0.35:
+        if min(width, height) >= _SPICULATED_FROM and rng.random() < 0.35:
             _paint_spicules(rng, chest, (x, y), (width, height))
     else:
         grain = 40 * chest.texture[window]

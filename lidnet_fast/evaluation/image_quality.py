@@ -30,6 +30,7 @@ from lidnet_fast.models.windowing import HUWindow
 GROW = 2.0
 MIN_MSE = 1e-10
 _SSIM_WINDOW = 11
+_SSIM_MARGIN = _SSIM_WINDOW // 2
 
 
 @dataclass(frozen=True)
@@ -72,15 +73,17 @@ def image_quality(images: Tensor, references: Tensor, window: HUWindow, boxes: S
     x, y = window.clamp(window.scale(image)), window.clamp(window.scale(reference))
     square = (x - y).square()
     mse = square.mean(dim=(1, 2, 3), dtype=torch.float64).tolist()
-    ssim, ssim_map = structural_similarity_index_measure(
+    _, ssim_map = structural_similarity_index_measure(
         x, y, kernel_size=_SSIM_WINDOW, data_range=1.0, reduction="none", return_full_image=True
     )
-    ssim_values = ssim.reshape(-1).tolist()
+    # torchmetrics' own mean includes the reflected borders, which the usual definition leaves out.
+    inner = ssim_map[..., _SSIM_MARGIN:-_SSIM_MARGIN, _SSIM_MARGIN:-_SSIM_MARGIN]
+    ssim = inner.mean(dim=(1, 2, 3), dtype=torch.float64).tolist()
     difference = image - reference
     return [
         ImageScores(
             psnr=_psnr(mse[i]),
-            ssim=ssim_values[i],
+            ssim=ssim[i],
             rmse_hu=math.sqrt(mse[i]) * window.width,
             lesions=tuple(
                 LesionQuality(

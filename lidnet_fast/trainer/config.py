@@ -152,7 +152,7 @@ def validate(config: RunConfig) -> None:
     Raises:
         InputError: names the key and its value.
     """
-    positive = {
+    at_least_one = {
         "data.crop": config.data.crop if config.data.crop is not None else 1,
         "checkpoint_every": config.checkpoint_every,
         "log_every": config.log_every,
@@ -166,9 +166,9 @@ def validate(config: RunConfig) -> None:
         "evaluation.validation_samples": config.evaluation.validation_samples,
         "evaluation.validate_every": config.evaluation.validate_every,
     }
-    for key, value in positive.items():
-        if value < 1:
-            raise InputError(f"configuration key {key} must be at least 1, got {value}")
+    for key, count in at_least_one.items():
+        if count < 1:
+            raise InputError(f"configuration key {key} must be at least 1, got {count}")
     not_negative: dict[str, float] = {
         "detector_phase.steps": config.detector_phase.steps,
         "denoiser_phase.steps": config.denoiser_phase.steps,

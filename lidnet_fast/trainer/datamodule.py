@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-import lightning as L  # noqa: N812 - the name Lightning's users know
+import lightning as L
 import torch
 from torch.utils.data import DataLoader, Sampler
 
@@ -80,7 +80,8 @@ class PatchData(L.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """Batches taken so far: Lightning's own progress, which counts batches and not optimiser steps."""
         assert self.trainer is not None
-        return {"steps_done": self.trainer.fit_loop.epoch_loop.batch_progress.current.processed}
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
+        return {"steps_done": progress.current.processed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue after the batches already taken."""

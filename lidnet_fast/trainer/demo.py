@@ -46,7 +46,7 @@ def run_demo(config: RunConfig, study: Study, *, seeds: int = 1, quick: bool = F
         config: of LIDnet; `data.store` and `seed` are set here.
         study: the phantoms.
         seeds: runs with different phantoms, noise and initial weights; with more than one, means and 95 % intervals.
-        quick: MSE and LIDnet only.
+        quick: MSE and LIDnet only, without the independent judge.
 
     Returns:
         Arm -> metric -> value, as printed.
@@ -56,6 +56,8 @@ def run_demo(config: RunConfig, study: Study, *, seeds: int = 1, quick: bool = F
     """
     if seeds < 1:
         raise InputError(f"--seeds must be at least 1, got {seeds}")
+    if quick:
+        config = replace(config, independent_judge=None)
     out = Path(config.out)
     arms = controls(config.collaborate.objective, quick)
     evaluations: list[Evaluation] = []
@@ -81,6 +83,7 @@ def run_demo(config: RunConfig, study: Study, *, seeds: int = 1, quick: bool = F
             "denoiser warm-up": out / "seed0" / "denoiser",
             **folders,
         }.items()
+        if folder.exists()
     }
     seconds = time.perf_counter() - started
     write_metrics(
@@ -133,9 +136,7 @@ def _run_seed(config: RunConfig, objectives: Mapping[str, ObjectiveConfig]) -> E
 
 def summarise(seeds: Sequence[Mapping[str, Mapping[str, float | None]]]) -> dict[str, dict[str, Metric]]:
     """Arm -> metric -> value: the value itself of one seed, mean and 95 % interval of several."""
-    return {
-        arm: {key: interval([seed[arm][key] for seed in seeds]) for key in seeds[0][arm]} for arm in seeds[0]
-    }
+    return {arm: {key: interval([seed[arm][key] for seed in seeds]) for key in seeds[0][arm]} for arm in seeds[0]}
 
 
 def paired_gains(seeds: Sequence[Mapping[str, Mapping[str, float | None]]]) -> dict[str, dict[str, Metric]]:
@@ -169,8 +170,9 @@ def _summary(rows: Mapping[str, Mapping[str, Metric]], study: Study) -> str:
         means = [v[0] if isinstance(v, tuple) else v for v in values]
         return float("nan") if None in means else means[0] - means[1]  # type: ignore[operator]
 
+    judges = [(JUDGE, "the frozen judge"), (INDEPENDENT, "the independent judge")]
+    found = [f"{gain(f'{key}_ap50'):+.3f} for {who}" for key, who in judges if f"{key}_ap50" in rows[LIDNET]]
     return (
         f"At {study.dose_fraction:.1%} of the dose, against the same training with MSE alone, LIDnet changes AP@0.5 by "
-        f"{gain(f'{JUDGE}_ap50'):+.3f} for the frozen judge and by {gain(f'{INDEPENDENT}_ap50'):+.3f} for the "
-        f"independent one, PSNR in lesions by {gain('lesion_psnr'):+.2f} dB and PSNR by {gain('psnr'):+.2f} dB."
+        f"{' and by '.join(found)}, PSNR in lesions by {gain('lesion_psnr'):+.2f} dB and PSNR by {gain('psnr'):+.2f} dB."
     )

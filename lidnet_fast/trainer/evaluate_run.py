@@ -51,9 +51,9 @@ def evaluate_run(folder: Path, denoiser: Path | None = None, samples: int | None
     device = evaluation_device(config)
     judges = {JUDGE: load_detector(folder / "detector" / "detector.pt", config.detector).to(device)}
     if config.independent_judge is not None:
-        judges[INDEPENDENT] = load_detector(
-            folder / "independent_judge" / "detector.pt", config.independent_judge
-        ).to(device)
+        judges[INDEPENDENT] = load_detector(folder / "independent_judge" / "detector.pt", config.independent_judge).to(
+            device
+        )
     network = load_denoiser(
         denoiser or folder / "collaborate" / "denoiser.pt", None if denoiser else config.denoiser
     ).to(device)
@@ -66,7 +66,9 @@ def evaluate_run(folder: Path, denoiser: Path | None = None, samples: int | None
     rows = evaluation.flat()
     write_metrics(folder / "metrics.json", {"arms": evaluation.metrics, "machine": machine_facts()})
     phases = {name: folder / name for name in ("detector", "denoiser", "collaborate")}
-    summary = f"{config.evaluation.samples} held-out samples of {config.data.store}, denoised by {config.denoiser.name}."
+    summary = (
+        f"{config.evaluation.samples} held-out samples of {config.data.store}, denoised by {config.denoiser.name}."
+    )
     write_report(
         folder / "report.html",
         build_report(f"LIDnet run {folder.name}", summary, config, rows, evaluation, phases, {}, "denoised"),

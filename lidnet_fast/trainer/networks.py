@@ -1,6 +1,5 @@
 """Trained networks as files: weights with what is needed to rebuild the network, loaded without running any code."""
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -46,7 +45,7 @@ def save_network(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
     torch.save(content, temporary)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def load_network(path: Path, kind: Kind, expected: NetworkConfig | None = None) -> tuple[nn.Module, HUWindow]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import lightning as L  # noqa: N812 - the name Lightning's users know
+import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -82,8 +82,9 @@ class Phase(L.LightningModule):
             if metric.count:
                 values = metric.compute()
                 for key in keys:
-                    if values[key] is not None:
-                        self.log(f"val/{key}", float(values[key]), sync_dist=True)
+                    value = values[key]
+                    if value is not None:
+                        self.log(f"val/{key}", value, sync_dist=True)
             metric.reset()
 
 
@@ -176,7 +177,7 @@ class CollaboratePhase(Phase):
             self._detector_step(batch, batch_idx)
 
     def _denoiser_step(self, batch: Batch, batch_idx: int) -> None:
-        optimizer, _ = self.optimizers()  # type: ignore[misc]
+        optimizer = self.optimizers()[0]  # type: ignore[index]
         with _frozen(self.detector):
             denoised = self.denoiser(self.window.scale(batch["low_dose"]))
             total, terms = self.objective(
@@ -187,7 +188,7 @@ class CollaboratePhase(Phase):
         self.report("collaborate", {**terms, "total": total}, len(denoised))
 
     def _detector_step(self, batch: Batch, batch_idx: int) -> None:
-        _, optimizer = self.optimizers()  # type: ignore[misc]
+        optimizer = self.optimizers()[1]  # type: ignore[index]
         with torch.no_grad():
             denoised = self.denoiser(self.window.scale(batch["low_dose"]))
         images = self.window.clamp(torch.cat([denoised, self.window.scale(batch["normal_dose"])]))

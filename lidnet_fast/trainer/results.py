@@ -107,7 +107,9 @@ def build_report(
         found = {
             name: [
                 (box.tolist(), float(score))
-                for box, score in zip(example.detections[name]["boxes"], example.detections[name]["scores"], strict=True)
+                for box, score in zip(
+                    example.detections[name]["boxes"], example.detections[name]["scores"], strict=True
+                )
                 if score >= 0.1 and (box[2:] > box[:2]).all()
             ]
             for name in shown

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812 - the name Lightning's users know
+import lightning as L
 import torch
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
@@ -149,7 +149,9 @@ class Run:
                     return
             write_text(
                 folder / "cost.json",
-                json.dumps({"seconds": time.perf_counter() - start, "steps": steps, "peak_memory_mb": peak_memory_mb()}),
+                json.dumps(
+                    {"seconds": time.perf_counter() - start, "steps": steps, "peak_memory_mb": peak_memory_mb()}
+                ),
             )
             for kind, (network, config) in networks.items():
                 save_network(files[kind], kind, network, config, self.window, to_dict(self.config))
@@ -176,7 +178,10 @@ class Run:
             val_check_interval=min(config.evaluation.validate_every, steps),
             num_sanity_val_steps=0,
             log_every_n_steps=config.log_every,
-            logger=[CSVLogger(folder, name="logs", version=version), TensorBoardLogger(folder, name="logs", version=version)],
+            logger=[
+                CSVLogger(folder, name="logs", version=version),
+                TensorBoardLogger(folder, name="logs", version=version),
+            ],
             callbacks=[
                 ModelCheckpoint(
                     dirpath=folder,

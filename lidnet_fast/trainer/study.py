@@ -1,7 +1,7 @@
 """The demo's study: phantom patients with the noise of a normal-dose scan, as a store like any other."""
 
 import multiprocessing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ class Study:
     """
 
     patients: tuple[tuple[str, int], ...] = (("train", 50), ("val", 4), ("test", 16))
-    options: PhantomOptions = PhantomOptions(slices=4)
+    options: PhantomOptions = field(default_factory=PhantomOptions)
     scan_photons: float = 1e5
     dose_fraction: float = 0.01
 

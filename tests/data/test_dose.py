@@ -139,10 +139,10 @@ def test_electronic_noise_adds_most_where_rays_are_weakest(chest):
     loud = noise_variance_maps(chest, SPACING, dataclasses.replace(SCAN, electronic_noise=2000.0))[0]
     ratio = loud / quiet
     assert (ratio > 1).all()
-    middle = ratio[:, 32, 32]
-    # Sector 0 holds frequencies along x: noise of the rays that run along y, which cross the body's short side.
-    assert middle[0] == middle.min() or middle[4] == middle.max()
-    assert middle.max() > 1.2 * middle.min()
+    # Sector 0 holds frequencies along x: noise of the rays along y, which in the middle miss the lungs and cross the
+    # spine; in the lungs, the rays near x (sectors 3 to 5) are the weakest.
+    assert ratio[:, 32, 32].argmax() == 0
+    assert ratio[:, 32, 18].argmax() in (3, 4, 5)
 
 
 def test_nothing_is_added_at_full_dose(chest):
@@ -157,7 +157,7 @@ def test_local_strength_matches_projection_insertion(inserted, synthesised):
     seen = F.avg_pool2d(ellipse(SIZE, 72, 72).float()[None, None], 16)[0, 0] == 1
     ratio = block_deviation(synthesised)[seen] / block_deviation(inserted)[seen]
     assert float(ratio.median()) == pytest.approx(1, abs=0.03)
-    assert 0.85 < float(ratio.quantile(0.05))
+    assert float(ratio.quantile(0.05)) > 0.85
     assert float(ratio.quantile(0.95)) < 1.15
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -55,18 +56,17 @@ def test_every_tissue_is_there_at_its_hu(patients):
         assert 0.3 < share["air"] < 0.7, share
         assert 0.1 < share["lung"] < 0.35, share
         assert 0.04 < share["fat"] < 0.3, share
-        assert 0.08 < share["soft"] < 0.4, share
+        assert 0.04 < share["soft"] < 0.3, share
         assert 0.004 < share["bone"] < 0.06, share
 
 
 def test_slices_of_a_patient_share_their_body(patients):
-    def body(volume):
-        return volume > -300
+    def around(volume):
+        return volume < -970
 
-    for patient, other in zip(patients, patients[1:], strict=False):
-        first, second = body(patient.volume[0]), body(patient.volume[1])
-        stranger = body(other.volume[0])
-        assert (first ^ second).mean() < (first ^ stranger).mean()
+    within = np.mean([(around(p.volume[0]) ^ around(p.volume[1])).mean() for p in patients])
+    between = np.mean([(around(p.volume[0]) ^ around(q.volume[0])).mean() for p, q in itertools.pairwise(patients)])
+    assert within < 0.6 * between
 
 
 def test_boxes_are_tight_around_what_differs_from_the_slice_without_the_lesion():
@@ -82,9 +82,11 @@ def test_boxes_are_tight_around_what_differs_from_the_slice_without_the_lesion()
             continue
         added = with_lesion.volume[0] - without.volume[0]
         _, x1, y1, x2, y2 = with_lesion.boxes[0].astype(int)
-        inside = added[y1:y2, x1:x2]
-        for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1]):
-            assert edge.max() > 100
+        # On every side the lesion reaches the box's last pixel, unless a denser vessel or wall hides it there.
+        inside, hidden = added[y1:y2, x1:x2], without.volume[0, y1:y2, x1:x2] > -600
+        for side in (0, -1):
+            assert inside[side].max() > 100 or hidden[side].any()
+            assert inside[:, side].max() > 100 or hidden[:, side].any()
         rows, columns = np.nonzero(added > 250)
         outside = (rows < y1) | (rows >= y2) | (columns < x1) | (columns >= x2)
         assert (added > 250)[y1:y2, x1:x2].mean() > 0.4

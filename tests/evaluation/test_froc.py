@@ -22,7 +22,7 @@ def boxes(*rows):
 
 
 def test_by_hand():
-    """Two images, three lesions; going down the scores: hit, false, hit (tied with a false one), a repeated hit, false."""
+    """Two images, three lesions; going down the scores: hit, false, hit tied with false, repeated hit, false."""
     found = [
         detections((A, 0.9), (FAR, 0.8), (A, 0.4)),
         detections((A, 0.7), (FAR, 0.7), (FAR, 0.2)),

@@ -97,15 +97,15 @@ def test_losses_agree_with_torchvisions_forward(name):
 @pytest.mark.parametrize("name", ["faster_rcnn_small", "retinanet_small", "retinanet_resnet18_fpn"])
 def test_detections_agree_with_torchvisions_forward(name):
     # A threshold below an untrained network's scores.
-    detector = make(name, score_threshold=1e-4, max_detections=20).eval()
+    detector = make(name, score_threshold=1e-4, max_detections=50).eval()
     x = images(2, 1, 70, 64)
     with torch.no_grad():
         theirs = detector.model(list(x))
     for ours, reference in zip(detector.detect(x), theirs, strict=True):
-        # torchvision's RetinaNet keeps boxes without area.
-        kept = (reference["boxes"][:, 2:] > reference["boxes"][:, :2]).all(dim=1)
+        # torchvision's RetinaNet keeps boxes without area, and an untrained one those of its unused class 0.
+        kept = (reference["boxes"][:, 2:] > reference["boxes"][:, :2]).all(dim=1) & (reference["labels"] == 1)
         count = int(kept.sum())
-        assert len(ours["scores"]) == 20 and count > 15
+        assert len(ours["scores"]) >= count > 15
         torch.testing.assert_close(ours["scores"][:count], reference["scores"][kept], rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(ours["boxes"][:count], reference["boxes"][kept], rtol=1e-4, atol=1e-3)
 

@@ -14,6 +14,7 @@ from lidnet_fast.trainer.config import (
 )
 from lidnet_fast.trainer.study import Study, make_study
 
+
 @pytest.fixture(scope="session")
 def tiny_study() -> Study:
     return Study(

@@ -29,12 +29,14 @@ def write_store(path: Path, simulate: bool = True, split: str = "train", size: i
                 width, height = rng.integers(6, 16, 2)
                 volume[z, y1 : y1 + height, x1 : x1 + width] = LESION_HU
                 boxes.append((z, x1, y1, x1 + width, y1 + height))
-            info = SeriesInfo(
-                f"series{patient}", f"patient{patient}", split, volume.shape, (1, 0.7, 0.7), (0, 0, 0), (1, 0, 0, 0, 1, 0),
-                has_low_dose=not simulate,
-            )  # fmt: skip
+            info = series_info(f"series{patient}", f"patient{patient}", split, volume, has_low_dose=not simulate)
             writer.add_series(info, volume, np.array(boxes), low_dose=None if simulate else volume - 7)
     return path
+
+
+def series_info(series: str, patient: str, split: str, volume: np.ndarray, has_low_dose: bool) -> SeriesInfo:
+    geometry = ((1.0, 0.7, 0.7), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0))
+    return SeriesInfo(series, patient, split, volume.shape, *geometry, has_low_dose)
 
 
 def patches(store: Path, **changes) -> LesionPatches:
@@ -111,7 +113,7 @@ def test_refusals(tmp_path: Path) -> None:
         patches(store, crop=128)
     with StoreWriter(tmp_path / "none") as writer:
         volume = np.zeros((1, 96, 96), np.int16)
-        info = SeriesInfo("s", "p", "train", volume.shape, (1, 0.7, 0.7), (0, 0, 0), (1, 0, 0, 0, 1, 0))
+        info = series_info("s", "p", "train", volume, has_low_dose=False)
         writer.add_series(info, volume, np.zeros((0, 5)))
     with pytest.raises(InputError, match="series s has no low-dose images"):
         patches(tmp_path / "none")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-
 from lidnet_fast.trainer.config import NetworkConfig, ObjectiveConfig, RunConfig
 from lidnet_fast.trainer.demo import controls, interval, paired_gains, run_demo
 from lidnet_fast.trainer.study import Study
@@ -56,7 +55,8 @@ def test_interval_is_students() -> None:
 
 def test_gains_are_paired_by_seed() -> None:
     seeds = [
-        {"MSE": {"psnr": base}, "LIDnet": {"psnr": base + gain}} for base, gain in ((10.0, 1.0), (20.0, 2.0), (30.0, 3.0))
+        {"MSE": {"psnr": base}, "LIDnet": {"psnr": base + gain}}
+        for base, gain in ((10.0, 1.0), (20.0, 2.0), (30.0, 3.0))
     ]
     mean, low, high = paired_gains(seeds)["MSE"]["psnr"]
     assert math.isclose(mean, 2.0)

@@ -14,18 +14,17 @@ from lidnet_fast.trainer.networks import load_denoiser
 @pytest.mark.slow
 def test_real_ct_from_dicom_to_denoised_slice(real_ct, tmp_path: Path) -> None:
     store, run = tmp_path / "store", tmp_path / "run"
-    main(
-        ["prepare", *map(str, real_ct.sources), "--out", str(store), "--boxes", str(real_ct.boxes)]
-        + ["--splits", str(real_ct.splits), "--simulate-dose", "0.1"]
-    )
-    main(
-        ["train", "--out", str(run), "--data.store", str(store), "--data.crop", "128", "--accelerator", "cpu"]
-        + ["--denoiser.name", "small", "--detector.name", "faster_rcnn_small"]
-        + ["--independent_judge", '{"name": "retinanet_small"}', "--ops", "reference"]
-        + ["--detector_phase.steps", "6", "--denoiser_phase.steps", "60", "--collaborate.steps", "10"]
-        + ["--denoiser_phase.batch_size", "2", "--denoiser_phase.learning_rate", "2e-3"]
-        + ["--evaluation.samples", "8", "--evaluation.validation_samples", "4"]
-    )
+    sources = [str(source) for source in real_ct.sources]
+    tables = f"--boxes {real_ct.boxes} --splits {real_ct.splits}"
+    main(["prepare", *sources, *f"--out {store} {tables} --simulate-dose 0.1".split()])
+    options = f"""
+        --out {run} --data.store {store} --data.crop 128 --accelerator cpu --ops reference
+        --denoiser.name small --detector.name faster_rcnn_small --independent_judge.name retinanet_small
+        --detector_phase.steps 6 --denoiser_phase.steps 60 --collaborate.steps 10
+        --denoiser_phase.batch_size 2 --denoiser_phase.learning_rate 2e-3
+        --evaluation.samples 8 --evaluation.validation_samples 4
+    """
+    main(["train", *options.split()])
     main(["evaluate", str(run)])
 
     metrics = json.loads((run / "metrics.json").read_text())["arms"]

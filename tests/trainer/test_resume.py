@@ -14,7 +14,7 @@ from lidnet_fast.trainer.phases import CollaboratePhase, DenoiserPhase, Detector
 from lidnet_fast.trainer.run import train
 
 
-class PowerCut(Exception):
+class PowerCutError(Exception):
     pass
 
 
@@ -42,12 +42,12 @@ def test_interrupted_run_continues_bit_exactly(
 
     def cut(self, batch, batch_idx):
         if batch_idx == step:
-            raise PowerCut
+            raise PowerCutError
         return training_step(self, batch, batch_idx)
 
     with monkeypatch.context() as patch:
         patch.setattr(phase, "training_step", cut)
-        with pytest.raises(PowerCut):
+        with pytest.raises(PowerCutError):
             train(again)
     torch.manual_seed(12345)  # whatever the new process's generator holds
     train(again)
