@@ -174,5 +174,6 @@ def _summary(rows: Mapping[str, Mapping[str, Metric]], study: Study) -> str:
     found = [f"{gain(f'{key}_ap50'):+.3f} for {who}" for key, who in judges if f"{key}_ap50" in rows[LIDNET]]
     return (
         f"At {study.dose_fraction:.1%} of the dose, against the same training with MSE alone, LIDnet changes AP@0.5 by "
-        f"{' and by '.join(found)}, PSNR in lesions by {gain('lesion_psnr'):+.2f} dB and PSNR by {gain('psnr'):+.2f} dB."
+        f"{' and by '.join(found)}, PSNR in lesions by {gain('lesion_psnr'):+.2f} dB and PSNR by "
+        f"{gain('psnr'):+.2f} dB."
     )

@@ -139,9 +139,9 @@ class Run:
             start = time.perf_counter()
             if steps:
                 data = PatchData(self.config, stream, steps, batch_size)
-                trainer = self._trainer(folder, steps, clip_norm, resumed=last.exists())
                 with warnings.catch_warnings():
                     _silence_lightning()
+                    trainer = self._trainer(folder, steps, clip_norm, resumed=last.exists())
                     trainer.fit(make_module(), data, ckpt_path=last if last.exists() else None, weights_only=True)
                 if trainer.interrupted:
                     raise KeyboardInterrupt
@@ -261,9 +261,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _silence_lightning() -> None:
-    """Drop Lightning's advice that does not apply here; its errors still show."""
+    """Drop Lightning's advice, none of which applies to phases; its errors still show."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*Trying to infer the `batch_size`.*")
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", module=r"lightning\.")
