@@ -90,6 +90,8 @@ def _prepare_process() -> None:
     """What every long command does first."""
     from lidnet_fast.runtime import keep_freed_memory
 
+    # A user's own denoiser is named by import path, and usually lies beside the configuration.
+    sys.path.insert(0, str(Path.cwd()))
     keep_freed_memory()
 
 

@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from lidnet_fast.cli import main
+from lidnet_fast.data.dose import DoseSimulation
+from lidnet_fast.data.store import SeriesInfo, StoreWriter
 
 
 def refused(capsys: pytest.CaptureFixture[str], arguments: Sequence[str]) -> str:
@@ -79,3 +82,35 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "lidnet_fast 0.1.0" in out
     assert "ops: reference" in out
+
+
+def test_prepare_a_folder_without_ct(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    source, store = tmp_path / "documents", tmp_path / "store"
+    source.mkdir()
+    (source / "notes.txt").write_text("no images here")
+    assert str(source) in refused(capsys, ["prepare", str(source), "--out", str(store)])
+    assert not store.exists()
+
+
+def test_train_on_a_store_of_another_version(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "store.json").write_text('{"format": "lidnet_fast-store", "version": 99}')
+    arguments = ["--data.store", str(store), "--out", str(tmp_path / "run"), "--accelerator", "cpu"]
+    message = refused(capsys, ["train", *arguments, "--detector.name", "faster_rcnn_small"])
+    assert "99" in message
+    assert str(store) in message
+
+
+def test_train_an_unknown_network(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    with StoreWriter(store, simulation=DoseSimulation().to_dict()) as writer:
+        for split in ("train", "val", "test"):
+            volume = np.zeros((1, 256, 256), np.int16)
+            info = SeriesInfo(split, split, split, volume.shape, (1, 1, 1), (0, 0, 0), (1, 0, 0, 0, 1, 0))
+            writer.add_series(info, volume, np.zeros((0, 5)))
+    arguments = ["--data.store", str(store), "--out", str(tmp_path / "run"), "--detector.name", "faster_rcn_small"]
+    message = refused(capsys, ["train", *arguments])
+    assert "faster_rcn_small" in message
+    assert "faster_rcnn_small" in message
+    assert not (tmp_path / "run").exists()

@@ -1,6 +1,6 @@
 """Trained networks as files: weights with what is needed to rebuild the network, loaded without running any code."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,7 +78,7 @@ def load_network(path: Path, kind: Kind, expected: NetworkConfig | None = None) 
             f"{path} holds {kind} {config.name} {config.options}, "
             f"but the configuration asks for {expected.name} {expected.options}"
         )
-    network = build_network(kind, config)
+    network = build_network(kind, without_weights(config))
     try:
         network.load_state_dict(content["state_dict"])
     except RuntimeError as error:
@@ -91,6 +91,11 @@ def build_network(kind: Kind, config: NetworkConfig) -> nn.Module:
     if kind == "denoiser":
         return build_denoiser(config.name, **config.options)
     return build_detector(config.name, **config.options).to(memory_format=torch.channels_last)
+
+
+def without_weights(config: NetworkConfig) -> NetworkConfig:
+    """The same network with random weights: nothing is fetched to build it."""
+    return replace(config, options={k: v for k, v in config.options.items() if k != "weights"})
 
 
 def load_denoiser(path: Path | str, expected: NetworkConfig | None = None) -> HUDenoiser:

@@ -24,8 +24,8 @@ from lidnet_fast.models.detectors import LesionDetector
 from lidnet_fast.models.windowing import HUWindow
 from lidnet_fast.runtime import peak_memory_mb
 from lidnet_fast.trainer.config import NetworkConfig, ObjectiveConfig, RunConfig, to_dict, validate
-from lidnet_fast.trainer.datamodule import PatchData, stream_seed
-from lidnet_fast.trainer.networks import build_network, load_network, save_network
+from lidnet_fast.trainer.datamodule import PatchData, split_patches, stream_seed
+from lidnet_fast.trainer.networks import Kind, build_network, load_network, save_network, without_weights
 from lidnet_fast.trainer.objective import JointObjective
 from lidnet_fast.trainer.phases import CollaboratePhase, DenoiserPhase, DetectorPhase, Phase
 
@@ -49,6 +49,7 @@ class Run:
         backend.use(config.ops)
         self.config, self.out = config, Path(config.out)
         self.window = HUWindow(config.window.low, config.window.high)
+        _check_parts(config)
         _claim_folder(self.out, config)
 
     def detector(self) -> LesionDetector:
@@ -228,6 +229,20 @@ def curves(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
                         steps.append(step)
                         values.append(float(value))
     return series
+
+
+def _check_parts(config: RunConfig) -> None:
+    """Open the store and build every network once, so that what is wrong with them is said before the run begins."""
+    for split in ("train", "val", "test"):
+        split_patches(config, split, "test")
+    networks: list[tuple[Kind, NetworkConfig | None]] = [
+        ("denoiser", config.denoiser),
+        ("detector", config.detector),
+        ("detector", config.independent_judge),
+    ]
+    for kind, network in networks:
+        if network is not None:
+            build_network(kind, without_weights(network))
 
 
 def _claim_folder(out: Path, config: RunConfig) -> None:

@@ -1,0 +1,89 @@
+"""Network files: what comes back is what went in, and anything else is refused by name."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lidnet_fast.errors import InputError
+from lidnet_fast.models.hu import HUDenoiser
+from lidnet_fast.models.windowing import HUWindow
+from lidnet_fast.trainer.config import NetworkConfig
+from lidnet_fast.trainer.networks import build_network, load_denoiser, load_network, save_network
+
+SMALL = NetworkConfig("small", {"channels": 8})
+WINDOW = HUWindow(-160, 240)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, torch.nn.Module]:
+    torch.manual_seed(0)
+    network = build_network("denoiser", SMALL)
+    for parameter in network.parameters():  # the last layer starts at zero
+        torch.nn.init.normal_(parameter, std=0.1)
+    path = tmp_path / "denoiser.pt"
+    save_network(path, "denoiser", network, SMALL, WINDOW, {"seed": 0})
+    return path, network
+
+
+def test_round_trip(saved) -> None:
+    path, network = saved
+    hu = torch.randint(-1000, 1000, (2, 1, 40, 56), dtype=torch.int16)
+    denoised = load_denoiser(path, SMALL)(hu)
+    assert denoised.shape == hu.shape
+    assert denoised.dtype == torch.float32
+    torch.testing.assert_close(denoised, WINDOW.unscale(network(WINDOW.scale(hu.float()))))
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_identity_network_keeps_values_beyond_the_window() -> None:
+    hu = torch.tensor([[[[-3000.0, -1000.0], [400.0, 2500.0]]]])
+    torch.testing.assert_close(HUDenoiser(torch.nn.Identity(), HUWindow())(hu), hu)
+
+
+def test_images_of_the_wrong_shape() -> None:
+    with pytest.raises(ValueError, match=r"\[N,1,H,W\], got \[8, 8\]"):
+        HUDenoiser(torch.nn.Identity(), HUWindow())(torch.zeros(8, 8))
+
+
+def test_pretrained_weights_are_not_fetched_to_load_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = NetworkConfig("retinanet_resnet18_fpn")
+    pretrained = NetworkConfig("retinanet_resnet18_fpn", {"weights": "IMAGENET1K_V1"})
+    path = tmp_path / "detector.pt"
+    save_network(path, "detector", build_network("detector", plain), pretrained, WINDOW, {})
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: pytest.fail("downloads weights"))
+    load_network(path, "detector", pretrained)
+
+
+def test_refusals(saved, tmp_path: Path) -> None:
+    path, _ = saved
+    with pytest.raises(InputError, match=r"there is no checkpoint .*nowhere.pt"):
+        load_network(tmp_path / "nowhere.pt", "denoiser")
+    with pytest.raises(InputError, match="holds a denoiser, not a detector"):
+        load_network(path, "detector")
+    with pytest.raises(InputError, match=r"holds denoiser small .* asks for redcnn"):
+        load_network(path, "denoiser", NetworkConfig("redcnn"))
+    damaged = tmp_path / "damaged.pt"
+    damaged.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"damaged.pt is not a readable checkpoint"):
+        load_network(damaged, "denoiser")
+    foreign = tmp_path / "foreign.pt"
+    torch.save({"state_dict": {}}, foreign)
+    with pytest.raises(InputError, match=r"foreign.pt is not a lidnet_fast-network file"):
+        load_network(foreign, "denoiser")
+    content = torch.load(path, weights_only=True)
+    content["network"]["options"]["channels"] = 16
+    torch.save(content, foreign)
+    with pytest.raises(InputError, match="its weights do not fit denoiser small"):
+        load_network(foreign, "denoiser")
+
+
+def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save(Bomb(), tmp_path / "bomb.pt")
+    with pytest.raises(InputError, match="not a readable checkpoint"):
+        load_network(tmp_path / "bomb.pt", "denoiser")
+    assert not (tmp_path / "ran").exists()
