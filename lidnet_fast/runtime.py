@@ -1,12 +1,20 @@
 """Settings of our own command-line programs, and facts about the machine. Nothing here runs on import."""
 
 import ctypes
+import json
 import os
 import platform
+import re
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 
 import torch
+
+from lidnet_fast.files import write_text
 
 # mallopt(3) parameters, from glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
@@ -37,10 +45,9 @@ def keep_freed_memory() -> bool:
 def cpu_name() -> str:
     """The processor's name as the operating system gives it."""
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123 - a device file, not a user's path
-            for line in lines:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
     except OSError:
         pass
     return platform.processor() or platform.machine()
@@ -59,9 +66,33 @@ def machine_facts() -> dict[str, str]:
     }
 
 
-def peak_memory_mb() -> float:
-    """Peak resident memory of this process so far, in MiB."""
-    import resource
+@contextmanager
+def recorded_cost(path: Path, **facts: int) -> Iterator[None]:
+    """Write what the body took to a JSON file, if it ends well: "seconds", and "peak_memory_mb" (resident, MiB).
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1024 if sys.platform != "darwin" else peak / 1024**2
+    Args:
+        path: the file; parent folders are made.
+        facts: further entries, such as the number of steps.
+    """
+    _reset_peak_memory()
+    start = time.perf_counter()
+    yield
+    cost = {"seconds": time.perf_counter() - start, "peak_memory_mb": _peak_memory_mb(), **facts}
+    write_text(path, json.dumps(cost))
+
+
+def _reset_peak_memory() -> None:
+    # proc(5): 5 resets the peak resident set size. Where it can't be, the peak is that of the process so far.
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def _peak_memory_mb() -> float:
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) / 1024  # type: ignore[index]
+    except OSError:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (1024**2 if sys.platform == "darwin" else 1024)

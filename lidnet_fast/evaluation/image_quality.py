@@ -9,10 +9,10 @@ Conventions, the same for every number:
 - SSIM is Wang et al. 2004 with an 11x11 Gaussian of sigma 1.5, K1 0.01, K2 0.03 (torchmetrics); an image's value is the
   mean over the positions where the whole Gaussian fits, as in pytorch-msssim.
 - RMSE is in HU (windowed error times the window's width), averaged over images.
-- A lesion's region is its box grown by 2 pixels on each side, rounded outwards to whole pixels and cut at the image's
-edge.
-  Lesion values are computed per lesion (PSNR from the region's mean square error; SSIM as the mean over the region of
-  the image's SSIM map, which is continued to the edge by reflection) and averaged over all lesions, not over images.
+- A lesion's region is its box grown by 2 pixels on each side, rounded outwards to whole pixels and cut at the edge of
+  the image. Lesion values are computed per lesion (PSNR and RMSE from the region's mean square error; SSIM as the mean
+  over the region of the image's SSIM map, which is continued to the edge by reflection) and averaged over all lesions,
+  not over images.
 - The lesion bias is the mean of image minus reference in HU inside the box itself (rounded outwards, not grown),
   without clamping: negative where lesions were smoothed into darker surroundings.
 """
@@ -39,6 +39,7 @@ class LesionQuality:
 
     psnr: float
     ssim: float
+    rmse_hu: float
     bias_hu: float
 
 
@@ -88,6 +89,7 @@ def image_quality(images: Tensor, references: Tensor, window: HUWindow, boxes: S
             lesions=tuple(
                 LesionQuality(
                     psnr=_psnr(_mean(square[i, 0], box, GROW)),
+                    rmse_hu=math.sqrt(_mean(square[i, 0], box, GROW)) * window.width,
                     ssim=_mean(ssim_map[i, 0], box, GROW),
                     bias_hu=_mean(difference[i, 0], box, 0.0),
                 )
@@ -123,7 +125,8 @@ class ImageQuality:
         self.scores += image_quality(images, references, self.window, boxes)
 
     def compute(self) -> dict[str, float | None]:
-        """The averages: psnr (dB), ssim, rmse_hu, lesion_psnr (dB), lesion_ssim, lesion_bias_hu.
+        """The averages: psnr (dB), ssim, rmse_hu, lesion_psnr (dB), lesion_ssim, lesion_rmse_hu,
+        lesion_bias_hu.
 
         Lesion values are None without a lesion.
 
@@ -139,6 +142,7 @@ class ImageQuality:
             "rmse_hu": _average([image.rmse_hu for image in self.scores]),
             "lesion_psnr": _average([lesion.psnr for lesion in lesions]),
             "lesion_ssim": _average([lesion.ssim for lesion in lesions]),
+            "lesion_rmse_hu": _average([lesion.rmse_hu for lesion in lesions]),
             "lesion_bias_hu": _average([lesion.bias_hu for lesion in lesions]),
         }
 

@@ -2,7 +2,6 @@
 
 import json
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from lidnet_fast.errors import InputError
 from lidnet_fast.models.hu import HUDenoiser
 from lidnet_fast.report.data import Metric
 from lidnet_fast.report.page import write_report
-from lidnet_fast.runtime import machine_facts
+from lidnet_fast.runtime import machine_facts, recorded_cost
 from lidnet_fast.trainer.config import ObjectiveConfig, RunConfig
 from lidnet_fast.trainer.device import evaluation_device
 from lidnet_fast.trainer.evaluate import Evaluation, evaluate, network_arm, reference_arms, write_metrics
@@ -61,15 +60,13 @@ def run_demo(config: RunConfig, study: Study, *, seeds: int = 1, quick: bool = F
     out = Path(config.out)
     arms = controls(config.collaborate.objective, quick)
     evaluations: list[Evaluation] = []
-    started = time.perf_counter()
     first = config
     for number in range(seeds):
-        folder = out / f"seed{number}"
-        mine = replace(
-            config, out=str(folder), seed=config.seed + number, data=replace(config.data, store=str(folder / "store"))
-        )
-        if not (folder / "store").exists():
-            make_study(folder / "store", study, mine.seed)
+        folder, store = out / f"seed{number}", out / f"study{number}" / "store"
+        mine = replace(config, out=str(folder), seed=config.seed + number, data=replace(config.data, store=str(store)))
+        if not store.exists():
+            with recorded_cost(store.with_name("cost.json")):
+                make_study(store, study, mine.seed)
         evaluations.append(_run_seed(mine, arms))
         first = mine if number == 0 else first
     rows = summarise([e.flat() for e in evaluations])
@@ -78,14 +75,15 @@ def run_demo(config: RunConfig, study: Study, *, seeds: int = 1, quick: bool = F
     cost = {
         name: json.loads((folder / "cost.json").read_text(encoding="utf-8"))
         for name, folder in {
+            "phantom study": out / "study0",
             "detector": out / "seed0" / "detector",
             "independent judge": out / "seed0" / "independent_judge",
             "denoiser warm-up": out / "seed0" / "denoiser",
             **folders,
+            "evaluation": out / "seed0" / "evaluation",
         }.items()
         if folder.exists()
     }
-    seconds = time.perf_counter() - started
     write_metrics(
         out / "metrics.json",
         {
@@ -93,13 +91,13 @@ def run_demo(config: RunConfig, study: Study, *, seeds: int = 1, quick: bool = F
             "gain_of_lidnet": gains,
             "seeds": [e.metrics for e in evaluations],
             "cost": cost,
-            "seconds_of_this_call": seconds,
             "machine": machine_facts(),
         },
     )
     facts = {
         "run": {"seeds": seeds, "low dose": f"{study.dose_fraction:.2%} of normal", "ops": config.ops},
         "seconds per phase": {name: round(value["seconds"], 1) for name, value in cost.items()},
+        "peak memory, MiB": {name: round(value["peak_memory_mb"]) for name, value in cost.items()},
     }
     summary = _summary(rows, study)
     phases = {"detector": out / "seed0" / "detector", "warm-up": out / "seed0" / "denoiser", **folders}
@@ -131,7 +129,8 @@ def _run_seed(config: RunConfig, objectives: Mapping[str, ObjectiveConfig]) -> E
         denoiser, detector = run.collaborate(_phase(name), objective)
         restore = HUDenoiser(denoiser, run.window).to(device)
         arms.append(network_arm(name, restore, {**judges, COTRAINED: detector.to(device)}))
-    return evaluate(config, [*arms, normal], device)
+    with recorded_cost(run.out / "evaluation" / "cost.json"):
+        return evaluate(config, [*arms, normal], device)
 
 
 def summarise(seeds: Sequence[Mapping[str, Mapping[str, float | None]]]) -> dict[str, dict[str, Metric]]:

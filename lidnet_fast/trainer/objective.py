@@ -93,7 +93,7 @@ class JointObjective:
         """The pixel terms alone: their weighted sum and each term's detached value."""
         config = self.config
         result = functional.multi_loss(
-            denoised,
+            denoised.float(),  # autocast leaves the network's output in half precision
             normal_dose,
             config.pixel,
             boxes=self._grown(boxes, denoised) if config.roi_weight != 1 else None,

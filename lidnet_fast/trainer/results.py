@@ -27,6 +27,7 @@ COLUMNS = (
     Column("rmse_hu", "RMSE", ".1f", "HU", False, "Root mean square error over the window.", "whole image"),
     Column("lesion_psnr", "PSNR", ".2f", "dB", True, "The same inside lesion boxes grown by 2 pixels.", "in lesions"),
     Column("lesion_ssim", "SSIM", ".3f", "", True, "Mean of the SSIM map inside lesion boxes.", "in lesions"),
+    Column("lesion_rmse_hu", "RMSE", ".1f", "HU", False, "Root mean square error there.", "in lesions"),
     Column("lesion_bias_hu", "bias", "+.1f", "HU", None, "Mean signed error inside lesion boxes.", "in lesions"),
     *(
         Column(f"{name}_{key}", label, ".3f", "", True, f"{help_text} By {who}.", title)

@@ -1,9 +1,7 @@
 """A run: phases in a folder, each resumed where it stopped and skipped when it is done."""
 
-import json
 import logging
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +20,7 @@ from lidnet_fast.errors import InputError
 from lidnet_fast.files import write_text
 from lidnet_fast.models.detectors import LesionDetector
 from lidnet_fast.models.windowing import HUWindow
-from lidnet_fast.runtime import peak_memory_mb
+from lidnet_fast.runtime import recorded_cost
 from lidnet_fast.trainer.config import NetworkConfig, ObjectiveConfig, RunConfig, to_dict, validate
 from lidnet_fast.trainer.datamodule import PatchData, split_patches, stream_seed
 from lidnet_fast.trainer.networks import Kind, build_network, load_network, save_network, without_weights
@@ -136,31 +134,36 @@ class Run:
         folder = self.out / phase
         files = {kind: folder / f"{kind}.pt" for kind in networks}
         if not all(path.exists() for path in files.values()):
-            last = folder / "last.ckpt"
-            start = time.perf_counter()
-            if steps:
-                data = PatchData(self.config, stream, steps, batch_size)
-                with warnings.catch_warnings():
-                    _silence_lightning()
-                    trainer = self._trainer(folder, steps, clip_norm, resumed=last.exists())
-                    trainer.fit(make_module(), data, ckpt_path=last if last.exists() else None, weights_only=True)
-                if trainer.interrupted:
-                    raise KeyboardInterrupt
-                if not trainer.is_global_zero:
+            with recorded_cost(folder / "cost.json", steps=steps):
+                if steps and not self._train(folder, make_module, stream, steps, batch_size, clip_norm):
                     return
-            write_text(
-                folder / "cost.json",
-                json.dumps(
-                    {"seconds": time.perf_counter() - start, "steps": steps, "peak_memory_mb": peak_memory_mb()}
-                ),
-            )
             for kind, (network, config) in networks.items():
                 save_network(files[kind], kind, network, config, self.window, to_dict(self.config))
-            last.unlink(missing_ok=True)
+            (folder / "last.ckpt").unlink(missing_ok=True)
         for kind, (network, config) in networks.items():
             loaded, _ = load_network(files[kind], kind, config)
             network.load_state_dict(loaded.state_dict())
             network.cpu().eval()
+
+    def _train(
+        self,
+        folder: Path,
+        make_module: Callable[[], Phase],
+        stream: str,
+        steps: int,
+        batch_size: int,
+        clip_norm: float | None,
+    ) -> bool:
+        """Train, from the last checkpoint if there is one; whether this process is the one that writes the result."""
+        last = folder / "last.ckpt"
+        data = PatchData(self.config, stream, steps, batch_size)
+        with warnings.catch_warnings():
+            _silence_lightning()
+            trainer = self._trainer(folder, steps, clip_norm, resumed=last.exists())
+            trainer.fit(make_module(), data, ckpt_path=last if last.exists() else None, weights_only=True)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        return trainer.is_global_zero
 
     def _trainer(self, folder: Path, steps: int, clip_norm: float | None, resumed: bool) -> L.Trainer:
         config = self.config
@@ -260,7 +263,7 @@ def _claim_folder(out: Path, config: RunConfig) -> None:
                     "choose another --out, or give the same configuration to go on with it"
                 )
         return
-    if out.exists() and any(p.name != "store" for p in out.iterdir()):
+    if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty and holds no run: choose another --out")
     write_text(path, yaml.safe_dump(to_dict(config), sort_keys=False))
 

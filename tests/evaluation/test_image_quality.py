@@ -27,6 +27,7 @@ def test_constant_error_by_hand():
     (lesion,) = score.lesions
     assert lesion.psnr == pytest.approx(40, abs=1e-3)
     assert lesion.bias_hu == pytest.approx(14)
+    assert lesion.rmse_hu == pytest.approx(14)
 
 
 def test_lesion_regions_by_hand():
@@ -102,7 +103,7 @@ def test_averages_are_over_images_and_over_lesions():
     values = quality.compute()
     for key in ("psnr", "ssim", "rmse_hu"):
         assert values[key] == pytest.approx(sum(getattr(s, key) for s in scores) / 3)
-    for key in ("psnr", "ssim", "bias_hu"):
+    for key in ("psnr", "ssim", "rmse_hu", "bias_hu"):
         assert values[f"lesion_{key}"] == pytest.approx(sum(getattr(lesion, key) for lesion in lesions) / 3)
     quality.reset()
     assert quality.count == 0
@@ -118,6 +119,7 @@ def test_perfect_images():
         "rmse_hu": 0.0,
         "lesion_psnr": None,
         "lesion_ssim": None,
+        "lesion_rmse_hu": None,
         "lesion_bias_hu": None,
     }
 

@@ -1,5 +1,6 @@
 """A run that is interrupted anywhere and continued ends with the same weights, bit for bit."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,3 +91,30 @@ def test_diverged_loss_stops_the_run(tiny_config: RunConfig) -> None:
     diverging = replace(tiny_config.denoiser_phase, learning_rate=1e30)
     with pytest.raises(InputError, match=r"denoiser loss is (nan|inf) at step"):
         train(replace(tiny_config, denoiser_phase=diverging))
+
+
+def test_bf16_autocast_trains_near_float32(tiny_config: RunConfig, tmp_path: Path) -> None:
+    short = replace(tiny_config, collaborate=replace(tiny_config.collaborate, steps=3))
+    train(short)
+    half = replace(short, precision="bf16-mixed", out=str(tmp_path / "bf16"))
+    train(half)
+    for key, value in weights(half.out, "denoiser").items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, weights(short.out, "denoiser")[key], rtol=0.1, atol=0.01)
+
+
+def test_logs_hold_the_curves_of_every_phase(tiny_config: RunConfig) -> None:
+    train(tiny_config)
+    logged = {
+        phase: run_module.curves(Path(tiny_config.out) / phase) for phase in ("detector", "denoiser", "collaborate")
+    }
+    assert logged["detector"]["detector/total"][0] == [0, 1, 2, 3]
+    assert "val/ap50" in logged["detector"]
+    assert {"denoiser/mse", "val/psnr", "val/lesion_psnr"} <= set(logged["denoiser"])
+    terms = {"mse", "roi_perceptual", "detection", "total"}
+    assert {f"collaborate/{term}" for term in terms} <= set(logged["collaborate"])
+    cost = json.loads((Path(tiny_config.out) / "collaborate" / "cost.json").read_text())
+    assert cost["steps"] == 8
+    assert cost["seconds"] > 0
+    assert cost["peak_memory_mb"] > 100
+    assert list((Path(tiny_config.out) / "collaborate").rglob("events.out.tfevents*"))
