@@ -106,6 +106,8 @@ def run_demo(config: RunConfig, study: Study, *, seeds: int = 1, quick: bool = F
         build_report("LIDnet demo", summary, first, rows, evaluations[0], phases, facts, LIDNET, CONTROL),
     )
     print_results(rows, f"Held-out phantom patients, {seeds} seed(s)")
+    trained = {f"LIDnet minus {name}": gain for name, gain in gains.items() if name in arms}
+    print_results(trained, "Differences on the same seeds")
     print(summary)
     print(f"Report: {out / 'report.html'}")
     return rows

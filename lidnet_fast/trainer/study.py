@@ -27,7 +27,7 @@ class Study:
     patients: tuple[tuple[str, int], ...] = (("train", 50), ("val", 4), ("test", 16))
     options: PhantomOptions = field(default_factory=PhantomOptions)
     scan_photons: float = 1e5
-    dose_fraction: float = 0.01
+    dose_fraction: float = 0.02
 
 
 # A scan at `scan_photons` is simulated as a fraction of one with this many times more photons: nearly noise-free.
