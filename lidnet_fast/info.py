@@ -6,7 +6,7 @@ import lidnet_fast
 from lidnet_fast import backend
 from lidnet_fast.runtime import machine_facts
 
-_TRAIN_PACKAGES = ("lightning", "torchmetrics", "faster-coco-eval", "torchjd", "pydicom", "blosc2", "matplotlib")
+_TRAIN_PACKAGES = ("lightning", "torchmetrics", "faster-coco-eval", "torchjd", "pydicom", "blosc2", "pillow")
 
 
 def describe() -> str:
