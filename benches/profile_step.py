@@ -1,9 +1,10 @@
 """Where the time of a collaborative step goes: every part on its own, forward and backward, medians.
 
-    python benches/profile_step.py            both scales, about three minutes on two cores
+    python benches/profile_step.py            both scales, about four minutes on two cores
 
 Each part runs on detached inputs, so that its backward ends where the part ends; parts are interleaved, so that a busy
-moment of the machine hits all of them. The last line prints the table in Markdown for docs/performance.md.
+moment of the machine hits all of them. The tables are Markdown, for
+docs/performance.md.
 """
 
 import argparse
@@ -20,10 +21,10 @@ from torch import Tensor
 import lidnet_fast
 from lidnet_fast.data.dose import DoseSimulation, noise_variance_maps, sample_generator, sector_noise
 from lidnet_fast.data.lidc import load_lidc_boxes
-from lidnet_fast.models.denoisers import build_denoiser
-from lidnet_fast.models.detectors import build_detector
 from lidnet_fast.models.windowing import HUWindow
 from lidnet_fast.runtime import keep_freed_memory, machine_facts
+from lidnet_fast.trainer.config import NetworkConfig
+from lidnet_fast.trainer.networks import build_network
 
 
 @dataclass(frozen=True)
@@ -33,20 +34,28 @@ class Scale:
     name: str
     images: int
     size: int
-    denoiser: str
-    detector: str
+    denoiser: NetworkConfig
+    detector: NetworkConfig
     pixel: Mapping[str, float]
     vgg: bool
 
 
 SCALES = (
-    Scale("demo: 4x128x128", 4, 128, "small", "faster_rcnn_small", {"mse": 1.0}, False),
     Scale(
-        "whole slices: 4x512x512",
+        "demo: 4x128x128, unet of 16 channels, faster_rcnn_small",
+        4,
+        128,
+        NetworkConfig("unet", {"channels": 16, "levels": 3, "blocks": 1}),
+        NetworkConfig("faster_rcnn_small"),
+        {"mse": 1.0},
+        False,
+    ),
+    Scale(
+        "whole slices: 4x512x512, unet, faster_rcnn_resnet18_fpn",
         4,
         512,
-        "unet",
-        "faster_rcnn_resnet18_fpn",
+        NetworkConfig("unet"),
+        NetworkConfig("faster_rcnn_resnet18_fpn"),
         {"mse": 1.0, "ssim": 0.1},
         True,
     ),
@@ -60,8 +69,8 @@ def parts_of(scale: Scale) -> dict[str, Callable[[], None]]:
     window = HUWindow()
     hu = torch.empty(n, side, side).uniform_(-1000, 400)
     simulation = DoseSimulation(dose_fraction=0.1)
-    denoiser = build_denoiser(scale.denoiser).to(memory_format=torch.channels_last)
-    detector = build_detector(scale.detector).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    denoiser = build_network("denoiser", scale.denoiser)
+    detector = build_network("detector", scale.detector).eval().requires_grad_(False)
     low, normal = (window.scale(image)[:, None] for image in (hu + 100 * torch.randn_like(hu), hu))
     boxes = lidc_boxes(n, side)
     with torch.no_grad():
@@ -172,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         repeats = options.repeats if not scale.vgg else max(3, options.repeats // 2)
         times = medians(parts_of(scale), repeats)
         total = sum(times.values())
-        print(f"\n| {scale.name} ({scale.denoiser}, {scale.detector}) | ms | share |\n| --- | ---: | ---: |")
+        print(f"\n| {scale.name} | ms | share |\n| --- | ---: | ---: |")
         for name, seconds in times.items():
             print(f"| {name} | {seconds * 1e3:.1f} | {seconds / total:.0%} |")
         print(f"| **sum** | **{total * 1e3:.0f}** | |")
