@@ -3,8 +3,7 @@
     python benches/profile_step.py            both scales, about four minutes on two cores
 
 Each part runs on detached inputs, so that its backward ends where the part ends; parts are interleaved, so that a busy
-moment of the machine hits all of them. The tables are Markdown, for
-docs/performance.md.
+moment of the machine hits all of them. The tables are Markdown, for docs/performance.md.
 """
 
 import argparse
