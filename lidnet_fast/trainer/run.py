@@ -28,7 +28,7 @@ from lidnet_fast.trainer.objective import JointObjective
 from lidnet_fast.trainer.phases import CollaboratePhase, DenoiserPhase, DetectorPhase, Phase
 
 # What may differ between a run and its continuation, since no result depends on it.
-_FREE_KEYS = {"out", "accelerator", "devices", "num_nodes", "log_every", "checkpoint_every", "data.workers"}
+_FREE_KEYS = {"out", "accelerator", "log_every", "checkpoint_every", "data.workers"}
 
 
 class Run:
@@ -160,9 +160,12 @@ class Run:
         with warnings.catch_warnings():
             _silence_lightning()
             trainer = self._trainer(folder, steps, clip_norm, resumed=last.exists())
-            trainer.fit(make_module(), data, ckpt_path=last if last.exists() else None, weights_only=True)
-        if trainer.interrupted:
-            raise KeyboardInterrupt
+            try:
+                trainer.fit(make_module(), data, ckpt_path=last if last.exists() else None, weights_only=True)
+            except SystemExit as stop:  # what Lightning makes of Ctrl-C
+                if trainer.interrupted:
+                    raise KeyboardInterrupt from stop
+                raise
         return trainer.is_global_zero
 
     def _trainer(self, folder: Path, steps: int, clip_norm: float | None, resumed: bool) -> L.Trainer:

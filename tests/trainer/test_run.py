@@ -1,12 +1,14 @@
 """A run that is interrupted anywhere and continued ends with the same weights, bit for bit."""
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from lidnet_fast import cli
 from lidnet_fast.errors import InputError
 from lidnet_fast.trainer import run as run_module
 from lidnet_fast.trainer.config import RunConfig
@@ -58,6 +60,24 @@ def test_interrupted_run_continues_bit_exactly(
         assert expected.keys() == found.keys()
         for key in expected:
             assert torch.equal(expected[key], found[key]), f"{name}: {key}"
+
+
+def test_ctrl_c_ends_as_an_interruption_and_the_run_goes_on(
+    tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(self, batch, batch_idx):
+        raise KeyboardInterrupt
+
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(DenoiserPhase, "training_step", interrupt)
+        patch.setitem(cli.COMMANDS, "train", lambda _: train(tiny_config))
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["train"])
+    signal.signal(signal.SIGINT, handler)  # Lightning ignores further ones
+    assert stop.value.code == 130
+    assert "goes on from the last checkpoint" in capsys.readouterr().err
+    train(tiny_config)
 
 
 def test_finished_phases_are_not_trained_again(tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
