@@ -98,7 +98,9 @@ def _prepare_process() -> None:
 def demo(arguments: Sequence[str]) -> None:
     """`lidnet-fast demo`."""
     parser = _run_parser("demo", "Train LIDnet and its controls on phantoms, and write a report.", "demo.yaml")
-    parser.add_argument("--quick", action="store_true", help="MSE and LIDnet only, without the independent judge")
+    parser.add_argument(
+        "--quick", action="store_true", help="MSE and LIDnet only, half the samples, no independent judge"
+    )
     parser.add_argument("--seeds", type=int, default=1, help="average over this many seeds, with intervals")
     # A folder of its own: the full demo would refuse to go on with a run of another configuration.
     parser.set_defaults(out="runs/demo_quick" if "--quick" in arguments else "runs/demo")

@@ -45,7 +45,7 @@ def run_demo(config: RunConfig, study: Study, *, seeds: int = 1, quick: bool = F
         config: of LIDnet; `data.store` and `seed` are set here.
         study: the phantoms.
         seeds: runs with different phantoms, noise and initial weights; with more than one, means and 95 % intervals.
-        quick: MSE and LIDnet only, without the independent judge.
+        quick: MSE and LIDnet only, without the independent judge, on half the samples.
 
     Returns:
         Arm -> metric -> value, as printed.
@@ -56,7 +56,8 @@ def run_demo(config: RunConfig, study: Study, *, seeds: int = 1, quick: bool = F
     if seeds < 1:
         raise InputError(f"--seeds must be at least 1, got {seeds}")
     if quick:
-        config = replace(config, independent_judge=None)
+        half = replace(config.evaluation, samples=max(config.evaluation.samples // 2, 1))
+        config = replace(config, independent_judge=None, evaluation=half)
     out = Path(config.out)
     arms = controls(config.collaborate.objective, quick)
     evaluations: list[Evaluation] = []
