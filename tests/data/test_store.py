@@ -80,7 +80,7 @@ def test_window_decodes_only_its_blocks(study):
     opened = blosc2.open(str(volume), mode="r")
     assert (opened.chunks, opened.blocks) == ((1, 128, 256), (1, 128, 128))
     chunk = opened.schunk.get_chunk(0)
-    # A chunk is a header of 32 bytes, the offsets of its blocks, the blocks in the order in which threads finished them.
+    # A chunk is a header of 32 bytes, the offsets of its blocks, and the blocks as threads finished them.
     left, start = np.frombuffer(chunk, np.int32, 2, 32)
     end = left if left > start else len(chunk)
     content = bytearray(volume.read_bytes())
