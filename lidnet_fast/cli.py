@@ -55,7 +55,7 @@ def _parse(parser, arguments):  # type: ignore[no-untyped-def]
 
 
 def _faulty_file(parser, arguments):  # type: ignore[no-untyped-def]
-    """ "FILE: " if it is the file given with --config that can't be parsed; jsonargparse doesn't say."""
+    """The name of the file given with --config, if that is what can't be parsed; jsonargparse doesn't say."""
     from jsonargparse import ArgumentError
 
     for option, value in pairwise(arguments):
@@ -172,10 +172,9 @@ def info(arguments: Sequence[str]) -> None:
 
 
 def _run_config(parser, options):  # type: ignore[no-untyped-def]
-    from lidnet_fast.trainer.config import RunConfig
+    from lidnet_fast.trainer.config import from_options
 
-    made = parser.instantiate(options)
-    return RunConfig(**{name: getattr(made, name) for name in RunConfig.__dataclass_fields__})
+    return from_options(parser.instantiate(options))
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {

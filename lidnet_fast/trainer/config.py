@@ -146,6 +146,11 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
     return asdict(config)
 
 
+def from_options(options: Any) -> RunConfig:
+    """The configuration among parsed options, which may hold a command's own options too."""
+    return RunConfig(**{name: getattr(options, name) for name in RunConfig.__dataclass_fields__})
+
+
 def validate(config: RunConfig) -> None:
     """Refuse values that can't work, before anything is built.
 

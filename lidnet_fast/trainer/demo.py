@@ -60,16 +60,16 @@ def run_demo(config: RunConfig, study: Study, *, seeds: int = 1, quick: bool = F
         config = replace(config, independent_judge=None, evaluation=half)
     out = Path(config.out)
     arms = controls(config.collaborate.objective, quick)
+    configs: list[RunConfig] = []
     evaluations: list[Evaluation] = []
-    first = config
     for number in range(seeds):
         folder, store = out / f"seed{number}", out / f"study{number}" / "store"
         mine = replace(config, out=str(folder), seed=config.seed + number, data=replace(config.data, store=str(store)))
         if not store.exists():
             with recorded_cost(store.with_name("cost.json")):
                 make_study(store, study, mine.seed)
+        configs.append(mine)
         evaluations.append(_run_seed(mine, arms))
-        first = mine if number == 0 else first
     rows = summarise([e.flat() for e in evaluations])
     gains = paired_gains([e.flat() for e in evaluations])
     folders = {name: out / "seed0" / _phase(name) for name in arms}
@@ -104,7 +104,7 @@ def run_demo(config: RunConfig, study: Study, *, seeds: int = 1, quick: bool = F
     phases = {"detector": out / "seed0" / "detector", "warm-up": out / "seed0" / "denoiser", **folders}
     write_report(
         out / "report.html",
-        build_report("LIDnet demo", summary, first, rows, evaluations[0], phases, facts, LIDNET, CONTROL),
+        build_report("LIDnet demo", summary, configs[0], rows, evaluations[0], phases, facts, LIDNET, CONTROL),
     )
     print_results(rows, f"Held-out phantom patients, {seeds} seed(s)")
     trained = {f"LIDnet minus {name}": gain for name, gain in gains.items() if name in arms}

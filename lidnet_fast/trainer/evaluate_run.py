@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 from lidnet_fast.errors import InputError
 from lidnet_fast.report.page import write_report
 from lidnet_fast.runtime import machine_facts
-from lidnet_fast.trainer.config import RunConfig, validate
+from lidnet_fast.trainer.config import RunConfig, from_options, validate
 from lidnet_fast.trainer.device import evaluation_device
 from lidnet_fast.trainer.evaluate import Evaluation, evaluate, network_arm, reference_arms, write_metrics
 from lidnet_fast.trainer.networks import load_denoiser, load_detector
@@ -30,7 +30,7 @@ def read_config(path: Path) -> RunConfig:
         made = parser.instantiate(parser.parse_object(yaml.safe_load(path.read_text(encoding="utf-8"))))
     except Exception as error:  # whatever YAML and jsonargparse raise
         raise InputError(f"{path} is not the configuration of a run: {error}") from error
-    return RunConfig(**{name: getattr(made, name) for name in RunConfig.__dataclass_fields__})
+    return from_options(made)
 
 
 def evaluate_run(folder: Path, denoiser: Path | None = None, samples: int | None = None) -> Evaluation:

@@ -109,10 +109,7 @@ class DetectorPhase(Phase):
 
     def configure_optimizers(self) -> Any:
         """AdamW with the cosine schedule, stepped every batch."""
-        optimizer = torch.optim.AdamW(
-            self.detector.parameters(), self.config.learning_rate, weight_decay=self.config.weight_decay
-        )
-        return {"optimizer": optimizer, "lr_scheduler": _per_step(optimizer, self.config.steps)}
+        return _scheduled_adamw(self.detector, self.config)
 
 
 class DenoiserPhase(Phase):
@@ -138,10 +135,7 @@ class DenoiserPhase(Phase):
 
     def configure_optimizers(self) -> Any:
         """AdamW with the cosine schedule, stepped every batch."""
-        optimizer = torch.optim.AdamW(
-            self.denoiser.parameters(), self.config.learning_rate, weight_decay=self.config.weight_decay
-        )
-        return {"optimizer": optimizer, "lr_scheduler": _per_step(optimizer, self.config.steps)}
+        return _scheduled_adamw(self.denoiser, self.config)
 
 
 class CollaboratePhase(Phase):
@@ -226,8 +220,10 @@ class CollaboratePhase(Phase):
         ]
 
 
-def _per_step(optimizer: torch.optim.Optimizer, steps: int) -> dict[str, Any]:
-    return {"scheduler": LambdaLR(optimizer, cosine_schedule(steps)), "interval": "step"}
+def _scheduled_adamw(network: nn.Module, config: PhaseConfig) -> dict[str, Any]:
+    optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    schedule = LambdaLR(optimizer, cosine_schedule(config.steps))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 @contextmanager
