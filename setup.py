@@ -1,5 +1,59 @@
-"""Build script; the metadata lives in pyproject.toml."""
+"""Builds the optional C++ extension; the metadata lives in pyproject.toml.
+
+The extension uses PyTorch's stable ABI, so that one library serves every torch from 2.10 on. It is left out, and the
+package runs on the plain PyTorch definitions, where torch isn't importable while building (an isolated build) or there is
+no compiler. LIDNET_FAST_EXTENSION=0 leaves it out on purpose, =1 makes a failed build an error.
+"""
+
+import os
+import sys
+from pathlib import Path
 
 from setuptools import setup
 
-setup()
+CHOICE = os.environ.get("LIDNET_FAST_EXTENSION", "auto")
+OLDEST_TORCH = "0x020a000000000000"  # 2.10
+
+
+def extension() -> dict:
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+    class OptionalBuild(BuildExtension):
+        def run(self) -> None:
+            try:
+                super().run()
+            except Exception as error:
+                if CHOICE == "1":
+                    raise
+                print(f"lidnet_fast: building without the C++ extension: {error}", file=sys.stderr)
+
+    sources = sorted(str(path) for path in Path("csrc").rglob("*.cpp"))
+    flags = ["-O3", "-std=c++17", "-g0", "-Wno-psabi", f"-DTORCH_TARGET_VERSION={OLDEST_TORCH}"]
+    return {
+        "ext_modules": [
+            CppExtension(
+                "lidnet_fast._C",
+                sources,
+                depends=sorted(str(path) for path in Path("csrc").rglob("*.h")),
+                extra_compile_args={"cxx": flags},
+                py_limited_api=True,
+            )
+        ],
+        "cmdclass": {"build_ext": OptionalBuild},
+        "options": {"bdist_wheel": {"py_limited_api": "cp311"}},
+    }
+
+
+def optional_extension() -> dict:
+    if CHOICE == "0":
+        return {}
+    try:
+        return extension()
+    except ImportError as error:
+        if CHOICE == "1":
+            raise
+        print(f"lidnet_fast: building without the C++ extension: {error}", file=sys.stderr)
+        return {}
+
+
+setup(**optional_extension())

@@ -1,16 +1,23 @@
 """Checks of the ops' arguments. Each raises a one-line error that names the argument and the offending value.
 
-Shapes, dtypes, devices and options are checked everywhere. Values of tensors are checked on CPU tensors only, because
-looking at them would synchronise an accelerator, and not while torch.compile traces.
+Types, shapes, dtypes, devices and options are checked everywhere, before any kernel runs. Values of boxes and weights
+are read on CPU tensors only, where the error names the row. Reading them would synchronise an accelerator, and can't
+be done while torch.compile or torch.export traces: on CUDA, and in what was traced, an assertion is queued ahead of
+the op instead (torch._assert_async), which says that some box is bad, but not which. On other accelerators nothing
+looks at the values. Kernels rely on neither: they clamp a batch index into [0, N) and never read outside the features.
 """
 
 import math
 from collections.abc import Collection, Sequence
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+# What the features or images with so many dimensions are.
+LAYOUTS = {4: "[N, C, H, W]", 5: "[N, C, D, H, W]"}
 
 Boxes = Tensor | Sequence[Tensor]
 
@@ -20,22 +27,30 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def check_float(name: str, tensor: Tensor, dimensions: int | None = None) -> None:
-    """`tensor` is a floating-point Tensor, with so many dimensions."""
+def check_float(name: str, tensor: Tensor) -> None:
+    """`tensor` is a floating-point Tensor."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
     if tensor.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {tensor.dtype}")
-    if dimensions is not None and tensor.ndim != dimensions:
-        raise ValueError(f"{name} must have {dimensions} dimensions, got shape {tuple(tensor.shape)}")
 
 
-def check_pair(input: Tensor, target: Tensor, input_name: str = "input", target_name: str = "target") -> None:
-    """Both are [N, C, H, W] with C, H, W > 0, alike in shape, dtype and device, and `target` needs no gradient."""
-    check_float(input_name, input, 4)
-    check_float(target_name, target, 4)
+def check_pair(
+    input: Tensor, target: Tensor, input_name: str = "input", target_name: str = "target", *, volumes: bool = False
+) -> None:
+    """Both are [N, C, H, W], or with `volumes` also [N, C, D, H, W], and C, D, H, W > 0.
+
+    They are alike in shape, dtype and device, and `target` needs no gradient.
+    """
+    dimensions = tuple(LAYOUTS) if volumes else (4,)
+    for name, tensor in ((input_name, input), (target_name, target)):
+        check_float(name, tensor)
+        if tensor.ndim not in dimensions:
+            numbers, layouts = " or ".join(map(str, dimensions)), " or ".join(LAYOUTS[n] for n in dimensions)
+            raise ValueError(f"{name} must have {numbers} dimensions, {layouts}, got shape {tuple(tensor.shape)}")
     if 0 in input.shape[1:]:
-        raise ValueError(f"{input_name} must have C, H and W of at least 1, got shape {tuple(input.shape)}")
+        sides = "C, H and W" if input.ndim == 4 else "C, D, H and W"
+        raise ValueError(f"{input_name} must have {sides} of at least 1, got shape {tuple(input.shape)}")
     if input.shape != target.shape:
         raise ValueError(
             f"{target_name} must have the shape of {input_name}, {tuple(input.shape)}, got {tuple(target.shape)}"
@@ -49,63 +64,87 @@ def check_pair(input: Tensor, target: Tensor, input_name: str = "input", target_
 
 
 def as_rois(boxes: Boxes, input: Tensor) -> Tensor:
-    """Boxes checked against `input` [N, C, H, W] and brought to one form: Tensor[K, 5] in the dtype of the arithmetic.
+    """Boxes checked against `input` and brought to one form: contiguous, in the dtype of the arithmetic, detached.
 
     Args:
-        boxes: Tensor[K, 5] of (batch index, x1, y1, x2, y2), or N Tensors [L_i, 4] of (x1, y1, x2, y2).
+        boxes: For `input` [N, C, H, W] Tensor[K, 5] of (batch index, x1, y1, x2, y2), or N Tensors [L_i, 4] of
+            (x1, y1, x2, y2); for [N, C, D, H, W] Tensor[K, 7] of (batch index, x1, y1, z1, x2, y2, z2), or N Tensors
+            [L_i, 6].
         input: Gives the batch size, the device and, by `compute_dtype`, the dtype.
+
+    Returns:
+        Tensor[K, 5] or Tensor[K, 7].
     """
-    dtype, images = compute_dtype(input.dtype), input.shape[0]
+    images, width = input.shape[0], 2 * input.ndim - 3
+    dtype = compute_dtype(input.dtype)
     if isinstance(boxes, Tensor):
-        _check_box_tensor("boxes", boxes, 5, input.device)
-        rois = boxes.detach().to(dtype)
-        if _values_can_be_read(rois):
-            _check_box_values("boxes", rois[:, 1:])
-            _check_batch_index(rois[:, 0], images)
+        _check_box_tensor("boxes", boxes, width, input)
+        rois = boxes.detach().to(dtype).contiguous()
+        _check_box_values(rois, images, None)
         return rois
     if not isinstance(boxes, Sequence):
-        raise TypeError(f"boxes must be a Tensor[K, 5] or a list of Tensor[L, 4], got {type(boxes).__name__}")
+        raise TypeError(
+            f"boxes must be a Tensor[K, {width}] or a list of Tensor[L, {width - 1}], got {type(boxes).__name__}"
+        )
     if len(boxes) != images:
         raise ValueError(f"boxes must be a list of one Tensor per image, {images}, got {len(boxes)}")
-    parts = [input.new_zeros((0, 5), dtype=dtype)]
+    parts = [torch.empty((0, width), dtype=dtype, device=input.device)]
     for number, of_image in enumerate(boxes):
-        _check_box_tensor(f"boxes[{number}]", of_image, 4, input.device)
+        _check_box_tensor(f"boxes[{number}]", of_image, width - 1, input)
         corners = of_image.detach().to(dtype)
-        if _values_can_be_read(corners):
-            _check_box_values(f"boxes[{number}]", corners)
         parts.append(torch.cat((corners.new_full((corners.shape[0], 1), number), corners), dim=1))
-    return torch.cat(parts)
+    rois = torch.cat(parts)
+    _check_box_values(rois, images, [of_image.shape[0] for of_image in boxes])
+    return rois
 
 
 def as_box_weights(box_weights: Tensor | None, rois: Tensor) -> Tensor | None:
-    """Weights of the boxes checked against `rois` [K, 5]: Tensor[K] in its dtype, or None."""
+    """Weights of the boxes checked against `rois` [K, 5] or [K, 7]: Tensor[K] in its dtype, or None."""
     if box_weights is None:
         return None
-    check_float("box_weights", box_weights, 1)
+    check_float("box_weights", box_weights)
+    if box_weights.ndim != 1:
+        raise ValueError(f"box_weights must have 1 dimension, got shape {tuple(box_weights.shape)}")
     if box_weights.shape[0] != rois.shape[0]:
         raise ValueError(f"box_weights must have one value per box, {rois.shape[0]}, got {box_weights.shape[0]}")
     if box_weights.device != rois.device:
         raise ValueError(f"box_weights must be on the device of the features, {rois.device}, got {box_weights.device}")
     if box_weights.requires_grad:
         raise ValueError("box_weights requires a gradient but never gets one: pass box_weights.detach()")
-    if _values_can_be_read(box_weights) and not bool(box_weights.isfinite().all()):
-        row = int((~box_weights.isfinite()).nonzero()[0])
+    finite = box_weights.isfinite()
+    if not _values_can_be_read(box_weights):
+        _assert_on_device(finite.all(), "box_weights must be finite")
+    elif not bool(finite.all()):
+        row = int((~finite).nonzero()[0])
         raise ValueError(f"box_weights[{row}] must be finite, got {box_weights[row].item()}")
     return box_weights.to(rois.dtype)
 
 
-def as_output_size(output_size: int | Sequence[int]) -> tuple[int, int]:
-    """Rows and columns of bins, both at least 1, from one number or two."""
-    pair = tuple(output_size) if isinstance(output_size, Sequence) else (output_size, output_size)
-    if len(pair) != 2 or not all(isinstance(size, int) and size >= 1 for size in pair):
-        raise ValueError(f"output_size must be an int >= 1 or two of them, got {output_size!r}")
-    return pair[0], pair[1]
+def as_output_size(output_size: int | Sequence[int], dimensions: int = 2) -> tuple[int, ...]:
+    """Rows and columns of bins, or depth, rows and columns, all at least 1, from one number or one of each."""
+    sizes = tuple(output_size) if isinstance(output_size, Sequence) else (output_size,) * dimensions
+    if len(sizes) != dimensions or not all(_is_integer(size) and size >= 1 for size in sizes):
+        several = {2: "two of them (rows, columns)", 3: "three of them (depth, rows, columns)"}[dimensions]
+        raise ValueError(f"output_size must be an int >= 1 or {several}, got {output_size!r}")
+    return tuple(int(size) for size in sizes)
 
 
 def check_sampling_ratio(sampling_ratio: int) -> None:
     """Samples per bin and axis, or -1 or 0 for the adaptive rule."""
-    if not isinstance(sampling_ratio, int) or sampling_ratio < -1:
+    if not _is_integer(sampling_ratio) or sampling_ratio < -1:
         raise ValueError(f"sampling_ratio must be an int >= 1, or -1 or 0 (adaptive), got {sampling_ratio!r}")
+
+
+def check_int(name: str, value: int) -> None:
+    """`value` is an integer, and not a truth value."""
+    if not _is_integer(value):
+        raise ValueError(f"{name} must be an int, got {value!r}")
+
+
+def check_bool(name: str, value: bool) -> None:
+    """`value` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:
@@ -116,36 +155,65 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> None:
 
 def check_positive(name: str, value: float) -> None:
     """`value` is a finite number above 0."""
-    if not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value) or value <= 0:
         raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
 
 
-def _check_box_tensor(name: str, boxes: Tensor, width: int, device: torch.device) -> None:
+def _is_integer(value: object) -> bool:
+    """Whether `value` is an int or NumPy integer; True and False, ints to Python, aren't meant as numbers here."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _check_box_tensor(name: str, boxes: Tensor, width: int, input: Tensor) -> None:
     check_float(name, boxes)
     if boxes.ndim != 2 or boxes.shape[1] != width:
-        raise ValueError(f"{name} must have shape [boxes, {width}], got {tuple(boxes.shape)}")
-    if boxes.device != device:
-        raise ValueError(f"{name} must be on the device of the images or features, {device}, got {boxes.device}")
+        kind = "images" if input.ndim == 4 else "volumes"
+        raise ValueError(f"{name} must have shape [boxes, {width}] for {kind}, got {tuple(boxes.shape)}")
+    if boxes.device != input.device:
+        raise ValueError(f"{name} must be on the device of the images or features, {input.device}, got {boxes.device}")
+
+
+def _check_box_values(rois: Tensor, images: int, lengths: Sequence[int] | None) -> None:
+    """The values of `rois` [K, 5] or [K, 7]; `lengths` is how many boxes each image gave, if they came as a list."""
+    axes = "xyz"[: rois.shape[1] // 2]
+    index, lower, upper = rois[:, 0], rois[:, 1 : 1 + len(axes)], rois[:, 1 + len(axes) :]
+    ordered, finite = upper >= lower, rois.abs() < math.inf
+    present = (index >= 0) & (index < images) & (index == index.floor())
+    sound = ordered.all() & finite.all() & present.all()
+    rule = " and ".join(f"{axis}2 >= {axis}1" for axis in axes)
+    if not _values_can_be_read(rois):
+        _assert_on_device(sound, f"boxes must have finite coordinates, {rule} and integer batch indices of the input")
+        return
+    if bool(sound):
+        return
+    finite = finite[:, 1:].all(1)
+    wrong = ~(finite & ordered.all(1))
+    row = int((wrong if bool(wrong.any()) else ~present).nonzero()[0])
+    name = f"boxes[{row}]"
+    if lengths is not None:
+        image = int(index[row])
+        name = f"boxes[{image}][{row - sum(lengths[:image])}]"
+    if not bool(wrong[row]):
+        raise ValueError(f"{name} must have an integer batch index in [0, {images}), got {index[row].item()}")
+    corners = ", ".join(f"{axis}{end}" for end in (1, 2) for axis in axes)
+    need = rule if bool(finite[row]) else "finite coordinates"
+    raise ValueError(f"{name} must have {need}, got ({corners}) = {tuple(rois[row, 1:].tolist())}")
 
 
 def _values_can_be_read(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not _is_batched(tensor)
 
 
-def _check_box_values(name: str, corners: Tensor) -> None:
-    finite = corners.isfinite().all(1)
-    ordered = (corners[:, 2:] >= corners[:, :2]).all(1)
-    wrong = ~(finite & ordered)
-    if not bool(wrong.any()):
-        return
-    row = int(wrong.nonzero()[0])
-    rule = "x2 >= x1 and y2 >= y1" if bool(finite[row]) else "finite coordinates"
-    raise ValueError(f"{name}[{row}] must have {rule}, got (x1, y1, x2, y2) = {tuple(corners[row].tolist())}")
+def _assert_on_device(sound: Tensor, message: str) -> None:
+    """Has the device fail with `message` if `sound` is false, without waiting for it; not on every kind of device."""
+    if sound.device.type in ("cpu", "cuda") and (torch.compiler.is_compiling() or not _is_batched(sound)):
+        torch._assert_async(sound, message)
 
 
-def _check_batch_index(index: Tensor, images: int) -> None:
-    wrong = ~((index >= 0) & (index < images) & (index == index.floor()))
-    if not bool(wrong.any()):
-        return
-    row = int(wrong.nonzero()[0])
-    raise ValueError(f"boxes[{row}] must have an integer batch index in [0, {images}), got {index[row].item()}")
+def _is_batched(tensor: Tensor) -> bool:
+    """Whether torch.vmap batches `tensor`, at any level: it has no values to read then, and the op refuses it."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        if torch._C._functorch.is_batchedtensor(tensor):
+            return True
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return False

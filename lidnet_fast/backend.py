@@ -1,23 +1,34 @@
 """Which implementation of the ops runs.
 
-"reference" (plain PyTorch) is the only one in this build. The choice is, in this order, what `use` was last given, the
-environment variable LIDNET_FAST_BACKEND, the default.
+"fused" is the library's kernels: C++ on the CPU, Triton on CUDA. "reference" is plain PyTorch, the definition. Where a
+device or an op has no kernel, "fused" runs the reference. The choice is, in this order, what `use` was last given, the
+environment variable LIDNET_FAST_BACKEND, and "fused" where any kernel is available.
 """
 
+import functools
+import importlib.util
 import os
-from types import ModuleType
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
 
 _VARIABLE = "LIDNET_FAST_BACKEND"
-_DEFAULT = "reference"
-_AVAILABLE = ("reference",)
-_NOT_IN_THIS_BUILD = ("fused",)
+_NAMES = ("reference", "fused")
+_MEND = "to mend it, in a checkout: pip install --no-build-isolation --editable ."
 
 _used: str | None = None
 
 
 def available() -> tuple[str, ...]:
     """Names of the implementations that can run here."""
-    return _AVAILABLE
+    return _NAMES if _has_kernels("cpu") or _has_kernels("cuda") else _NAMES[:1]
+
+
+def missing_kernels() -> Mapping[str, str | None]:
+    """Device type -> None where its kernels can run, else why they can't and how to mend it."""
+    return {"cpu": _load_extension(), "cuda": _missing_triton()}
 
 
 def use(name: str | None) -> None:
@@ -43,7 +54,9 @@ def current() -> str:
     """
     if _used is not None:
         return _used
-    name = os.environ.get(_VARIABLE) or _DEFAULT
+    name = os.environ.get(_VARIABLE)
+    if not name:
+        return available()[-1]
     _check(name, _VARIABLE)
     return name
 
@@ -55,23 +68,56 @@ def reason() -> str:
     return f"chosen by the environment variable {_VARIABLE}" if os.environ.get(_VARIABLE) else "the default"
 
 
-def implementation() -> ModuleType:
-    """The module that holds the chosen implementation of every op.
+def implementation(op: str, device: torch.device) -> Callable[..., Any]:
+    """The function that computes `op` on tensors of `device`.
 
     Raises:
         ValueError: As `current`.
     """
-    current()
+    if current() == "fused" and _has_kernels(device.type):
+        from lidnet_fast import ops
+
+        if op in ops.__all__:
+            return getattr(ops, op)
     # Imported at the first use: it brings torchvision, which takes seconds, and `import lidnet_fast` stays light.
     from lidnet_fast import reference
 
-    return reference
+    return getattr(reference, op)
+
+
+@torch.compiler.assume_constant_result
+def _has_kernels(device_type: str) -> bool:
+    return missing_kernels().get(device_type, "no kernels for it") is None
+
+
+@functools.cache
+def _load_extension() -> str | None:
+    library = next(Path(__file__).parent.glob("_C.*so"), None)
+    if library is None:
+        return f"the C++ extension isn't built (it needs a C++17 compiler); {_MEND}"
+    from lidnet_fast import ops  # noqa: F401  (the schemas that the library implements)
+
+    try:
+        torch.ops.load_library(str(library))
+    except (OSError, RuntimeError) as error:
+        return f"{library.name} doesn't load ({str(error).splitlines()[0]}); {_MEND}"
+    return None
+
+
+@functools.cache
+def _missing_triton() -> str | None:
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    if importlib.util.find_spec("triton") is None:
+        return "triton isn't installed; to mend it: pip install triton"
+    return None
 
 
 def _check(name: str, source: str) -> None:
-    if name in _AVAILABLE:
-        return
-    names = ", ".join(_AVAILABLE)
-    if name in _NOT_IN_THIS_BUILD:
-        raise ValueError(f"{source}: backend {name!r} isn't available in this build (available: {names})")
-    raise ValueError(f"{source}: unknown backend {name!r} (available: {names})")
+    names = ", ".join(available())
+    if name not in _NAMES:
+        raise ValueError(f"{source}: unknown backend {name!r} (available: {names})")
+    if name not in available():
+        raise ValueError(
+            f"{source}: backend {name!r} isn't available here (available: {names}): {missing_kernels()['cpu']}"
+        )

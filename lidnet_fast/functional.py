@@ -2,8 +2,13 @@
 
 Every function takes float32, float64, float16 and bfloat16, contiguous or not. Half-precision inputs are computed in
 float32 and give a float32 result (their gradients come back in their own dtype); autocast doesn't change that.
-Values of boxes and weights are checked on CPU tensors only, outside torch.compile: reading them on an accelerator would
-synchronise it. There the caller answers for them, and boxes outside the map are clamped as torchvision does.
+
+Types, shapes, dtypes, devices and options are checked before any kernel runs. Values of boxes and weights are read on
+CPU tensors only: NaN, infinities, x2 < x1 and a batch index that isn't there raise a ValueError that names the row. On
+CUDA tensors, where reading would wait for the device, and inside torch.compile and torch.export, an assertion is
+queued ahead of the op instead. It fails with a RuntimeError, on CUDA at the next synchronisation, as device-side
+assertions do. On other accelerators the caller answers for the values. The library's own kernels clamp a batch index
+into [0, N), so that a wrong one never reads outside the features.
 """
 
 import math
@@ -19,8 +24,10 @@ from ._checks import (
     as_box_weights,
     as_output_size,
     as_rois,
+    check_bool,
     check_choice,
     check_float,
+    check_int,
     check_pair,
     check_positive,
     check_sampling_ratio,
@@ -61,7 +68,7 @@ def roi_perceptual_loss(
     input: Tensor,
     target: Tensor,
     boxes: Boxes,
-    output_size: int | tuple[int, int] = 7,
+    output_size: int | Sequence[int] = 7,
     spatial_scale: float = 1.0,
     sampling_ratio: int = 2,
     aligned: bool = True,
@@ -70,22 +77,24 @@ def roi_perceptual_loss(
     box_weights: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """Difference of two feature maps inside boxes only.
+    """Difference of two feature maps, or two feature volumes, inside boxes only.
 
-    With l_k the mean of criterion(roi_align(input) - roi_align(target)) over the C*P*P values of box k, and w_k its
-    weight: "none" gives [w_k l_k], "sum" their sum, "mean" their sum over K. Unweighted, the mean with "mse" is
-    F.mse_loss of the pooled tensors. RoIAlign is torchvision's (He et al., Mask R-CNN, arXiv:1703.06870, section 3),
-    the loss that of LIDnet (Chen et al., arXiv:2104.08845).
+    With l_k the mean of criterion(roi_align(input) - roi_align(target)) over the C*P*P values of box k (C*P*P*P in
+    volumes), and w_k its weight: "none" gives [w_k l_k], "sum" their sum, "mean" their sum over K. Unweighted, the mean
+    with "mse" is F.mse_loss of the pooled tensors. RoIAlign is torchvision's (He et al., Mask R-CNN, arXiv:1703.06870,
+    section 3), on volumes the same rule on a third axis, with trilinear interpolation; the loss is that of LIDnet
+    (Chen et al., arXiv:2104.08845).
 
     Args:
-        input: Features [N, C, H, W]. Differentiable.
+        input: Features [N, C, H, W], or of volumes [N, C, D, H, W]. Differentiable.
         target: Features of `input`'s shape, dtype and device. Never gets a gradient, so it mustn't require one.
         boxes: As torchvision.ops.roi_align takes them, of any floating-point dtype and with no gradient:
-            Tensor[K, 5] of (batch index, x1, y1, x2, y2), or N Tensors [L_i, 4] of (x1, y1, x2, y2). In pixels of the
-            image; 0 <= x1 <= x2. Parts outside the map read as torchvision clamps them: the border's value within one
-            cell of it, 0 beyond.
-        output_size: P, or rows and columns of bins.
-        spatial_scale: Feature cells per pixel of the image, 1 / stride.
+            Tensor[K, 5] of (batch index, x1, y1, x2, y2), or N Tensors [L_i, 4] of (x1, y1, x2, y2). For volumes
+            Tensor[K, 7] of (batch index, x1, y1, z1, x2, y2, z2), or N Tensors [L_i, 6]; z is along D. In pixels of
+            the image, voxels of the volume; x1 <= x2. Parts outside the map read as torchvision clamps them: the
+            border's value within one cell of it, 0 beyond.
+        output_size: P, or rows and columns of bins; for volumes P, or depth, rows and columns.
+        spatial_scale: Feature cells per pixel of the image, 1 / stride; on volumes the same along all three axes.
         sampling_ratio: Samples per bin and axis; -1 (or 0): ceil(bin size in cells), torchvision's adaptive rule.
         aligned: True for pixel-edge coordinates (a box over pixel column 3 alone is x1=3, x2=4); False for
             torchvision's legacy rule, without the half-cell shift and with sides of at least one cell.
@@ -100,22 +109,25 @@ def roi_perceptual_loss(
     Raises:
         TypeError: For an argument of another type or dtype than above.
         ValueError: For shapes, devices or options that don't fit, a target that requires a gradient, and, on the CPU,
-            a box with NaN or infinite coordinates, with x2 < x1 or y2 < y1 or with a batch index that isn't there
-            (naming its row), or a weight that isn't finite.
+            a box with NaN or infinite coordinates, with x2 < x1, y2 < y1 or z2 < z1 or with a batch index that isn't
+            there (naming its row), or a weight that isn't finite.
+        RuntimeError: For such a box or weight on CUDA tensors, where the device reports it without a synchronisation
+            here, and inside torch.compile and torch.export. Kernels clamp the batch index rather than read outside.
     """
-    check_pair(input, target)
+    check_pair(input, target, volumes=True)
     rois = as_rois(boxes, input)
     weights = as_box_weights(box_weights, rois)
     check_positive("spatial_scale", spatial_scale)
-    bins = check_pooling(output_size, sampling_ratio, criterion, reduction)
+    check_bool("aligned", aligned)
+    bins = check_pooling(output_size, sampling_ratio, criterion, reduction, dimensions=input.ndim - 2)
     with _without_autocast(input):
-        return backend.implementation().roi_perceptual_loss(
+        return backend.implementation("roi_perceptual_loss", input.device)(
             input,
             target,
             rois,
             bins,
             float(spatial_scale),
-            sampling_ratio,
+            int(sampling_ratio),
             aligned,
             criterion=criterion,
             box_weights=weights,
@@ -128,7 +140,7 @@ def multiscale_roi_perceptual_loss(
     targets: Mapping[str, Tensor],
     boxes: Boxes,
     image_sizes: Sequence[tuple[int, int]],
-    output_size: int | tuple[int, int] = 7,
+    output_size: int | Sequence[int] = 7,
     sampling_ratio: int = 2,
     aligned: bool = True,
     *,
@@ -186,20 +198,20 @@ def multiscale_roi_perceptual_loss(
     weights = as_box_weights(box_weights, rois)
     image_height = _check_pyramid(inputs, image_sizes)
     check_positive("canonical_scale", canonical_scale)
-    if not isinstance(canonical_level, int):
-        raise ValueError(f"canonical_level must be an int, got {canonical_level!r}")
+    check_int("canonical_level", canonical_level)
+    check_bool("aligned", aligned)
     bins = check_pooling(output_size, sampling_ratio, criterion, reduction)
     with _without_autocast(first):
-        return backend.implementation().multiscale_roi_perceptual_loss(
+        return backend.implementation("multiscale_roi_perceptual_loss", first.device)(
             list(inputs.values()),
             [targets[name] for name in inputs],
             rois,
             image_height,
             bins,
-            sampling_ratio,
+            int(sampling_ratio),
             aligned,
             canonical_scale=float(canonical_scale),
-            canonical_level=canonical_level,
+            canonical_level=int(canonical_level),
             criterion=criterion,
             box_weights=weights,
             reduction=reduction,
@@ -253,7 +265,7 @@ def multi_loss(
     check_term_weights(weights)
     rois = _check_images(input, target, tuple(weights), boxes, roi_weight, data_range)
     with _without_autocast(input):
-        total, terms = backend.implementation().multi_loss(
+        total, terms = backend.implementation("multi_loss", input.device)(
             input,
             target,
             weights,
@@ -297,7 +309,7 @@ def multi_loss_jacobian(
     _check_terms("terms", terms)
     rois = _check_images(input, target, terms, boxes, roi_weight, data_range)
     with _without_autocast(input):
-        return backend.implementation().multi_loss_jacobian(
+        return backend.implementation("multi_loss_jacobian", input.device)(
             input,
             target,
             terms,
@@ -323,7 +335,7 @@ def gradient_gramian(gradients: Tensor) -> Tensor:
     """
     _check_gradients(gradients)
     with _without_autocast(gradients):
-        return backend.implementation().gradient_gramian(gradients, compute_dtype(gradients.dtype))
+        return backend.implementation("gradient_gramian", gradients.device)(gradients, compute_dtype(gradients.dtype))
 
 
 def combine_gradients(gradients: Tensor, coefficients: Tensor) -> Tensor:
@@ -351,7 +363,9 @@ def combine_gradients(gradients: Tensor, coefficients: Tensor) -> Tensor:
             f"coefficients must be on the device of gradients, {gradients.device}, got {coefficients.device}"
         )
     with _without_autocast(gradients):
-        return backend.implementation().combine_gradients(gradients, coefficients, compute_dtype(gradients.dtype))
+        return backend.implementation("combine_gradients", gradients.device)(
+            gradients, coefficients, compute_dtype(gradients.dtype)
+        )
 
 
 def check_term_weights(weights: Mapping[str, float]) -> None:
@@ -367,9 +381,9 @@ def check_term_weights(weights: Mapping[str, float]) -> None:
 
 
 def check_pooling(
-    output_size: int | tuple[int, int], sampling_ratio: int, criterion: str, reduction: str
-) -> tuple[int, int]:
-    """Options of `roi_perceptual_loss` that need no tensors; returns rows and columns of bins.
+    output_size: int | Sequence[int], sampling_ratio: int, criterion: str, reduction: str, *, dimensions: int = 2
+) -> tuple[int, ...]:
+    """Options of `roi_perceptual_loss` that need no tensors; returns the number of bins along each of the dimensions.
 
     Raises:
         ValueError: Naming the option that isn't one.
@@ -377,7 +391,7 @@ def check_pooling(
     check_sampling_ratio(sampling_ratio)
     check_choice("criterion", criterion, CRITERIA)
     check_choice("reduction", reduction, REDUCTIONS)
-    return as_output_size(output_size)
+    return as_output_size(output_size, dimensions)
 
 
 def _check_terms(argument: str, names: Sequence[str]) -> None:

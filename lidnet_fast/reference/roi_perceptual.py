@@ -1,9 +1,13 @@
 """ROI perceptual loss: features compared inside boxes only (Chen et al., LIDnet, arXiv:2104.08845)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import roi_align
+
+from .roi_align_3d import roi_align_3d
 
 CHARBONNIER_EPS = 1e-3
 
@@ -31,26 +35,28 @@ def box_losses(
     input: Tensor,
     target: Tensor,
     rois: Tensor,
-    output_size: tuple[int, int],
+    output_size: Sequence[int],
     spatial_scale: float,
     sampling_ratio: int,
     aligned: bool,
     criterion: str,
 ) -> Tensor:
-    """l_k, the mean of the criterion over box k's C*P*P pooled differences: Tensor[K] in the dtype of `rois`.
+    """l_k, the mean of the criterion over the pooled differences of box k: Tensor[K] in the dtype of `rois`.
 
     Args:
-        input: [N, C, H, W] features.
+        input: Features [N, C, H, W] or [N, C, D, H, W].
         target: As `input`; requires no gradient.
-        rois: [K, 5], (batch index, x1, y1, x2, y2), in the dtype of the arithmetic.
-        output_size: Rows and columns of bins.
+        rois: [K, 5], (batch index, x1, y1, x2, y2), or [K, 7], (batch index, x1, y1, z1, x2, y2, z2), in the dtype of
+            the arithmetic.
+        output_size: Rows and columns, or depth, rows and columns of bins.
         spatial_scale: Feature cells per unit of the boxes' coordinates.
         sampling_ratio: Samples per bin and axis; -1 or 0: ceil(bin size).
         aligned: Whether coordinates are shifted by half a cell (pixel-edge coordinates).
         criterion: A key of `CRITERIA`.
     """
-    pooled_input = roi_align(input.to(rois.dtype), rois, output_size, spatial_scale, sampling_ratio, aligned)
-    pooled_target = roi_align(target.to(rois.dtype), rois, output_size, spatial_scale, sampling_ratio, aligned)
+    pool = roi_align if input.ndim == 4 else roi_align_3d
+    pooled_input = pool(input.to(rois.dtype), rois, output_size, spatial_scale, sampling_ratio, aligned)
+    pooled_target = pool(target.to(rois.dtype), rois, output_size, spatial_scale, sampling_ratio, aligned)
     return CRITERIA[criterion](pooled_input - pooled_target).flatten(1).mean(1)
 
 
@@ -72,7 +78,7 @@ def roi_perceptual_loss(
     input: Tensor,
     target: Tensor,
     rois: Tensor,
-    output_size: tuple[int, int],
+    output_size: Sequence[int],
     spatial_scale: float,
     sampling_ratio: int,
     aligned: bool,
@@ -84,10 +90,11 @@ def roi_perceptual_loss(
     """The definition behind `lidnet_fast.functional.roi_perceptual_loss`: pool both, compare, reduce.
 
     Args:
-        input: [N, C, H, W] features.
+        input: Features [N, C, H, W] or [N, C, D, H, W].
         target: As `input`; requires no gradient.
-        rois: [K, 5], (batch index, x1, y1, x2, y2), in the dtype of the arithmetic and of the result.
-        output_size: Rows and columns of bins.
+        rois: [K, 5], (batch index, x1, y1, x2, y2), or [K, 7], (batch index, x1, y1, z1, x2, y2, z2), in the dtype of
+            the arithmetic and of the result.
+        output_size: Rows and columns, or depth, rows and columns of bins.
         spatial_scale: Feature cells per unit of the boxes' coordinates.
         sampling_ratio: Samples per bin and axis; -1 or 0: ceil(bin size).
         aligned: Whether coordinates are shifted by half a cell (pixel-edge coordinates).

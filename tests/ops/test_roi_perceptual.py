@@ -1,11 +1,15 @@
 import math
 
+import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import roi_align
 
 from lidnet_fast import roi_perceptual_loss
+from lidnet_fast._checks import as_box_weights, as_rois
 
 SCALE = 0.25
 BOXES = torch.tensor(
@@ -216,7 +220,7 @@ def with_row(*row):
     [
         ({"input": "features"}, TypeError, "input must be a Tensor, got str"),
         ({"input": GOOD.long()}, TypeError, "input must be float32.*int64"),
-        ({"input": GOOD[0]}, ValueError, r"input must have 4 dimensions, got shape \(3, 8, 8\)"),
+        ({"input": GOOD[0]}, ValueError, r"input must have 4 or 5 dimensions, .*got shape \(3, 8, 8\)"),
         ({"input": GOOD[:, :0], "target": GOOD[:, :0]}, ValueError, r"input must have C, H and W of at least 1"),
         ({"target": GOOD[:, :2]}, ValueError, r"target must have the shape of input, .*got \(2, 2, 8, 8\)"),
         ({"target": GOOD.double()}, TypeError, "target must have the dtype of input.*float64"),
@@ -224,13 +228,16 @@ def with_row(*row):
         ({"target": GOOD.clone().requires_grad_()}, ValueError, r"target requires a gradient.*detach"),
         ({"boxes": None}, TypeError, "boxes must be a Tensor.*NoneType"),
         ({"boxes": BOX.long()}, TypeError, "boxes must be float32.*int64"),
-        ({"boxes": BOX[:, 1:]}, ValueError, r"boxes must have shape \[boxes, 5\], got \(1, 4\)"),
+        ({"boxes": BOX[:, 1:]}, ValueError, r"boxes must have shape \[boxes, 5\] for images, got \(1, 4\)"),
+        ({"boxes": BOX[:, [0, 1, 2, 2, 3, 4, 4]]}, ValueError, r"\[boxes, 5\] for images, got \(1, 7\)"),
+        ({"boxes": BOX[0]}, ValueError, r"boxes must have shape \[boxes, 5\] for images, got \(5,\)"),
         ({"boxes": BOX.to("meta")}, ValueError, "boxes must be on the device.*cpu, got meta"),
         ({"boxes": [BOX[:, 1:]]}, ValueError, "boxes must be a list of one Tensor per image, 2, got 1"),
-        ({"boxes": [BOX[:, 1:], BOX]}, ValueError, r"boxes\[1\] must have shape \[boxes, 4\], got \(1, 5\)"),
+        ({"boxes": [BOX[:, 1:], BOX]}, ValueError, r"boxes\[1\] must have shape \[boxes, 4\] .*got \(1, 5\)"),
         ({"boxes": [BOX[:, 1:], torch.zeros(0)]}, ValueError, r"boxes\[1\] must have shape"),
         ({"boxes": with_row(0, math.nan, 1, 4, 4)}, ValueError, r"boxes\[1\] must have finite coordinates.*nan"),
         ({"boxes": with_row(0, 1, 1, math.inf, 4)}, ValueError, r"boxes\[1\] must have finite coordinates.*inf"),
+        ({"boxes": with_row(0, 1, -math.inf, 4, 4)}, ValueError, r"boxes\[1\] must have finite coordinates.*-inf"),
         ({"boxes": with_row(0, 4, 1, 3, 4)}, ValueError, r"boxes\[1\] must have x2 >= x1.*4.0, 1.0, 3.0, 4.0"),
         ({"boxes": with_row(0, 1, 4, 4, 3)}, ValueError, r"boxes\[1\] must have .*y2 >= y1"),
         (
@@ -242,17 +249,26 @@ def with_row(*row):
         ({"boxes": with_row(-1, 1, 1, 4, 4)}, ValueError, r"boxes\[1\] must have an integer batch index.*got -1.0"),
         ({"boxes": with_row(0.5, 1, 1, 4, 4)}, ValueError, r"boxes\[1\] must have an integer batch index.*got 0.5"),
         ({"boxes": with_row(math.nan, 1, 1, 4, 4)}, ValueError, r"boxes\[1\] must have an integer batch index.*nan"),
-        ({"output_size": 0}, ValueError, "output_size must be an int >= 1 or two of them, got 0"),
+        ({"output_size": 0}, ValueError, r"output_size must be an int >= 1 or two of them \(rows, columns\), got 0"),
+        ({"output_size": -7}, ValueError, "output_size .*got -7"),
         ({"output_size": (7, 0)}, ValueError, r"output_size .*got \(7, 0\)"),
         ({"output_size": (7, 7, 7)}, ValueError, r"output_size .*got \(7, 7, 7\)"),
         ({"output_size": 7.0}, ValueError, "output_size .*got 7.0"),
+        ({"output_size": True}, ValueError, "output_size .*got True"),
+        ({"output_size": ()}, ValueError, r"output_size .*got \(\)"),
+        ({"output_size": None}, ValueError, "output_size .*got None"),
         ({"spatial_scale": 0.0}, ValueError, "spatial_scale must be a finite number above 0, got 0.0"),
         ({"spatial_scale": math.nan}, ValueError, "spatial_scale must be .*got nan"),
+        ({"spatial_scale": True}, ValueError, "spatial_scale must be .*got True"),
+        ({"spatial_scale": "1/4"}, ValueError, "spatial_scale must be .*got '1/4'"),
         ({"sampling_ratio": -2}, ValueError, "sampling_ratio must be .*got -2"),
+        ({"sampling_ratio": 2.0}, ValueError, "sampling_ratio must be .*got 2.0"),
+        ({"sampling_ratio": True}, ValueError, "sampling_ratio must be .*got True"),
+        ({"aligned": 1}, TypeError, "aligned must be True or False, got 1"),
         ({"criterion": "l2"}, ValueError, "criterion must be one of mse, l1, smooth_l1, charbonnier, got 'l2'"),
         ({"reduction": "average"}, ValueError, "reduction must be one of none, sum, mean, got 'average'"),
         ({"box_weights": torch.ones(2)}, ValueError, "box_weights must have one value per box, 1, got 2"),
-        ({"box_weights": torch.ones(1, 1)}, ValueError, "box_weights must have 1 dimensions"),
+        ({"box_weights": torch.ones(1, 1)}, ValueError, r"box_weights must have 1 dimension, got shape \(1, 1\)"),
         ({"box_weights": [1.0]}, TypeError, "box_weights must be a Tensor, got list"),
         ({"box_weights": torch.ones(1, dtype=torch.int32)}, TypeError, "box_weights must be float32.*int32"),
         ({"box_weights": torch.ones(1, device="meta")}, ValueError, "box_weights must be on the device.*got meta"),
@@ -265,6 +281,83 @@ def test_bad_input(changes, error, message):
     with pytest.raises(error, match=message) as caught:
         roi_perceptual_loss(**arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_boxes_of_an_empty_batch():
+    nothing = torch.zeros(0, 3, 8, 8)
+    for index in (-1, 0):
+        boxes = torch.tensor([[index, 1.0, 1, 4, 4]])
+        with pytest.raises(ValueError, match=rf"boxes\[0\] must have an integer batch index in \[0, 0\), got {index}"):
+            roi_perceptual_loss(nothing, nothing, boxes)
+
+
+def test_numbers_of_numpy():
+    input, target = features()
+    plain = roi_perceptual_loss(input, target, BOXES, (5, 3), SCALE, 1)
+    numpys = (np.int64(5), np.int32(3)), np.float32(SCALE), np.int64(1)
+    assert torch.equal(roi_perceptual_loss(input, target, BOXES, *numpys), plain)
+
+
+BAD_VALUES = {
+    "nan": {"boxes": with_row(0, math.nan, 1, 4, 4)},
+    "infinite": {"boxes": with_row(0, 1, 1, math.inf, 4)},
+    "unordered": {"boxes": with_row(0, 4, 1, 3, 4)},
+    "index": {"boxes": with_row(2, 1, 1, 4, 4)},
+    "unordered in a list": {"boxes": [BOX[:, 1:], torch.tensor([[1.0, 4, 4, 3]])]},
+    "weight": {"boxes": BOX, "box_weights": torch.tensor([math.nan])},
+}
+
+
+@pytest.mark.parametrize("bad", BAD_VALUES.values(), ids=BAD_VALUES)
+def test_compiled_code_asserts_what_eager_code_checks(bad):
+    def loss(input, target, **values):
+        return roi_perceptual_loss(input, target, **values)
+
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    with pytest.raises(RuntimeError, match=r"must (have|be) finite"):
+        compiled(GOOD, GOOD, **bad)
+
+
+class Calls(TorchDispatchMode):
+    """Records which operators run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_no_value_is_read_on_cuda(dimensions, as_list):
+    """Fake tensors have no values: reading one raises. They need no device either."""
+    with FakeTensorMode(), Calls() as calls:
+        input = torch.empty(2, 3, *[8] * dimensions, device="cuda")
+        boxes = torch.empty(4, 1 + 2 * dimensions, device="cuda", dtype=torch.float64)
+        rois = as_rois([boxes[:3, 1:], boxes[3:, 1:]] if as_list else boxes, input)
+        weights = as_box_weights(torch.empty(4, device="cuda"), rois)
+    assert (rois.shape, rois.dtype, rois.device) == (boxes.shape, torch.float32, input.device)
+    assert weights.shape == (4,)
+    assert calls.names.count("_assert_async") == 2
+    assert not {"_local_scalar_dense", "nonzero"} & set(calls.names)
+
+
+def test_vmapped_boxes_reach_the_op():
+    """Their values can't be read; whether an implementation can map over them is its own business."""
+    boxes, weights = BOX.expand(5, 1, 5), torch.ones(5, 1)
+
+    def checked(boxes, weights):
+        rois = as_rois(boxes, GOOD)
+        return rois, as_box_weights(weights, rois)
+
+    rois, kept = torch.vmap(checked)(boxes, weights)
+    assert torch.equal(rois, boxes)
+    assert torch.equal(kept, weights)
+    scaled = torch.func.grad(lambda x, *values: (x * checked(*values)[0]).sum())  # wraps what vmap has wrapped
+    assert torch.equal(torch.vmap(scaled)(torch.ones(5), boxes, weights), BOX.sum().expand(5))
 
 
 @pytest.mark.gpu

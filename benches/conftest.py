@@ -1,0 +1,43 @@
+"""The `race` fixture, and the table of everything that was raced."""
+
+import pytest
+
+from benches.harness import Race, Row, report
+from lidnet_fast import backend
+from lidnet_fast.files import write_text
+from lidnet_fast.runtime import machine_facts
+
+ROWS = pytest.StashKey[list[Row]]()
+
+
+def pytest_configure(config):
+    config.stash[ROWS] = []
+
+
+@pytest.fixture
+def race(benchmark, request) -> Race:
+    options = request.config.option
+    return Race(
+        benchmark,
+        request.config.stash[ROWS],
+        seconds=float(options.benchmark_max_time),
+        min_rounds=options.benchmark_min_rounds,
+    )
+
+
+def facts() -> dict[str, str]:
+    return {**machine_facts(), "ops": backend.current()}
+
+
+def pytest_benchmark_update_machine_info(config, machine_info):
+    machine_info["lidnet_fast"] = facts()
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if not config.stash[ROWS]:
+        return
+    text = report(config.stash[ROWS], facts())
+    terminalreporter.section("speed")
+    terminalreporter.write(text)
+    if config.option.benchmark_table:
+        write_text(config.option.benchmark_table, text)

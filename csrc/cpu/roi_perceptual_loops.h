@@ -1,0 +1,318 @@
+// The inner loops of roi_perceptual.cpp. Included once per instruction set, with LID_ISA naming its namespace. The headers it
+// needs come before, from isa_headers.h: what they define inline must not be compiled for one instruction set only.
+
+namespace lid {
+namespace LID_ISA {
+namespace {
+
+using c10::BFloat16;
+using c10::Half;
+
+#include "vector.h"
+
+// destination[i] (+)= sum over t of weights[t] * source[t * inner + i]
+template <int kTaps, bool kAdd, typename T>
+inline void combine(const T* __restrict source, const T* weights, int64_t inner, T* __restrict destination) {
+  for (int64_t i = 0; i < inner; ++i) {
+    T sum = kAdd ? destination[i] : T(0);
+    for (int t = 0; t < kTaps; ++t) sum += weights[t] * source[t * inner + i];
+    destination[i] = sum;
+  }
+}
+
+// Multiplies along the leading axis by a box's matrix: [cells, inner] -> [bins, inner].
+template <typename T>
+inline void pool(const AxisTable<T>& axis, const T* source, int64_t inner, T* destination) {
+  for (int64_t b = 0; b < axis.bins; ++b, destination += inner) {
+    const BinRun run = axis.runs[b];
+    const T* taps = source + run.first * inner;
+    const T* weights = axis.weights + run.weights;
+    switch (run.count) {
+      case 0: std::fill_n(destination, inner, T(0)); break;
+      case 1: combine<1, false>(taps, weights, inner, destination); break;
+      case 2: combine<2, false>(taps, weights, inner, destination); break;
+      case 3: combine<3, false>(taps, weights, inner, destination); break;
+      default: combine<4, false>(taps, weights, inner, destination);
+    }
+    for (int64_t t = 4; t < run.count; ++t) combine<1, true>(taps + t * inner, weights + t, inner, destination);
+  }
+}
+
+// The transpose of `pool`: [bins, inner] -> [cells, inner].
+template <typename T>
+inline void spread(const AxisTable<T>& axis, const T* source, int64_t inner, T* destination) {
+  std::fill_n(destination, axis.cell_count * inner, T(0));
+  for (int64_t b = 0; b < axis.bins; ++b, source += inner) {
+    const BinRun run = axis.runs[b];
+    for (int64_t t = 0; t < run.count; ++t) {
+      combine<1, true>(source, axis.weights + run.weights + t, inner, destination + (run.first + t) * inner);
+    }
+  }
+}
+
+// Where a block of channels lies in a map whose channels come last, and how its rows are read and added to.
+template <typename T, int64_t kBlock = kChannelsLastLanes>
+struct ChannelsLast {
+  static constexpr int64_t kLanes = kBlock;
+  int64_t lanes;        // channels of the block, at most kLanes
+  int64_t width;        // cells of a row
+  int64_t cell_stride;  // in elements
+
+  // row[i, lane] = input - target at the i-th cell that the box reads
+  template <typename S>
+  void load_difference(const S* input, const S* target, const AxisTable<T>& x, T* row) const {
+    for (int64_t i = 0; i < x.cell_count; ++i, row += kLanes) {
+      const S* a = input + x.cells[i] * cell_stride;
+      const S* b = target + x.cells[i] * cell_stride;
+      int64_t c = 0;
+      for (; c + 8 <= lanes; c += 8) (Vec8<T>::load(a + c) - Vec8<T>::load(b + c)).store(row + c);
+      for (; c < kLanes; ++c) row[c] = c < lanes ? static_cast<T>(a[c]) - static_cast<T>(b[c]) : T(0);
+    }
+  }
+
+  // sums[cell, lane] += row[i, lane]
+  void add(const T* row, const AxisTable<T>& x, T* sums) const {
+    for (int64_t i = 0; i < x.cell_count; ++i, row += kLanes) {
+      T* cell = sums + x.cells[i] * cell_stride;
+      for (int64_t c = 0; c < lanes; ++c) cell[c] += row[c];
+    }
+  }
+
+  void fill_zero(T* sums, int64_t cells) const {
+    for (int64_t i = 0; i < cells; ++i) std::fill_n(sums + i * cell_stride, lanes, T(0));
+  }
+
+  // gradient = sums [cells, kLanes], rounded
+  template <typename S>
+  void round(const T* sums, int64_t cells, S* gradient) const {
+    for (int64_t i = 0; i < cells; ++i, sums += kLanes, gradient += cell_stride) {
+      int64_t c = 0;
+      for (; c + 8 <= lanes; c += 8) Vec8<T>::load(sums + c).store(gradient + c);
+      for (; c < lanes; ++c) gradient[c] = static_cast<S>(sums[c]);
+    }
+  }
+};
+
+// The same for a map of whole planes per channel: eight cells of eight channels are turned at a time.
+template <typename T>
+struct Planar {
+  static constexpr int64_t kLanes = kPlanarLanes;
+  int64_t lanes;
+  int64_t width;
+  int64_t channel_stride;
+
+  template <typename S>
+  void load_difference(const S* input, const S* target, const AxisTable<T>& x, T* row) const {
+    if (width < kLanes) {
+      for (int64_t i = 0; i < x.cell_count; ++i) {
+        for (int64_t c = 0; c < kLanes; ++c) {
+          const int64_t at = c * channel_stride + x.cells[i];
+          row[i * kLanes + c] = c < lanes ? static_cast<T>(input[at]) - static_cast<T>(target[at]) : T(0);
+        }
+      }
+      return;
+    }
+    for (int64_t i = 0; i < x.cell_count;) {
+      const int64_t first = window(x, i);
+      Vec8<T> tile[kLanes];
+      for (int64_t c = 0; c < kLanes; ++c) {
+        const int64_t at = c * channel_stride + first;
+        tile[c] = c < lanes ? Vec8<T>::load(input + at) - Vec8<T>::load(target + at) : Vec8<T>::zero();
+      }
+      transpose(tile);
+      if (reads_all(x, i, first)) {
+        for (int64_t j = 0; j < kLanes; ++j, ++i) tile[j].store(row + i * kLanes);
+      } else {
+        T cells[kLanes * kLanes];
+        for (int64_t j = 0; j < kLanes; ++j) tile[j].store(cells + j * kLanes);
+        for (; i < x.cell_count && x.cells[i] < first + kLanes; ++i) {
+          std::copy_n(cells + (x.cells[i] - first) * kLanes, kLanes, row + i * kLanes);
+        }
+      }
+    }
+  }
+
+  void add(const T* row, const AxisTable<T>& x, T* sums) const {
+    if (width < kLanes) {
+      for (int64_t i = 0; i < x.cell_count; ++i) {
+        for (int64_t c = 0; c < lanes; ++c) sums[c * channel_stride + x.cells[i]] += row[i * kLanes + c];
+      }
+      return;
+    }
+    for (int64_t i = 0; i < x.cell_count;) {
+      const int64_t first = window(x, i);
+      Vec8<T> tile[kLanes];
+      if (reads_all(x, i, first)) {
+        for (int64_t j = 0; j < kLanes; ++j, ++i) tile[j] = Vec8<T>::load(row + i * kLanes);
+      } else {
+        T cells[kLanes * kLanes] = {};
+        for (; i < x.cell_count && x.cells[i] < first + kLanes; ++i) {
+          std::copy_n(row + i * kLanes, kLanes, cells + (x.cells[i] - first) * kLanes);
+        }
+        for (int64_t j = 0; j < kLanes; ++j) tile[j] = Vec8<T>::load(cells + j * kLanes);
+      }
+      transpose(tile);
+      for (int64_t c = 0; c < lanes; ++c) {
+        T* at = sums + c * channel_stride + first;
+        (Vec8<T>::load(at) + tile[c]).store(at);
+      }
+    }
+  }
+
+  void fill_zero(T* sums, int64_t cells) const { std::fill_n(sums, lanes * cells, T(0)); }
+
+  template <typename S>
+  void round(const T* sums, int64_t cells, S* gradient) const {
+    int64_t i = 0;
+    for (; i + kLanes <= cells; i += kLanes) {
+      Vec8<T> tile[kLanes];
+      for (int64_t j = 0; j < kLanes; ++j) tile[j] = Vec8<T>::load(sums + (i + j) * kLanes);
+      transpose(tile);
+      for (int64_t c = 0; c < lanes; ++c) tile[c].store(gradient + c * channel_stride + i);
+    }
+    for (; i < cells; ++i) {
+      for (int64_t c = 0; c < lanes; ++c) gradient[c * channel_stride + i] = static_cast<S>(sums[i * kLanes + c]);
+    }
+  }
+
+ private:
+  // The first of eight cells inside the row that hold the i-th cell of the box, and as many after it as there can be.
+  int64_t window(const AxisTable<T>& x, int64_t i) const { return std::min<int64_t>(x.cells[i], width - kLanes); }
+
+  static bool reads_all(const AxisTable<T>& x, int64_t i, int64_t first) {
+    return x.cells[i] == first && i + kLanes <= x.cell_count && x.cells[i + kLanes - 1] == first + kLanes - 1;
+  }
+};
+
+template <int64_t kLanes, Criterion kCriterion, typename T>
+T sum_of_criterion(const T* pooled, int64_t bins, int64_t lanes) {
+  T sums[kLanes] = {};
+  for (int64_t b = 0; b < bins; ++b) {
+    for (int64_t c = 0; c < kLanes; ++c) sums[c] += criterion_value<kCriterion>(pooled[b * kLanes + c]);
+  }
+  T total = 0;
+  for (int64_t c = 0; c < lanes; ++c) total += sums[c];
+  return total;
+}
+
+template <Criterion kCriterion, typename T>
+void to_derivative(T* pooled, int64_t count, T scale) {
+  for (int64_t i = 0; i < count; ++i) pooled[i] = scale * criterion_derivative<kCriterion>(pooled[i]);
+}
+
+template <int64_t kLanes, typename T>
+T sum_of_criterion(Criterion criterion, const T* pooled, int64_t bins, int64_t lanes) {
+  switch (criterion) {
+    case Criterion::mse: return sum_of_criterion<kLanes, Criterion::mse>(pooled, bins, lanes);
+    case Criterion::l1: return sum_of_criterion<kLanes, Criterion::l1>(pooled, bins, lanes);
+    case Criterion::smooth_l1: return sum_of_criterion<kLanes, Criterion::smooth_l1>(pooled, bins, lanes);
+    default: return sum_of_criterion<kLanes, Criterion::charbonnier>(pooled, bins, lanes);
+  }
+}
+
+template <typename T>
+void to_derivative(Criterion criterion, T* pooled, int64_t count, T scale) {
+  switch (criterion) {
+    case Criterion::mse: return to_derivative<Criterion::mse>(pooled, count, scale);
+    case Criterion::l1: return to_derivative<Criterion::l1>(pooled, count, scale);
+    case Criterion::smooth_l1: return to_derivative<Criterion::smooth_l1>(pooled, count, scale);
+    default: return to_derivative<Criterion::charbonnier>(pooled, count, scale);
+  }
+}
+
+// One block of channels of one image, see BlockFunction. S is the type of the features, T that of the arithmetic.
+template <typename S, typename T, typename Layout>
+void block(const FeatureLevel& level, const ImageBoxes<T>& boxes, int64_t image, int64_t index, Criterion criterion,
+           T* losses, int64_t stride) {
+  constexpr int64_t kLanes = Layout::kLanes;
+  constexpr bool kPlanar = std::is_same_v<Layout, Planar<T>>;
+  // Half-precision gradients are summed in T, in a map of this block alone, and rounded once.
+  constexpr bool kRounded = !std::is_same_v<S, T>;
+  using SumsLayout = std::conditional_t<kRounded, ChannelsLast<T, kLanes>, Layout>;
+
+  const int64_t plane = level.height * level.width, cells = level.depth * plane;
+  const int64_t channel = index * kLanes, lanes = std::min(kLanes, level.channels - channel);
+  const int64_t cell_stride = kPlanar ? 1 : level.channels;
+  const int64_t offset = image * level.channels * cells + channel * (kPlanar ? cells : 1);
+  const S* input = static_cast<const S*>(level.input) + offset;
+  const S* target = static_cast<const S*>(level.target) + offset;
+  const Layout layout{lanes, level.width, kPlanar ? cells : level.channels};
+  SumsLayout sums_layout{};
+  std::unique_ptr<T[]> scratch_sums;
+  const bool backward = level.gradient != nullptr;
+  T* sums = nullptr;
+  int64_t sums_cell_stride = cell_stride;
+  if (backward) {
+    if constexpr (kRounded) {
+      scratch_sums.reset(new T[cells * kLanes]());
+      sums = scratch_sums.get();
+      sums_cell_stride = kLanes;
+      sums_layout = {lanes, level.width, kLanes};
+    } else {
+      sums = static_cast<T*>(level.gradient) + offset;
+      sums_layout = layout;
+      layout.fill_zero(sums, cells);
+    }
+  }
+
+  if (boxes.count > 0) {
+    const int64_t bins_x = boxes.boxes->x.bins, bins_yx = boxes.boxes->y.bins * bins_x;
+    const int64_t bins = boxes.boxes->z.bins * bins_yx;
+    const std::unique_ptr<T[]> scratch(
+        new T[(boxes.most_x + boxes.most_y * bins_x + boxes.most_z * bins_yx + bins) * kLanes]);
+    T* row = scratch.get();                                // [cells of x, lanes]
+    T* rows = row + boxes.most_x * kLanes;                 // [cells of y, bins of x, lanes]
+    T* slices = rows + boxes.most_y * bins_x * kLanes;     // [cells of z, bins of y, bins of x, lanes]
+    T* pooled = slices + boxes.most_z * bins_yx * kLanes;  // [bins of z, bins of y, bins of x, lanes]
+
+    for (const BoxTables<T>* box = boxes.boxes; box != boxes.boxes + boxes.count; ++box) {
+      for (int64_t z = 0; z < box->z.cell_count; ++z) {
+        for (int64_t y = 0; y < box->y.cell_count; ++y) {
+          const int64_t at = (box->z.cells[z] * plane + box->y.cells[y] * level.width) * cell_stride;
+          layout.load_difference(input + at, target + at, box->x, row);
+          pool(box->x, row, kLanes, rows + y * bins_x * kLanes);
+        }
+        pool(box->y, rows, bins_x * kLanes, slices + z * bins_yx * kLanes);
+      }
+      pool(box->z, slices, bins_yx * kLanes, pooled);
+
+      if (!backward) {
+        losses[box->row * stride] = sum_of_criterion<kLanes>(criterion, pooled, bins, lanes);
+        continue;
+      }
+      to_derivative(criterion, pooled, bins * kLanes, box->gradient_scale);
+      spread(box->z, pooled, bins_yx * kLanes, slices);
+      for (int64_t z = 0; z < box->z.cell_count; ++z) {
+        spread(box->y, slices + z * bins_yx * kLanes, bins_x * kLanes, rows);
+        for (int64_t y = 0; y < box->y.cell_count; ++y) {
+          const int64_t at = (box->z.cells[z] * plane + box->y.cells[y] * level.width) * sums_cell_stride;
+          spread(box->x, rows + y * bins_x * kLanes, kLanes, row);
+          sums_layout.add(row, box->x, sums + at);
+        }
+      }
+    }
+  }
+  if constexpr (kRounded) {
+    if (backward) layout.round(sums, cells, static_cast<S*>(level.gradient) + offset);
+  }
+}
+
+template <typename S, typename T>
+BlockFunction<T> block_of(bool channels_last) {
+  return channels_last ? block<S, T, ChannelsLast<T>> : block<S, T, Planar<T>>;
+}
+
+}  // namespace
+
+BlockFunction<float> float_block(Storage storage, bool channels_last) {
+  switch (storage) {
+    case Storage::float32: return block_of<float, float>(channels_last);
+    case Storage::float16: return block_of<Half, float>(channels_last);
+    default: return block_of<BFloat16, float>(channels_last);
+  }
+}
+
+BlockFunction<double> double_block(bool channels_last) { return block_of<double, double>(channels_last); }
+
+}  // namespace LID_ISA
+}  // namespace lid

@@ -1,0 +1,74 @@
+// Eight lanes of float or double on GCC's and Clang's vector types. Included inside lid::LID_ISA, so that every instruction
+// set has its own.
+
+template <typename T>
+struct Vec8 {
+  typedef T Lanes __attribute__((vector_size(8 * sizeof(T))));
+  Lanes lanes;
+
+  static inline Vec8 zero() { return {Lanes{}}; }
+
+  template <typename S>
+  static inline Vec8 load(const S* from) {
+    Vec8 result;
+    if constexpr (std::is_same_v<S, T>) {
+      std::memcpy(&result.lanes, from, sizeof(Lanes));
+    } else if constexpr (std::is_same_v<S, BFloat16>) {
+      typedef uint16_t Half __attribute__((vector_size(16)));
+      typedef uint32_t Word __attribute__((vector_size(32)));
+      Half bits;
+      std::memcpy(&bits, from, sizeof(bits));
+      const Word words = __builtin_convertvector(bits, Word) << 16;
+      std::memcpy(&result.lanes, &words, sizeof(words));
+    } else {
+#ifdef __F16C__
+      const __m256 values = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+      std::memcpy(&result.lanes, &values, sizeof(values));
+#else
+      for (int i = 0; i < 8; ++i) result.lanes[i] = static_cast<T>(from[i]);
+#endif
+    }
+    return result;
+  }
+
+  template <typename S>
+  inline void store(S* to) const {
+    if constexpr (std::is_same_v<S, T>) {
+      std::memcpy(to, &lanes, sizeof(Lanes));
+    } else {
+#ifdef __F16C__
+      if constexpr (std::is_same_v<S, Half>) {
+        __m256 values;
+        std::memcpy(&values, &lanes, sizeof(values));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT));
+        return;
+      }
+#endif
+      for (int i = 0; i < 8; ++i) to[i] = static_cast<S>(lanes[i]);
+    }
+  }
+
+  friend inline Vec8 operator+(Vec8 a, Vec8 b) { return {a.lanes + b.lanes}; }
+  friend inline Vec8 operator-(Vec8 a, Vec8 b) { return {a.lanes - b.lanes}; }
+};
+
+// Turns an 8 x 8 tile: row r, lane c becomes row c, lane r.
+template <typename T>
+inline void transpose(Vec8<T> (&rows)[8]) {
+  using Lanes = typename Vec8<T>::Lanes;
+  Lanes pairs[8], quads[8];
+  for (int r = 0; r < 8; r += 2) {
+    pairs[r] = __builtin_shufflevector(rows[r].lanes, rows[r + 1].lanes, 0, 8, 1, 9, 4, 12, 5, 13);
+    pairs[r + 1] = __builtin_shufflevector(rows[r].lanes, rows[r + 1].lanes, 2, 10, 3, 11, 6, 14, 7, 15);
+  }
+  for (int r = 0; r < 8; r += 4) {
+    for (int i = 0; i < 2; ++i) {
+      quads[r + 2 * i] = __builtin_shufflevector(pairs[r + i], pairs[r + 2 + i], 0, 1, 8, 9, 4, 5, 12, 13);
+      quads[r + 2 * i + 1] = __builtin_shufflevector(pairs[r + i], pairs[r + 2 + i], 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+  }
+  for (int r = 0; r < 4; ++r) {
+    rows[r].lanes = __builtin_shufflevector(quads[r], quads[r + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+    rows[r + 4].lanes = __builtin_shufflevector(quads[r], quads[r + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+  }
+}
