@@ -1,8 +1,8 @@
 """Builds the optional C++ extension; the metadata lives in pyproject.toml.
 
 The extension uses PyTorch's stable ABI, so that one library serves every torch from 2.10 on. It is left out, and the
-package runs on the plain PyTorch definitions, where torch isn't importable while building (an isolated build) or there is
-no compiler. LIDNET_FAST_EXTENSION=0 leaves it out on purpose, =1 makes a failed build an error.
+package runs on the plain PyTorch definitions, where torch isn't importable while building (an isolated build) or there
+is no compiler. LIDNET_FAST_EXTENSION=0 leaves it out on purpose, =1 makes a failed build an error.
 """
 
 import os
@@ -16,6 +16,7 @@ OLDEST_TORCH = "0x020a000000000000"  # 2.10
 
 
 def extension() -> dict:
+    """What setup() needs to build the extension; raises ImportError without torch."""
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
     class OptionalBuild(BuildExtension):
@@ -25,7 +26,7 @@ def extension() -> dict:
             except Exception as error:
                 if CHOICE == "1":
                     raise
-                print(f"lidnet_fast: building without the C++ extension: {error}", file=sys.stderr)
+                leave_out(error)
 
     sources = sorted(str(path) for path in Path("csrc").rglob("*.cpp"))
     flags = ["-O3", "-std=c++17", "-g0", "-Wno-psabi", f"-DTORCH_TARGET_VERSION={OLDEST_TORCH}"]
@@ -44,7 +45,13 @@ def extension() -> dict:
     }
 
 
+def leave_out(reason: Exception) -> None:
+    """Say why, where the build's output is looked at (pip shows it with -v)."""
+    print(f"lidnet_fast: building without the C++ extension: {reason}", file=sys.stderr)
+
+
 def optional_extension() -> dict:
+    """`extension()`, or nothing where it isn't wanted or can't be built."""
     if CHOICE == "0":
         return {}
     try:
@@ -52,7 +59,7 @@ def optional_extension() -> dict:
     except ImportError as error:
         if CHOICE == "1":
             raise
-        print(f"lidnet_fast: building without the C++ extension: {error}", file=sys.stderr)
+        leave_out(error)
         return {}
 
 

@@ -21,7 +21,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from lidnet_fast.runtime import _peak_memory_mb, _reset_peak_memory
+from lidnet_fast.runtime import peak_memory_mb, reset_peak_memory
 
 Contestant = Callable[[], Sequence[Tensor]]
 
@@ -156,11 +156,11 @@ def _extra_memory_mb(contestant: Contestant) -> float | None:
     """What one call adds to the resident memory at its peak, beyond what it returns; to about 0.3 MiB."""
     if sys.platform != "linux":
         return None
-    _reset_peak_memory()
-    before = _peak_memory_mb()
+    reset_peak_memory()
+    before = peak_memory_mb()
     result = contestant()
     returned = sum(tensor.nbytes for tensor in result) / 2**20
-    return max(_peak_memory_mb() - before - returned, 0.0)
+    return max(peak_memory_mb() - before - returned, 0.0)
 
 
 def report(rows: Sequence[Row], facts: Mapping[str, str]) -> str:

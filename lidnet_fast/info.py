@@ -17,6 +17,7 @@ def describe() -> str:
     lines.append(f"  {'torchvision':<12} {_version('torchvision')}")
     lines.append(f"  {'triton':<12} {_version('triton')}")
     lines.append(f"ops: {backend.current()} ({backend.reason()}); available: {', '.join(backend.available())}")
+    lines += [f"  {device}: {missing or 'kernels ready'}" for device, missing in backend.missing_kernels().items()]
     missing = [name for name in _TRAIN_PACKAGES if _version(name) == "not installed"]
     if missing:
         lines.append(f"trainer: {', '.join(missing)} not installed; to mend it: pip install 'lidnet_fast[train]'")

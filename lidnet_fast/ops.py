@@ -1,8 +1,8 @@
 """The fused ops as PyTorch sees them: schemas, fakes, autograd, vmap, and which kernel runs on which device.
 
 Each public function here has the signature of its definition in `lidnet_fast.reference`, and is reached through
-`lidnet_fast.functional`, which checks the arguments. CPU kernels register themselves when `lidnet_fast.backend` loads the
-C++ extension; CUDA kernels are Triton's, imported at the first call with a CUDA tensor.
+`lidnet_fast.functional`, which checks the arguments. CPU kernels register themselves when `lidnet_fast.backend` loads
+the C++ extension; CUDA kernels are Triton's, imported at the first call with a CUDA tensor.
 """
 
 from collections.abc import Sequence
@@ -87,9 +87,9 @@ def _dense(inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> tuple[list[Te
     """Each pair contiguous, or channels_last where the input is: what the kernels on the CPU read."""
     pairs = []
     for input, target in zip(inputs, targets, strict=True):
-        channels_last = torch.channels_last if input.ndim == 4 else torch.channels_last_3d
-        last = input.is_contiguous(memory_format=channels_last) and not input.is_contiguous()
-        form = channels_last if last else torch.contiguous_format
+        form = torch.contiguous_format
+        if not input.is_contiguous() and input.stride(1) == 1:
+            form = torch.channels_last if input.ndim == 4 else torch.channels_last_3d
         pairs.append((input.contiguous(memory_format=form), target.contiguous(memory_format=form)))
     return [input for input, _ in pairs], [target for _, target in pairs]
 

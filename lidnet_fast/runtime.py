@@ -74,15 +74,15 @@ def recorded_cost(path: Path, **facts: int) -> Iterator[None]:
         path: the file; parent folders are made.
         facts: further entries, such as the number of steps.
     """
-    _reset_peak_memory()
+    reset_peak_memory()
     start = time.perf_counter()
     yield
-    cost = {"seconds": time.perf_counter() - start, "peak_memory_mb": _peak_memory_mb(), **facts}
+    cost = {"seconds": time.perf_counter() - start, "peak_memory_mb": peak_memory_mb(), **facts}
     write_text(path, json.dumps(cost))
 
 
-def _reset_peak_memory() -> None:
-    # What malloc keeps from before isn't the body's.
+def reset_peak_memory() -> None:
+    """Give back what malloc keeps, and make `peak_memory_mb` start from now."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
     # proc(5): 5 resets the peak resident set size. Where it can't be, the peak is that of the process so far.
@@ -90,7 +90,8 @@ def _reset_peak_memory() -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def _peak_memory_mb() -> float:
+def peak_memory_mb() -> float:
+    """Largest resident size of this process, in MiB, since `reset_peak_memory` where the system can tell."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
         return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) / 1024  # type: ignore[index]

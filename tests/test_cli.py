@@ -55,7 +55,7 @@ def test_value_of_the_wrong_type(capsys: pytest.CaptureFixture[str]) -> None:
         ("--collaborate.objective.detection", "-1", "collaborate.objective.detection must not be negative, got -1"),
         ("--data.positive_fraction", "1.5", "data.positive_fraction must lie in [0, 1], got 1.5"),
         ("--window.low", "500", "window.low (500.0 HU) must be below window.high (400.0 HU)"),
-        ("--ops", "fused", "'fused' isn't available"),
+        ("--ops", "cudnn", "Got value: cudnn"),
         ("--data.store", "", "data.store is empty"),
         ("--data.store", "/nowhere/store", "/nowhere/store"),
     ],
@@ -81,7 +81,7 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     main(["info"])
     out = capsys.readouterr().out
     assert "lidnet_fast 0.1.0" in out
-    assert "ops: reference" in out
+    assert "ops: " in out
 
 
 def test_prepare_a_folder_without_ct(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor
+
+from lidnet_fast import backend
 
 # Relative L2 error allowed against the float64 result, by the dtype of the op's input.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
@@ -22,3 +24,16 @@ def assert_near() -> Callable[..., None]:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests of an op that has kernels run on every backend there is here."""
+    if "roi_perceptual" in metafunc.module.__name__ and "fused" not in metafunc.module.__name__:
+        metafunc.parametrize("_backend", backend.available(), indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def _backend(request: pytest.FixtureRequest) -> Iterator[None]:
+    backend.use(getattr(request, "param", None))
+    yield
+    backend.use(None)
