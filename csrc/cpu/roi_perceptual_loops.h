@@ -55,7 +55,6 @@ template <typename T, int64_t kBlock = kChannelsLastLanes>
 struct ChannelsLast {
   static constexpr int64_t kLanes = kBlock;
   int64_t lanes;        // channels of the block, at most kLanes
-  int64_t width;        // cells of a row
   int64_t cell_stride;  // in elements
 
   // row[i, lane] = input - target at the i-th cell that the box reads
@@ -93,69 +92,67 @@ struct ChannelsLast {
   }
 };
 
-// The same for a map of whole planes per channel: eight cells of eight channels are turned at a time.
+// The same for a map of whole planes per channel. A row goes through `lines`, [lanes, cells from the first to the last that
+// the box reads]: planes are often a power of two apart, and then what several channels hold at one place fights for the same
+// lines of the cache, so the map is walked channel by channel, and turned in scratch memory.
 template <typename T>
 struct Planar {
   static constexpr int64_t kLanes = kPlanarLanes;
   int64_t lanes;
-  int64_t width;
   int64_t channel_stride;
+  T* lines;
+  int64_t line_stride;
 
   template <typename S>
   void load_difference(const S* input, const S* target, const AxisTable<T>& x, T* row) const {
-    if (width < kLanes) {
-      for (int64_t i = 0; i < x.cell_count; ++i) {
-        for (int64_t c = 0; c < kLanes; ++c) {
-          const int64_t at = c * channel_stride + x.cells[i];
-          row[i * kLanes + c] = c < lanes ? static_cast<T>(input[at]) - static_cast<T>(target[at]) : T(0);
-        }
-      }
-      return;
+    if (x.cell_count == 0) return;
+    const int64_t first = x.cells[0], span = x.cells[x.cell_count - 1] - first + 1;
+    for (int64_t c = 0; c < lanes; ++c) {
+      const S* a = input + c * channel_stride + first;
+      const S* b = target + c * channel_stride + first;
+      T* line = lines + c * line_stride;
+      int64_t j = 0;
+      for (; j + 8 <= span; j += 8) (Vec8<T>::load(a + j) - Vec8<T>::load(b + j)).store(line + j);
+      for (; j < span; ++j) line[j] = static_cast<T>(a[j]) - static_cast<T>(b[j]);
     }
+    for (int64_t c = lanes; c < kLanes; ++c) std::fill_n(lines + c * line_stride, span, T(0));
+
     for (int64_t i = 0; i < x.cell_count;) {
-      const int64_t first = window(x, i);
-      Vec8<T> tile[kLanes];
-      for (int64_t c = 0; c < kLanes; ++c) {
-        const int64_t at = c * channel_stride + first;
-        tile[c] = c < lanes ? Vec8<T>::load(input + at) - Vec8<T>::load(target + at) : Vec8<T>::zero();
-      }
-      transpose(tile);
-      if (reads_all(x, i, first)) {
+      const T* at = lines + (x.cells[i] - first);
+      if (is_run(x, i)) {
+        Vec8<T> tile[kLanes];
+        for (int64_t c = 0; c < kLanes; ++c) tile[c] = Vec8<T>::load(at + c * line_stride);
+        transpose(tile);
         for (int64_t j = 0; j < kLanes; ++j, ++i) tile[j].store(row + i * kLanes);
       } else {
-        T cells[kLanes * kLanes];
-        for (int64_t j = 0; j < kLanes; ++j) tile[j].store(cells + j * kLanes);
-        for (; i < x.cell_count && x.cells[i] < first + kLanes; ++i) {
-          std::copy_n(cells + (x.cells[i] - first) * kLanes, kLanes, row + i * kLanes);
-        }
+        for (int64_t c = 0; c < kLanes; ++c) row[i * kLanes + c] = at[c * line_stride];
+        ++i;
       }
     }
   }
 
   void add(const T* row, const AxisTable<T>& x, T* sums) const {
-    if (width < kLanes) {
-      for (int64_t i = 0; i < x.cell_count; ++i) {
-        for (int64_t c = 0; c < lanes; ++c) sums[c * channel_stride + x.cells[i]] += row[i * kLanes + c];
-      }
-      return;
+    if (x.cell_count == 0) return;
+    const int64_t first = x.cells[0], span = x.cells[x.cell_count - 1] - first + 1;
+    if (span > x.cell_count) {
+      for (int64_t c = 0; c < lanes; ++c) std::fill_n(lines + c * line_stride, span, T(0));
     }
     for (int64_t i = 0; i < x.cell_count;) {
-      const int64_t first = window(x, i);
-      Vec8<T> tile[kLanes];
-      if (reads_all(x, i, first)) {
+      T* at = lines + (x.cells[i] - first);
+      if (is_run(x, i)) {
+        Vec8<T> tile[kLanes];
         for (int64_t j = 0; j < kLanes; ++j, ++i) tile[j] = Vec8<T>::load(row + i * kLanes);
+        transpose(tile);
+        for (int64_t c = 0; c < kLanes; ++c) tile[c].store(at + c * line_stride);
       } else {
-        T cells[kLanes * kLanes] = {};
-        for (; i < x.cell_count && x.cells[i] < first + kLanes; ++i) {
-          std::copy_n(row + i * kLanes, kLanes, cells + (x.cells[i] - first) * kLanes);
-        }
-        for (int64_t j = 0; j < kLanes; ++j) tile[j] = Vec8<T>::load(cells + j * kLanes);
+        for (int64_t c = 0; c < kLanes; ++c) at[c * line_stride] = row[i * kLanes + c];
+        ++i;
       }
-      transpose(tile);
-      for (int64_t c = 0; c < lanes; ++c) {
-        T* at = sums + c * channel_stride + first;
-        (Vec8<T>::load(at) + tile[c]).store(at);
-      }
+    }
+    for (int64_t c = 0; c < lanes; ++c) {
+      const T* line = lines + c * line_stride;
+      T* sum = sums + c * channel_stride + first;
+      for (int64_t j = 0; j < span; ++j) sum[j] += line[j];
     }
   }
 
@@ -176,11 +173,9 @@ struct Planar {
   }
 
  private:
-  // The first of eight cells inside the row that hold the i-th cell of the box, and as many after it as there can be.
-  int64_t window(const AxisTable<T>& x, int64_t i) const { return std::min<int64_t>(x.cells[i], width - kLanes); }
-
-  static bool reads_all(const AxisTable<T>& x, int64_t i, int64_t first) {
-    return x.cells[i] == first && i + kLanes <= x.cell_count && x.cells[i + kLanes - 1] == first + kLanes - 1;
+  // Whether the box reads eight cells in a row from the i-th on.
+  static bool is_run(const AxisTable<T>& x, int64_t i) {
+    return i + kLanes <= x.cell_count && x.cells[i + kLanes - 1] == x.cells[i] + kLanes - 1;
   }
 };
 
@@ -236,7 +231,14 @@ void block(const FeatureLevel& level, const ImageBoxes<T>& boxes, int64_t image,
   const int64_t offset = image * level.channels * cells + channel * (kPlanar ? cells : 1);
   const S* input = static_cast<const S*>(level.input) + offset;
   const S* target = static_cast<const S*>(level.target) + offset;
-  const Layout layout{lanes, level.width, kPlanar ? cells : level.channels};
+  std::unique_ptr<T[]> lines;
+  Layout layout{};
+  if constexpr (kPlanar) {
+    lines.reset(new T[kLanes * level.width]);
+    layout = {lanes, cells, lines.get(), level.width};
+  } else {
+    layout = {lanes, level.channels};
+  }
   SumsLayout sums_layout{};
   std::unique_ptr<T[]> scratch_sums;
   const bool backward = level.gradient != nullptr;
@@ -247,7 +249,7 @@ void block(const FeatureLevel& level, const ImageBoxes<T>& boxes, int64_t image,
       scratch_sums.reset(new T[cells * kLanes]());
       sums = scratch_sums.get();
       sums_cell_stride = kLanes;
-      sums_layout = {lanes, level.width, kLanes};
+      sums_layout = {lanes, kLanes};
     } else {
       sums = static_cast<T*>(level.gradient) + offset;
       sums_layout = layout;
