@@ -2,8 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Without build isolation the extension is built against this environment's own torch; isolation would download a second one.
+BUILD := 'torch>=2.10' 'torchvision>=0.25' 'setuptools>=77' ninja
+SOURCES := pyproject.toml setup.py $(wildcard csrc/*.h csrc/cpu/*)
 
-.PHONY: demo test check clean
+.PHONY: demo test check bench clean
 
 demo: $(VENV)/.train
 	$(BIN)/lidnet-fast demo $(ARGS)
@@ -11,18 +14,23 @@ demo: $(VENV)/.train
 test: check
 	$(BIN)/python -m pytest $(ARGS)
 
+bench: $(VENV)/.dev
+	$(BIN)/python -m pytest --benchmark $(ARGS)
+
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Editable, so that a change in the sources needs no new installation; a change of the dependencies does.
-$(VENV)/.train: pyproject.toml setup.py | $(BIN)/python
-	$(BIN)/pip install --quiet --editable '.[train]'
+# Editable, so that a change in the Python sources needs no new installation; one of the dependencies or of csrc/ does.
+$(VENV)/.train: $(SOURCES) | $(BIN)/python
+	$(BIN)/pip install --quiet $(BUILD)
+	$(BIN)/pip install --quiet --no-build-isolation --editable '.[train]'
 	touch $@
 
-$(VENV)/.dev: pyproject.toml setup.py | $(BIN)/python
-	$(BIN)/pip install --quiet --editable '.[dev]'
+$(VENV)/.dev: $(SOURCES) | $(BIN)/python
+	$(BIN)/pip install --quiet $(BUILD)
+	$(BIN)/pip install --quiet --no-build-isolation --editable '.[dev]'
 	touch $@ $(VENV)/.train
 
 $(BIN)/python:
@@ -30,4 +38,4 @@ $(BIN)/python:
 	$(BIN)/pip install --quiet --upgrade pip
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) build *.egg-info lidnet_fast/_C*.so .pytest_cache .ruff_cache .mypy_cache

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 CHOICE = os.environ.get("LIDNET_FAST_EXTENSION", "auto")
 OLDEST_TORCH = "0x020a000000000000"  # 2.10
@@ -63,4 +63,8 @@ def optional_extension() -> dict:
         return {}
 
 
-setup(**optional_extension())
+setup(
+    packages=[*find_packages(include=["lidnet_fast*"]), "lidnet_fast.kernels"],
+    package_dir={"lidnet_fast.kernels": "kernels"},
+    **optional_extension(),
+)

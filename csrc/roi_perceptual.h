@@ -57,8 +57,8 @@ struct AxisSampling {
   }
 
   // Bounds on the table: a bin reads two cells per sample, and no cell twice.
-  int64_t most_cells() const { return std::min(most_weights(), cells_of(bin * static_cast<T>(bins))); }
-  int64_t most_weights() const { return bins * std::min(samples < size ? 2 * samples : size, cells_of(bin)); }
+  int64_t most_taps() const { return std::min(samples < size ? 2 * samples : size, cells_of(bin)); }
+  int64_t most_cells() const { return std::min(bins * most_taps(), cells_of(bin * static_cast<T>(bins))); }
 
  private:
   int64_t cells_of(T side) const {
@@ -66,34 +66,29 @@ struct AxisSampling {
   }
 };
 
-struct BinRun {
-  int32_t first;    // index into the table's cells
-  int32_t count;    // of cells in a row
-  int32_t weights;  // index of the first weight
-};
-
-// Bin b reads cells[first .. first + count) of its run with as many weights. Cells ascend, each is listed once.
+// Bin b is the sum over t of weights[b * taps + t] times cell cells[first[b] + t]. Cells ascend, each is listed once. All bins
+// have as many taps as the one that needs most, with weights of 0.
 template <typename T>
 struct AxisTable {
   const int32_t* cells;
   int64_t cell_count;
-  const BinRun* runs;
-  int64_t bins;
+  const int32_t* first;
   const T* weights;
+  int64_t bins;
+  int64_t taps;
 };
 
-// Fills one table; `cells` and `weights` hold as many elements as `sampling` bounds, `runs` one per bin.
+// Fills one table; `cells` and `weights` hold as many elements as `sampling` bounds, `first` one per bin.
 template <typename T>
-AxisTable<T> fill_axis_table(const AxisSampling<T>& sampling, int32_t* cells, BinRun* runs, T* weights) {
-  const T size = static_cast<T>(sampling.size), count = static_cast<T>(sampling.samples);
-  const int64_t last = sampling.size - 1;
-  int64_t cell_count = 0;
-  int32_t weight_count = 0;
+AxisTable<T> fill_axis_table(const AxisSampling<T>& sampling, int32_t* cells, int32_t* first, T* weights) {
+  const T size = static_cast<T>(sampling.size), samples = static_cast<T>(sampling.samples);
+  const int64_t last = sampling.size - 1, most_taps = sampling.most_taps();
+  int64_t cell_count = 0, taps = 0;
 
   for (int64_t b = 0; b < sampling.bins; ++b) {
-    BinRun& run = runs[b];
-    run = {0, 0, weight_count};
     const T edge = sampling.start + static_cast<T>(b) * sampling.bin;
+    int64_t count = 0;
+    first[b] = 0;
 
     // Samples ascend, so a cell is the last of the list, the one before it, or new.
     const auto add = [&](int64_t cell, T weight) {
@@ -104,22 +99,21 @@ AxisTable<T> fill_axis_table(const AxisSampling<T>& sampling, int32_t* cells, Bi
       } else {
         cells[cell_count++] = static_cast<int32_t>(cell);
       }
-      if (run.count == 0) run.first = static_cast<int32_t>(index);
-      const int64_t offset = index - run.first;
-      for (; run.count <= offset; ++run.count) weights[weight_count++] = T(0);
-      weights[run.weights + offset] += weight / count;
+      if (count == 0) first[b] = static_cast<int32_t>(index);
+      for (; count <= index - first[b]; ++count) weights[b * most_taps + count] = T(0);
+      weights[b * most_taps + index - first[b]] += weight / samples;
     };
 
     // Far outside the map there can be very many samples: start and stop a little before and after those that count.
-    int64_t first_sample = 0, last_sample = sampling.samples;
+    int64_t first_sample = 0, end_sample = sampling.samples;
     if (sampling.bin > T(0)) {
-      const T step = sampling.bin / count;
-      const auto clamped = [&](T s) { return s > T(0) ? static_cast<int64_t>(std::min(s, count)) : int64_t(0); };
+      const T step = sampling.bin / samples;
+      const auto clamped = [&](T s) { return s > T(0) ? static_cast<int64_t>(std::min(s, samples)) : int64_t(0); };
       first_sample = clamped((T(-1) - edge) / step - T(2));
-      last_sample = clamped((size - edge) / step + T(2));
+      end_sample = clamped((size - edge) / step + T(2));
     }
-    for (int64_t s = first_sample; s < last_sample; ++s) {
-      const T position = edge + (static_cast<T>(s) + T(0.5)) * sampling.bin / count;
+    for (int64_t s = first_sample; s < end_sample; ++s) {
+      const T position = edge + (static_cast<T>(s) + T(0.5)) * sampling.bin / samples;
       if (!(position >= T(-1) && position <= size)) continue;
       const T inside = std::max(position, T(0));
       const int64_t low = std::min(static_cast<int64_t>(inside), last);
@@ -127,8 +121,24 @@ AxisTable<T> fill_axis_table(const AxisSampling<T>& sampling, int32_t* cells, Bi
       add(low, T(1) - fraction);
       if (fraction > T(0)) add(low + 1, fraction);
     }
+    std::fill(weights + b * most_taps + count, weights + (b + 1) * most_taps, T(0));
+    taps = std::max(taps, count);
   }
-  return {cells, cell_count, runs, sampling.bins, weights};
+
+  // Close the gaps between bins; near the end of the list the taps start earlier, so as not to leave it.
+  for (int64_t b = 0; b < sampling.bins; ++b) {
+    const int64_t start = std::min<int64_t>(first[b], cell_count - taps), shift = first[b] - start;
+    const T* from = weights + b * most_taps;
+    T* to = weights + b * taps;
+    if (shift == 0) {
+      std::copy(from, from + taps, to);
+    } else {
+      std::copy_backward(from, from + taps - shift, to + taps);
+      std::fill(to, to + shift, T(0));
+    }
+    first[b] = static_cast<int32_t>(start);
+  }
+  return {cells, cell_count, first, weights, sampling.bins, taps};
 }
 
 }  // namespace lid

@@ -145,7 +145,7 @@ class Boxes {
       for (int64_t axis = 0; axis < 3; ++axis) {
         const AxisSampling<T> sampling = sampling_of(k, axis);
         cell_offsets[k + 1] += sampling.most_cells();
-        weight_offsets[k + 1] += sampling.most_weights();
+        weight_offsets[k + 1] += sampling.bins * sampling.most_taps();
       }
     }
     for (size_t g = 1; g < groups_.size(); ++g) groups_[g] += groups_[g - 1];
@@ -153,8 +153,8 @@ class Boxes {
     for (int64_t k = 0; k < count; ++k) places[k] = next[group_of(k)]++;
 
     const int64_t bins_z = bins(arguments, 0), bins_y = bins(arguments, 1), bins_x = bins(arguments, 2);
-    const int64_t runs_per_box = bins_z + bins_y + bins_x;
-    runs_.resize(count * runs_per_box);
+    const int64_t bins_of_axes = bins_z + bins_y + bins_x;
+    first_.resize(count * bins_of_axes);
     cells_.resize(cell_offsets[count]);
     weights_.resize(weight_offsets[count]);
     tables_.resize(count);
@@ -162,13 +162,13 @@ class Boxes {
       for (int64_t k = begin; k < end; ++k) {
         int32_t* cells = cells_.data() + cell_offsets[k];
         T* weights = weights_.data() + weight_offsets[k];
-        BinRun* runs = runs_.data() + k * runs_per_box;
+        int32_t* first = first_.data() + k * bins_of_axes;
         const auto table = [&](int64_t axis) {
           const AxisSampling<T> sampling = sampling_of(k, axis);
-          const AxisTable<T> filled = fill_axis_table(sampling, cells, runs, weights);
+          const AxisTable<T> filled = fill_axis_table(sampling, cells, first, weights);
           cells += sampling.most_cells();
-          weights += sampling.most_weights();
-          runs += sampling.bins;
+          weights += sampling.bins * sampling.most_taps();
+          first += sampling.bins;
           return filled;
         };
         BoxTables<T>& box = tables_[places[k]];
@@ -212,8 +212,7 @@ class Boxes {
 
   int64_t images_;
   int64_t most_z_ = 0, most_y_ = 0, most_x_ = 0;
-  std::vector<BinRun> runs_;
-  std::vector<int32_t> cells_;
+  std::vector<int32_t> cells_, first_;
   std::vector<T> weights_;
   std::vector<BoxTables<T>> tables_;
   std::vector<int64_t> groups_;

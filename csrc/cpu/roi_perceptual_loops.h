@@ -10,42 +10,60 @@ using c10::Half;
 
 #include "vector.h"
 
-// destination[i] (+)= sum over t of weights[t] * source[t * inner + i]
-template <int kTaps, bool kAdd, typename T>
-inline void combine(const T* __restrict source, const T* weights, int64_t inner, T* __restrict destination) {
-  for (int64_t i = 0; i < inner; ++i) {
-    T sum = kAdd ? destination[i] : T(0);
-    for (int t = 0; t < kTaps; ++t) sum += weights[t] * source[t * inner + i];
-    destination[i] = sum;
+// [cells, inner] -> [bins, inner], kTaps taps from the `tap`-th on; kInner is 0 where it isn't known here.
+template <int kTaps, int64_t kInner, typename T>
+inline void pool_taps(const AxisTable<T>& axis, int64_t tap, const T* source, int64_t inner, T* destination) {
+  if (kInner) inner = kInner;
+  for (int64_t b = 0; b < axis.bins; ++b) {
+    const T* __restrict in = source + (axis.first[b] + tap) * inner;
+    const T* weights = axis.weights + b * axis.taps + tap;
+    T* __restrict out = destination + b * inner;
+    for (int64_t i = 0; i < inner; ++i) {
+      T sum = tap ? out[i] : T(0);
+      for (int t = 0; t < kTaps; ++t) sum += weights[t] * in[t * inner + i];
+      out[i] = sum;
+    }
+  }
+}
+
+// [bins, inner] -> [cells, inner], which has to be zero before the first taps.
+template <int kTaps, int64_t kInner, typename T>
+inline void spread_taps(const AxisTable<T>& axis, int64_t tap, const T* source, int64_t inner, T* destination) {
+  if (kInner) inner = kInner;
+  for (int64_t b = 0; b < axis.bins; ++b) {
+    const T* __restrict in = source + b * inner;
+    const T* weights = axis.weights + b * axis.taps + tap;
+    T* __restrict out = destination + (axis.first[b] + tap) * inner;
+    for (int t = 0; t < kTaps; ++t) {
+      for (int64_t i = 0; i < inner; ++i) out[t * inner + i] += weights[t] * in[i];
+    }
   }
 }
 
 // Multiplies along the leading axis by a box's matrix: [cells, inner] -> [bins, inner].
-template <typename T>
+template <int64_t kInner = 0, typename T>
 inline void pool(const AxisTable<T>& axis, const T* source, int64_t inner, T* destination) {
-  for (int64_t b = 0; b < axis.bins; ++b, destination += inner) {
-    const BinRun run = axis.runs[b];
-    const T* taps = source + run.first * inner;
-    const T* weights = axis.weights + run.weights;
-    switch (run.count) {
-      case 0: std::fill_n(destination, inner, T(0)); break;
-      case 1: combine<1, false>(taps, weights, inner, destination); break;
-      case 2: combine<2, false>(taps, weights, inner, destination); break;
-      case 3: combine<3, false>(taps, weights, inner, destination); break;
-      default: combine<4, false>(taps, weights, inner, destination);
+  if (axis.taps == 0) std::fill_n(destination, axis.bins * inner, T(0));
+  for (int64_t tap = 0; tap < axis.taps; tap += 4) {
+    switch (axis.taps - tap) {
+      case 1: pool_taps<1, kInner>(axis, tap, source, inner, destination); break;
+      case 2: pool_taps<2, kInner>(axis, tap, source, inner, destination); break;
+      case 3: pool_taps<3, kInner>(axis, tap, source, inner, destination); break;
+      default: pool_taps<4, kInner>(axis, tap, source, inner, destination);
     }
-    for (int64_t t = 4; t < run.count; ++t) combine<1, true>(taps + t * inner, weights + t, inner, destination);
   }
 }
 
 // The transpose of `pool`: [bins, inner] -> [cells, inner].
-template <typename T>
+template <int64_t kInner = 0, typename T>
 inline void spread(const AxisTable<T>& axis, const T* source, int64_t inner, T* destination) {
   std::fill_n(destination, axis.cell_count * inner, T(0));
-  for (int64_t b = 0; b < axis.bins; ++b, source += inner) {
-    const BinRun run = axis.runs[b];
-    for (int64_t t = 0; t < run.count; ++t) {
-      combine<1, true>(source, axis.weights + run.weights + t, inner, destination + (run.first + t) * inner);
+  for (int64_t tap = 0; tap < axis.taps; tap += 4) {
+    switch (axis.taps - tap) {
+      case 1: spread_taps<1, kInner>(axis, tap, source, inner, destination); break;
+      case 2: spread_taps<2, kInner>(axis, tap, source, inner, destination); break;
+      case 3: spread_taps<3, kInner>(axis, tap, source, inner, destination); break;
+      default: spread_taps<4, kInner>(axis, tap, source, inner, destination);
     }
   }
 }
@@ -272,7 +290,7 @@ void block(const FeatureLevel& level, const ImageBoxes<T>& boxes, int64_t image,
         for (int64_t y = 0; y < box->y.cell_count; ++y) {
           const int64_t at = (box->z.cells[z] * plane + box->y.cells[y] * level.width) * cell_stride;
           layout.load_difference(input + at, target + at, box->x, row);
-          pool(box->x, row, kLanes, rows + y * bins_x * kLanes);
+          pool<kLanes>(box->x, row, kLanes, rows + y * bins_x * kLanes);
         }
         pool(box->y, rows, bins_x * kLanes, slices + z * bins_yx * kLanes);
       }
@@ -288,7 +306,7 @@ void block(const FeatureLevel& level, const ImageBoxes<T>& boxes, int64_t image,
         spread(box->y, slices + z * bins_yx * kLanes, bins_x * kLanes, rows);
         for (int64_t y = 0; y < box->y.cell_count; ++y) {
           const int64_t at = (box->z.cells[z] * plane + box->y.cells[y] * level.width) * sums_cell_stride;
-          spread(box->x, rows + y * bins_x * kLanes, kLanes, row);
+          spread<kLanes>(box->x, rows + y * bins_x * kLanes, kLanes, row);
           sums_layout.add(row, box->x, sums + at);
         }
       }

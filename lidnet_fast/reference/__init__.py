@@ -1,8 +1,9 @@
 """The definitions: every op in plain PyTorch and torchvision.
 
 They are the fallback where no kernel is available and the oracle that kernels are tested against. They take arguments
-that `lidnet_fast.functional` has already checked and brought to one form (boxes as Tensor[K, 5] in the dtype of the
-arithmetic, output sizes as pairs), and run outside autocast. Nothing here imports the rest of the package.
+that `lidnet_fast.functional` has already checked and brought to one form (boxes as Tensor[K, 5], or [K, 7] for volumes,
+in the dtype of the arithmetic, output sizes as tuples), and run outside autocast. Nothing here imports the rest of the
+package.
 """
 
 from .gradients import combine_gradients, gradient_gramian

@@ -1,0 +1,74 @@
+"""Watches what Triton kernels do to memory while the interpreter runs them."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+
+class Traffic:
+    """Bytes that the programs of a launch loaded and stored."""
+
+    def __init__(self) -> None:
+        self.loaded = 0
+        self.stored = 0
+
+
+@contextlib.contextmanager
+def watch(allowed: Callable[[], list[Tensor]]) -> Iterator[Traffic]:
+    """Raises for an access outside the `allowed` tensors, and for two programs that store to one element.
+
+    Works on the builder of Triton's interpreter, which every load and store goes through with its pointers and mask.
+    """
+    from triton.runtime import interpreter
+
+    builder, owner, traffic = interpreter.InterpreterBuilder, {}, Traffic()
+    load, store = builder.create_masked_load, builder.create_masked_store
+
+    def pointers(kind, program, pointer, mask):
+        size = max(1, pointer.get_element_ty().primitive_bitwidth // 8)
+        used = pointer.data.ravel() if mask is None else pointer.data[mask.data.astype(bool)].ravel()
+        ranges = sorted((t.data_ptr(), t.data_ptr() + t.untyped_storage().nbytes()) for t in allowed())
+        starts, ends = (np.array(side, dtype=np.uint64) for side in zip(*ranges, strict=True))
+        place = np.searchsorted(starts, used, side="right").astype(np.int64) - 1
+        wrong = (place < 0) | (used + np.uint64(size) > ends[np.maximum(place, 0)])
+        if wrong.any():
+            raise IndexError(f"{kind} outside of every tensor in program {program}: {wrong.sum()} of {used.size} lanes")
+        return used, size
+
+    def watched_load(self, pointer, mask, *rest):
+        used, size = pointers("load", self.grid_idx, pointer, mask)
+        traffic.loaded += used.size * size
+        return load(self, pointer, mask, *rest)
+
+    def watched_store(self, pointer, value, mask, *rest):
+        used, size = pointers("store", self.grid_idx, pointer, mask)
+        traffic.stored += used.size * size
+        if np.unique(used).size != used.size:
+            raise RuntimeError(f"program {self.grid_idx} stores one element from several lanes")
+        for address in used.tolist():
+            if owner.setdefault(address, tuple(self.grid_idx)) != tuple(self.grid_idx):
+                raise RuntimeError(f"programs {owner[address]} and {self.grid_idx} store the same element")
+        return store(self, pointer, value, mask, *rest)
+
+    builder.create_masked_load, builder.create_masked_store = watched_load, watched_store
+    try:
+        yield traffic
+    finally:
+        builder.create_masked_load, builder.create_masked_store = load, store
+
+
+@pytest.fixture
+def watched():
+    """`watch`, where kernels are interpreted."""
+    if torch.cuda.is_available():
+        pytest.skip("kernels run on the GPU here, where compute-sanitizer looks at memory")
+    return watch
+
+
+@pytest.fixture
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"

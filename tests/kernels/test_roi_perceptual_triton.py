@@ -1,0 +1,213 @@
+"""The Triton kernels against the definition in float64: in the interpreter, or on the GPU where there is one."""
+
+import pytest
+import torch
+
+from lidnet_fast.reference.roi_perceptual import box_losses
+
+kernels = pytest.importorskip("lidnet_fast.kernels.roi_perceptual")
+pytestmark = pytest.mark.interpreter
+
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
+SCALE = 0.5
+BOXES = torch.tensor(
+    [
+        [0, 1.5, 2, 20, 17],
+        [1, 0, 0, 26, 20],  # the whole map
+        [1, -4, 5, 9, 40],  # leaves it
+        [0, 3, 3, 3, 8],  # no width
+        [0, 100, 100, 120, 110],  # outside
+        [0, 3, 4, 18, 15],  # overlaps
+    ]
+)
+BOXES_3D = torch.tensor([[0, 1.5, 2, 1, 9, 8, 5], [1, -3, 0, 2, 12, 11, 9], [0, 3, 3, 3, 3, 5, 4]])
+
+
+def features(*shape, dtype=torch.float32, count=2):
+    return [torch.randn(*shape, dtype=torch.float64).to(dtype) for _ in range(count)]
+
+
+def check(
+    device,
+    inputs,
+    targets,
+    boxes,
+    size,
+    *,
+    levels=None,
+    scales=(SCALE,),
+    ratio=2,
+    aligned=True,
+    criterion="mse",
+):
+    """Losses and gradients for a random upstream gradient; returns what the kernels gave."""
+    dtype = inputs[0].dtype
+    rois = boxes.to(torch.float64 if dtype == torch.float64 else torch.float32)
+    upstream = torch.randn(len(boxes), dtype=rois.dtype)
+    on_device = [[x.to(device) for x in side] for side in (inputs, targets)]
+    arguments = (
+        *on_device,
+        rois.to(device),
+        None if levels is None else levels.to(device),
+        list(scales),
+        list(size),
+        ratio,
+        aligned,
+        criterion,
+    )
+    losses = kernels.roi_perceptual_losses(*arguments).cpu()
+    gradients = [g.cpu() for g in kernels.roi_perceptual_losses_backward(upstream.to(device), *arguments)]
+
+    leaves = [x.detach().double().requires_grad_() for x in inputs]
+    expected = torch.zeros(len(boxes), dtype=torch.float64)
+    for level, (leaf, target, scale) in enumerate(zip(leaves, targets, scales, strict=True)):
+        of_level = torch.arange(len(boxes)) if levels is None else (levels == level).nonzero().squeeze(1)
+        if len(of_level):
+            values = box_losses(leaf, target.double(), rois.double()[of_level], size, scale, ratio, aligned, criterion)
+            expected = expected.index_copy(0, of_level, values)
+    expected_gradients = torch.autograd.grad(expected, leaves, upstream.double(), allow_unused=True)
+
+    assert losses.dtype == rois.dtype
+    assert_near(losses, expected, torch.float64 if dtype == torch.float64 else torch.float32)
+    for gradient, wanted, input in zip(gradients, expected_gradients, inputs, strict=True):
+        assert gradient.dtype == dtype
+        assert gradient.stride() == torch.empty_like(input).stride()
+        assert_near(gradient, torch.zeros_like(gradient) if wanted is None else wanted, dtype)
+    return losses, gradients
+
+
+def assert_near(actual, expected, dtype):
+    error = (actual.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-30)
+    assert error <= TOLERANCES[dtype], f"relative L2 error {error:.2e}"
+
+
+@pytest.fixture(autouse=True)
+def _seed_and_poison(monkeypatch):
+    """Allocations hold NaN, so that what isn't written is seen."""
+    torch.manual_seed(0)
+    for name in ("empty", "empty_like"):
+        allocate = getattr(torch, name)
+
+        def poisoned(*args, _allocate=allocate, **kwargs):
+            result = _allocate(*args, **kwargs)
+            return result.fill_(torch.nan) if result.is_floating_point() else result.fill_(-(10**6))
+
+        monkeypatch.setattr(torch, name, poisoned)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("criterion", ["mse", "l1", "smooth_l1", "charbonnier"])
+def test_criteria_and_dtypes(device, criterion, dtype):
+    (input, target) = features(2, 5, 10, 13, dtype=dtype)
+    check(device, [input], [target], BOXES, (3, 2), criterion=criterion)
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("ratio", [-1, 1, 3])
+def test_sampling(device, ratio, aligned):
+    input, target = features(2, 3, 10, 13, dtype=torch.float64)
+    check(device, [input], [target], BOXES, (2, 3), ratio=ratio, aligned=aligned)
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "sliced", "expanded", "mixed"])
+def test_layouts(device, layout):
+    input, target = features(2, 20, 10, 13)
+    arrange = {
+        "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+        "sliced": lambda x: torch.zeros(2, 40, 12, 30)[:, ::2, 1:11, 2:28:2].copy_(x),
+        "expanded": lambda x: x[:, :1].expand(2, 20, 10, 13),
+        "mixed": lambda x: x if x is target else x.contiguous(memory_format=torch.channels_last),
+    }[layout]
+    check(device, [arrange(input)], [arrange(target)], BOXES[:4], (2, 2))
+
+
+def test_pyramid_with_a_level_that_no_box_falls_on(device):
+    inputs, targets = ([torch.randn(2, c, h, w) for c, h, w in ((5, 20, 26), (3, 10, 13), (4, 5, 7))] for _ in "ab")
+    levels = torch.tensor([0, 2, 0, 0, 2, 2])
+    _, gradients = check(device, inputs, targets, BOXES, (3, 3), levels=levels, scales=(1.0, 0.5, 0.25))
+    assert not gradients[1].any()
+
+
+@pytest.mark.parametrize("ratio", [2, -1])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_volumes(device, dtype, ratio):
+    input, target = features(2, 3, 4, 5, 6, dtype=dtype)
+    check(device, [input], [target], BOXES_3D, (2, 1, 2), ratio=ratio, criterion="charbonnier")
+
+
+def test_many_boxes_are_listed_in_several_blocks(device):
+    input, target = features(1, 2, 6, 7, dtype=torch.float64)
+    boxes = torch.cat((torch.zeros(140, 1), 6 * torch.rand(140, 2), 6 + 8 * torch.rand(140, 2)), dim=1)
+    check(device, [input], [target], boxes, (1, 1), ratio=1)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 3, 3, 4, 5)])
+def test_no_boxes(device, shape):
+    input, target = (x.to(device) for x in features(*shape))
+    axes = len(shape) - 2
+    boxes = torch.zeros(0, 1 + 2 * axes, device=device)
+    arguments = ([input], [target], boxes, None, [SCALE], [2] * axes, 2, True, "mse")
+    assert kernels.roi_perceptual_losses(*arguments).shape == (0,)
+    (gradient,) = kernels.roi_perceptual_losses_backward(torch.zeros(0, device=device), *arguments)
+    assert torch.equal(gradient, torch.zeros_like(input))
+
+
+def test_repeats_bitwise(device):
+    input, target = features(2, 20, 10, 13)
+    upstream = torch.randn(len(BOXES), device=device)
+    arguments = ([input.to(device)], [target.to(device)], BOXES.to(device), None, [SCALE], [3, 3], 2, True, "l1")
+    first, second = (kernels.roi_perceptual_losses_backward(upstream, *arguments)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("volume", [False, True])
+def test_memory(watched, volume):
+    """No access outside the tensors, no element stored by two programs, and traffic within a budget of the floor.
+
+    The floor loads the four (eight) neighbours of each sample from both maps and stores one derivative per bin; then
+    loads, per bin, its derivative in each tile that the bin touches, and stores the gradient once.
+    """
+    shape = (2, 16, 3, 6, 7) if volume else (2, 16, 10, 13)
+    input, target = features(*shape)
+    boxes, size = (BOXES_3D, [2, 2, 2]) if volume else (BOXES, [3, 3])
+    upstream = torch.ones(len(boxes))
+    allocated = [input, target, boxes, upstream]
+    arguments = ([input], [target], boxes, None, [SCALE], size, 2, True, "mse")
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+            allocate = getattr(owner, name)
+
+            def kept(*args, _allocate=allocate, **kwargs):
+                allocated.append(_allocate(*args, **kwargs))
+                return allocated[-1]
+
+            patch.setattr(owner, name, kept)
+        with watched(lambda: allocated) as traffic:
+            (gradient,) = kernels.roi_perceptual_losses_backward(upstream, *arguments)
+    bins, taps = len(boxes) * size[0] ** len(size), 2 ** (2 * len(size))
+    derivatives = bins * 16 * 4
+    floor_loaded, floor_stored = 2 * taps * derivatives + derivatives, derivatives + gradient.nbytes
+    assert traffic.loaded <= 1.6 * floor_loaded
+    assert traffic.stored <= 1.1 * floor_stored
+
+
+def test_boxes_that_make_no_sense_stay_inside_the_tensors(watched):
+    """On a GPU nothing looks at the boxes' values before the kernels do."""
+    input, target = features(2, 3, 6, 7)
+    inf, nan = torch.inf, torch.nan
+    boxes = torch.tensor(
+        [[9, 1, 1, 5, 5], [-3, 1, 1, 5, 5], [nan, 1, 1, 5, 5], [0, nan, 1, 5, 5], [0, 1, -inf, 5, inf], [0, 5, 5, 1, 1]]
+    )
+    upstream, allocated = torch.ones(len(boxes)), []
+    arguments = ([input], [target], boxes, None, [1.0], [2, 2], 2, True, "mse")
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+            allocate = getattr(owner, name)
+
+            def kept(*args, _allocate=allocate, **kwargs):
+                allocated.append(_allocate(*args, **kwargs))
+                return allocated[-1]
+
+            patch.setattr(owner, name, kept)
+        with watched(lambda: [input, target, boxes, upstream, *allocated]):
+            kernels.roi_perceptual_losses_backward(upstream, *arguments)
