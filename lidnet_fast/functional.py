@@ -174,8 +174,7 @@ def multiscale_roi_perceptual_loss(
         reduction: As in `roi_perceptual_loss`.
 
     Returns:
-        As `roi_perceptual_loss`; "none" in the order of the boxes. How many boxes fall on a level depends on the data,
-        so torch.compile breaks its graph here.
+        As `roi_perceptual_loss`; "none" in the order of the boxes.
 
     Raises:
         TypeError: As `roi_perceptual_loss`.
