@@ -181,15 +181,14 @@ class Boxes {
       }
     });
     for (const BoxTables<T>& box : tables_) {
-      most_z_ = std::max(most_z_, box.z.cell_count);
-      most_y_ = std::max(most_y_, box.y.cell_count);
       most_x_ = std::max(most_x_, box.x.cell_count);
+      most_rows_ = std::max(most_rows_, bins_z * bins_y * box.z.taps * box.y.taps);
     }
   }
 
   ImageBoxes<T> of(int64_t level, int64_t image) const {
     const int64_t group = level * images_ + image;
-    return {tables_.data() + groups_[group], groups_[group + 1] - groups_[group], most_z_, most_y_, most_x_};
+    return {tables_.data() + groups_[group], groups_[group + 1] - groups_[group], most_x_, most_rows_};
   }
 
   const std::vector<BoxTables<T>>& all() const { return tables_; }
@@ -211,7 +210,7 @@ class Boxes {
   }
 
   int64_t images_;
-  int64_t most_z_ = 0, most_y_ = 0, most_x_ = 0;
+  int64_t most_x_ = 0, most_rows_ = 0;
   std::vector<int32_t> cells_, first_;
   std::vector<T> weights_;
   std::vector<BoxTables<T>> tables_;
@@ -243,7 +242,7 @@ std::vector<FeatureLevel> checked_levels(const Arguments& a) {
 template <typename T, typename Work>
 void for_each_block(const std::vector<FeatureLevel>& levels, int64_t images, const Work& work) {
   for (size_t l = 0; l < levels.size(); ++l) {
-    const int64_t lanes = levels[l].channels_last ? kChannelsLastLanes : kPlanarLanes;
+    const int64_t lanes = levels[l].channels_last ? kChannelsLastLanes : kPlanarBlock;
     const int64_t blocks = (levels[l].channels + lanes - 1) / lanes;
     torch::stable::parallel_for(0, blocks * images, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) work(l, i % images, i / images);
@@ -258,7 +257,7 @@ Tensor losses(const Arguments& a) {
   const int64_t images = a.inputs[0].size(0), count = a.rois.size(0);
   const Boxes<T> boxes(a, levels, images, nullptr);
   int64_t stride = 1;
-  for (const FeatureLevel& level : levels) stride = std::max(stride, (level.channels + kPlanarLanes - 1) / kPlanarLanes);
+  for (const FeatureLevel& level : levels) stride = std::max(stride, (level.channels + kPlanarBlock - 1) / kPlanarBlock);
   std::vector<T> sums(count * stride);
   for_each_block<T>(levels, images, [&](size_t l, int64_t image, int64_t block) {
     block_function<T>(a.inputs[l].scalar_type(), levels[l].channels_last)(

@@ -23,17 +23,18 @@ struct BoxTables {
   int64_t row;       // of the result
 };
 
-// The boxes of one image on one level, and the most cells among them, for scratch memory.
+// The boxes of one image on one level. For scratch memory, the most cells that a box reads along x, and the most rows that
+// all bins of a box read together.
 template <typename T>
 struct ImageBoxes {
   const BoxTables<T>* boxes;
   int64_t count;
-  int64_t most_z, most_y, most_x;
+  int64_t most_x, most_rows;
 };
 
 // Channels of a block. Fixed, so that sums, and with them every bit of the result, don't depend on the threads.
-// Eight cells of eight planar channels are turned at a time; channels that come last fill two cache lines.
-constexpr int64_t kPlanarLanes = 8;
+// Planar channels are worked on one after the other; channels that come last together, two cache lines of them.
+constexpr int64_t kPlanarBlock = 8;
 constexpr int64_t kChannelsLastLanes = 32;
 
 // One block of channels of one image. In the forward each box's sum of the criterion over the block's pooled differences goes

@@ -1,6 +1,9 @@
 // The inner loops of roi_perceptual.cpp. Included once per instruction set, with LID_ISA naming its namespace. The headers it
 // needs come before, from isa_headers.h: what they define inline must not be compiled for one instruction set only.
 
+// Arrays of vectors stay in registers only where the loops over them are unrolled.
+#define LID_UNROLL _Pragma("GCC unroll 8")
+
 namespace lid {
 namespace LID_ISA {
 namespace {
@@ -10,192 +13,65 @@ using c10::Half;
 
 #include "vector.h"
 
-// [cells, inner] -> [bins, inner], kTaps taps from the `tap`-th on; kInner is 0 where it isn't known here.
-template <int kTaps, int64_t kInner, typename T>
-inline void pool_taps(const AxisTable<T>& axis, int64_t tap, const T* source, int64_t inner, T* destination) {
-  if (kInner) inner = kInner;
+#include "roi_perceptual_rows.h"
+
+// Multiplies along the leading axis by kTaps taps of a box's matrix, from the `tap`-th on: [cells, kLanes] -> [bins, kLanes].
+template <int kTaps, int64_t kLanes, typename T>
+inline void pool_taps(const AxisTable<T>& axis, int64_t tap, const T* source, T* destination) {
   for (int64_t b = 0; b < axis.bins; ++b) {
-    const T* __restrict in = source + (axis.first[b] + tap) * inner;
+    const T* in = source + (axis.first[b] + tap) * kLanes;
     const T* weights = axis.weights + b * axis.taps + tap;
-    T* __restrict out = destination + b * inner;
-    for (int64_t i = 0; i < inner; ++i) {
-      T sum = tap ? out[i] : T(0);
-      for (int t = 0; t < kTaps; ++t) sum += weights[t] * in[t * inner + i];
-      out[i] = sum;
+    T* out = destination + b * kLanes;
+    for (int64_t i = 0; i < kLanes; i += 8) {
+      Vec8<T> sum = tap ? Vec8<T>::load(out + i) : Vec8<T>::zero();
+      LID_UNROLL for (int t = 0; t < kTaps; ++t) sum = sum + weights[t] * Vec8<T>::load(in + t * kLanes + i);
+      sum.store(out + i);
     }
   }
 }
 
-// [bins, inner] -> [cells, inner], which has to be zero before the first taps.
-template <int kTaps, int64_t kInner, typename T>
-inline void spread_taps(const AxisTable<T>& axis, int64_t tap, const T* source, int64_t inner, T* destination) {
-  if (kInner) inner = kInner;
+// The transpose of `pool_taps`, [bins, kLanes] -> [cells, kLanes]; the cells have to be zero before the first taps.
+template <int kTaps, int64_t kLanes, typename T>
+inline void spread_taps(const AxisTable<T>& axis, int64_t tap, const T* source, T* destination) {
   for (int64_t b = 0; b < axis.bins; ++b) {
-    const T* __restrict in = source + b * inner;
+    const T* in = source + b * kLanes;
     const T* weights = axis.weights + b * axis.taps + tap;
-    T* __restrict out = destination + (axis.first[b] + tap) * inner;
-    for (int t = 0; t < kTaps; ++t) {
-      for (int64_t i = 0; i < inner; ++i) out[t * inner + i] += weights[t] * in[i];
-    }
-  }
-}
-
-// Multiplies along the leading axis by a box's matrix: [cells, inner] -> [bins, inner].
-template <int64_t kInner = 0, typename T>
-inline void pool(const AxisTable<T>& axis, const T* source, int64_t inner, T* destination) {
-  if (axis.taps == 0) std::fill_n(destination, axis.bins * inner, T(0));
-  for (int64_t tap = 0; tap < axis.taps; tap += 4) {
-    switch (axis.taps - tap) {
-      case 1: pool_taps<1, kInner>(axis, tap, source, inner, destination); break;
-      case 2: pool_taps<2, kInner>(axis, tap, source, inner, destination); break;
-      case 3: pool_taps<3, kInner>(axis, tap, source, inner, destination); break;
-      default: pool_taps<4, kInner>(axis, tap, source, inner, destination);
-    }
-  }
-}
-
-// The transpose of `pool`: [bins, inner] -> [cells, inner].
-template <int64_t kInner = 0, typename T>
-inline void spread(const AxisTable<T>& axis, const T* source, int64_t inner, T* destination) {
-  std::fill_n(destination, axis.cell_count * inner, T(0));
-  for (int64_t tap = 0; tap < axis.taps; tap += 4) {
-    switch (axis.taps - tap) {
-      case 1: spread_taps<1, kInner>(axis, tap, source, inner, destination); break;
-      case 2: spread_taps<2, kInner>(axis, tap, source, inner, destination); break;
-      case 3: spread_taps<3, kInner>(axis, tap, source, inner, destination); break;
-      default: spread_taps<4, kInner>(axis, tap, source, inner, destination);
-    }
-  }
-}
-
-// Where a block of channels lies in a map whose channels come last, and how its rows are read and added to.
-template <typename T, int64_t kBlock = kChannelsLastLanes>
-struct ChannelsLast {
-  static constexpr int64_t kLanes = kBlock;
-  int64_t lanes;        // channels of the block, at most kLanes
-  int64_t cell_stride;  // in elements
-
-  // row[i, lane] = input - target at the i-th cell that the box reads
-  template <typename S>
-  void load_difference(const S* input, const S* target, const AxisTable<T>& x, T* row) const {
-    for (int64_t i = 0; i < x.cell_count; ++i, row += kLanes) {
-      const S* a = input + x.cells[i] * cell_stride;
-      const S* b = target + x.cells[i] * cell_stride;
-      int64_t c = 0;
-      for (; c + 8 <= lanes; c += 8) (Vec8<T>::load(a + c) - Vec8<T>::load(b + c)).store(row + c);
-      for (; c < kLanes; ++c) row[c] = c < lanes ? static_cast<T>(a[c]) - static_cast<T>(b[c]) : T(0);
-    }
-  }
-
-  // sums[cell, lane] += row[i, lane]
-  void add(const T* row, const AxisTable<T>& x, T* sums) const {
-    for (int64_t i = 0; i < x.cell_count; ++i, row += kLanes) {
-      T* cell = sums + x.cells[i] * cell_stride;
-      for (int64_t c = 0; c < lanes; ++c) cell[c] += row[c];
-    }
-  }
-
-  void fill_zero(T* sums, int64_t cells) const {
-    for (int64_t i = 0; i < cells; ++i) std::fill_n(sums + i * cell_stride, lanes, T(0));
-  }
-
-  // gradient = sums [cells, kLanes], rounded
-  template <typename S>
-  void round(const T* sums, int64_t cells, S* gradient) const {
-    for (int64_t i = 0; i < cells; ++i, sums += kLanes, gradient += cell_stride) {
-      int64_t c = 0;
-      for (; c + 8 <= lanes; c += 8) Vec8<T>::load(sums + c).store(gradient + c);
-      for (; c < lanes; ++c) gradient[c] = static_cast<S>(sums[c]);
-    }
-  }
-};
-
-// The same for a map of whole planes per channel. A row goes through `lines`, [lanes, cells from the first to the last that
-// the box reads]: planes are often a power of two apart, and then what several channels hold at one place fights for the same
-// lines of the cache, so the map is walked channel by channel, and turned in scratch memory.
-template <typename T>
-struct Planar {
-  static constexpr int64_t kLanes = kPlanarLanes;
-  int64_t lanes;
-  int64_t channel_stride;
-  T* lines;
-  int64_t line_stride;
-
-  template <typename S>
-  void load_difference(const S* input, const S* target, const AxisTable<T>& x, T* row) const {
-    if (x.cell_count == 0) return;
-    const int64_t first = x.cells[0], span = x.cells[x.cell_count - 1] - first + 1;
-    for (int64_t c = 0; c < lanes; ++c) {
-      const S* a = input + c * channel_stride + first;
-      const S* b = target + c * channel_stride + first;
-      T* line = lines + c * line_stride;
-      int64_t j = 0;
-      for (; j + 8 <= span; j += 8) (Vec8<T>::load(a + j) - Vec8<T>::load(b + j)).store(line + j);
-      for (; j < span; ++j) line[j] = static_cast<T>(a[j]) - static_cast<T>(b[j]);
-    }
-    for (int64_t c = lanes; c < kLanes; ++c) std::fill_n(lines + c * line_stride, span, T(0));
-
-    for (int64_t i = 0; i < x.cell_count;) {
-      const T* at = lines + (x.cells[i] - first);
-      if (is_run(x, i)) {
-        Vec8<T> tile[kLanes];
-        for (int64_t c = 0; c < kLanes; ++c) tile[c] = Vec8<T>::load(at + c * line_stride);
-        transpose(tile);
-        for (int64_t j = 0; j < kLanes; ++j, ++i) tile[j].store(row + i * kLanes);
-      } else {
-        for (int64_t c = 0; c < kLanes; ++c) row[i * kLanes + c] = at[c * line_stride];
-        ++i;
+    T* out = destination + (axis.first[b] + tap) * kLanes;
+    for (int64_t i = 0; i < kLanes; i += 8) {
+      const Vec8<T> value = Vec8<T>::load(in + i);
+      LID_UNROLL for (int t = 0; t < kTaps; ++t) {
+        T* at = out + t * kLanes + i;
+        (Vec8<T>::load(at) + weights[t] * value).store(at);
       }
     }
   }
+}
 
-  void add(const T* row, const AxisTable<T>& x, T* sums) const {
-    if (x.cell_count == 0) return;
-    const int64_t first = x.cells[0], span = x.cells[x.cell_count - 1] - first + 1;
-    if (span > x.cell_count) {
-      for (int64_t c = 0; c < lanes; ++c) std::fill_n(lines + c * line_stride, span, T(0));
-    }
-    for (int64_t i = 0; i < x.cell_count;) {
-      T* at = lines + (x.cells[i] - first);
-      if (is_run(x, i)) {
-        Vec8<T> tile[kLanes];
-        for (int64_t j = 0; j < kLanes; ++j, ++i) tile[j] = Vec8<T>::load(row + i * kLanes);
-        transpose(tile);
-        for (int64_t c = 0; c < kLanes; ++c) tile[c].store(at + c * line_stride);
-      } else {
-        for (int64_t c = 0; c < kLanes; ++c) at[c * line_stride] = row[i * kLanes + c];
-        ++i;
-      }
-    }
-    for (int64_t c = 0; c < lanes; ++c) {
-      const T* line = lines + c * line_stride;
-      T* sum = sums + c * channel_stride + first;
-      for (int64_t j = 0; j < span; ++j) sum[j] += line[j];
+template <int64_t kLanes, typename T>
+inline void pool(const AxisTable<T>& axis, const T* source, T* destination) {
+  if (axis.taps == 0) std::fill_n(destination, axis.bins * kLanes, T(0));
+  for (int64_t tap = 0; tap < axis.taps; tap += 4) {
+    switch (axis.taps - tap) {
+      case 1: pool_taps<1, kLanes>(axis, tap, source, destination); break;
+      case 2: pool_taps<2, kLanes>(axis, tap, source, destination); break;
+      case 3: pool_taps<3, kLanes>(axis, tap, source, destination); break;
+      default: pool_taps<4, kLanes>(axis, tap, source, destination);
     }
   }
+}
 
-  void fill_zero(T* sums, int64_t cells) const { std::fill_n(sums, lanes * cells, T(0)); }
-
-  template <typename S>
-  void round(const T* sums, int64_t cells, S* gradient) const {
-    int64_t i = 0;
-    for (; i + kLanes <= cells; i += kLanes) {
-      Vec8<T> tile[kLanes];
-      for (int64_t j = 0; j < kLanes; ++j) tile[j] = Vec8<T>::load(sums + (i + j) * kLanes);
-      transpose(tile);
-      for (int64_t c = 0; c < lanes; ++c) tile[c].store(gradient + c * channel_stride + i);
-    }
-    for (; i < cells; ++i) {
-      for (int64_t c = 0; c < lanes; ++c) gradient[c * channel_stride + i] = static_cast<S>(sums[i * kLanes + c]);
+template <int64_t kLanes, typename T>
+inline void spread(const AxisTable<T>& axis, const T* source, T* destination) {
+  std::fill_n(destination, axis.cell_count * kLanes, T(0));
+  for (int64_t tap = 0; tap < axis.taps; tap += 4) {
+    switch (axis.taps - tap) {
+      case 1: spread_taps<1, kLanes>(axis, tap, source, destination); break;
+      case 2: spread_taps<2, kLanes>(axis, tap, source, destination); break;
+      case 3: spread_taps<3, kLanes>(axis, tap, source, destination); break;
+      default: spread_taps<4, kLanes>(axis, tap, source, destination);
     }
   }
-
- private:
-  // Whether the box reads eight cells in a row from the i-th on.
-  static bool is_run(const AxisTable<T>& x, int64_t i) {
-    return i + kLanes <= x.cell_count && x.cells[i + kLanes - 1] == x.cells[i] + kLanes - 1;
-  }
-};
+}
 
 template <int64_t kLanes, Criterion kCriterion, typename T>
 T sum_of_criterion(const T* pooled, int64_t bins, int64_t lanes) {
@@ -233,87 +109,277 @@ void to_derivative(Criterion criterion, T* pooled, int64_t count, T scale) {
   }
 }
 
+// Zeroed scratch memory on whole lines of the cache.
+template <typename T>
+class Buffer {
+ public:
+  explicit Buffer(int64_t count) : lines_(new Line[count * sizeof(T) / sizeof(Line) + 1]()) {}
+  T* data() const { return reinterpret_cast<T*>(lines_.get()); }
+
+ private:
+  struct alignas(64) Line {
+    char bytes[64];
+  };
+  std::unique_ptr<Line[]> lines_;
+};
+
+// The rows of as many boxes as fit, so that they are listed once for all channels of a block.
+template <typename T>
+class RowLists {
+ public:
+  RowLists(const ImageBoxes<T>& boxes, int64_t height)
+      : boxes_(boxes), height_(height), capacity_(std::max(kRows, boxes.most_rows)), rows_(new Row<T>[capacity_]) {}
+
+  // Makes sure that the box's rows are listed, and returns the first box after it whose rows are not.
+  const BoxTables<T>* list_from(const BoxTables<T>* box) {
+    if (box == begin_) return end_;
+    begin_ = end_ = box;
+    const BoxTables<T>* const last = boxes_.boxes + boxes_.count;
+    for (Row<T>* row = rows_.get(); end_ != last && row - rows_.get() + count(*end_) <= capacity_; ++end_) {
+      row = list(*end_, row);
+    }
+    return end_;
+  }
+
+  const Row<T>* begin() const { return rows_.get(); }
+
+  static int64_t count(const BoxTables<T>& box) { return box.z.bins * box.y.bins * box.z.taps * box.y.taps; }
+
+ private:
+  static constexpr int64_t kRows = 16384;
+
+  Row<T>* list(const BoxTables<T>& box, Row<T>* row) const {
+    for (int64_t z = 0; z < box.z.bins; ++z) {
+      for (int64_t y = 0; y < box.y.bins; ++y) {
+        for (int64_t i = 0; i < box.z.taps; ++i) {
+          const int32_t slice = box.z.cells[box.z.first[z] + i] * static_cast<int32_t>(height_);
+          for (int64_t j = 0; j < box.y.taps; ++j, ++row) {
+            row->index = slice + box.y.cells[box.y.first[y] + j];
+            row->weight = box.z.weights[z * box.z.taps + i] * box.y.weights[y * box.y.taps + j];
+          }
+        }
+      }
+    }
+    return row;
+  }
+
+  ImageBoxes<T> boxes_;
+  int64_t height_, capacity_;
+  std::unique_ptr<Row<T>[]> rows_;
+  const BoxTables<T>*begin_ = nullptr, *end_ = nullptr;
+};
+
+// Scratch memory of a block.
+template <typename T>
+struct Scratch {
+  T* columns;  // [cells of x, lanes]
+  T* lines;    // [bins of z and y, line_stride], of a planar map
+  T* pooled;   // a box's bins, in the layout's order
+  int64_t line_stride;
+};
+
+// A map whose channels come last, worked on by kLanes channels at a time; `channels` of them exist.
+template <typename T>
+struct ChannelsLast {
+  static constexpr int64_t kLanes = kChannelsLastLanes;
+  int64_t channels;
+
+  // pooled: [bins of z and y, bins of x, lanes]
+  template <typename S>
+  void pool_box(const AxisTable<T>& x, const Rows<T>& rows, const S* input, const S* target, Strides strides,
+                const Scratch<T>& scratch) const {
+    for (int64_t b = 0; b < rows.bins; ++b) {
+      for (int64_t i = 0; i < x.cell_count; ++i) {
+        const int64_t at = x.cells[i] * strides.cell;
+        pool_rows(input + at, target + at, rows.from(b, 1), strides.row, after(b, rows), channels,
+                  scratch.columns + i * kLanes, 0);
+      }
+      pool<kLanes>(x, scratch.columns, scratch.pooled + b * x.bins * kLanes);
+    }
+  }
+
+  void spread_box(const AxisTable<T>& x, const Rows<T>& rows, Strides strides, const Scratch<T>& scratch, T* sums) const {
+    for (int64_t b = 0; b < rows.bins; ++b) {
+      spread<kLanes>(x, scratch.pooled + b * x.bins * kLanes, scratch.columns);
+      for (int64_t i = 0; i < x.cell_count; ++i) {
+        spread_rows(scratch.columns + i * kLanes, 0, rows.from(b, 1), strides.row, after(b, rows), channels,
+                    sums + x.cells[i] * strides.cell);
+      }
+    }
+  }
+
+  T loss(Criterion criterion, const BoxTables<T>& box, const T* pooled) const {
+    return sum_of_criterion<kLanes>(criterion, pooled, box.z.bins * box.y.bins * box.x.bins, channels);
+  }
+
+ private:
+  // Ahead of a bin's rows come the next bin's.
+  static Ahead after(int64_t bin, const Rows<T>& rows) { return {bin + 1 < rows.bins ? rows.taps : 0, 0}; }
+};
+
+// The map of one channel. Along x the lanes are bins of z and y, eight at a time: their rows are turned, [8, cells] -> [cells, 8].
+template <typename T>
+struct Planar {
+  static constexpr int64_t kLanes = 8;
+  int64_t ahead;  // elements from this channel's map to the next that will be read
+
+  // pooled: [bins of z and y / lanes, bins of x, lanes]
+  template <typename S>
+  void pool_box(const AxisTable<T>& x, const Rows<T>& rows, const S* input, const S* target, Strides strides,
+                const Scratch<T>& scratch) const {
+    const Window window(x, strides.row);
+    pool_rows(input + window.start, target + window.start, rows, strides.row, {0, ahead}, window.length, scratch.lines,
+              scratch.line_stride);
+    for (int64_t b = 0; b < rows.bins; b += kLanes) {
+      lines_to_columns(x, window, scratch.lines + b * scratch.line_stride, scratch.line_stride, scratch.columns);
+      pool<kLanes>(x, scratch.columns, scratch.pooled + b * x.bins);
+    }
+  }
+
+  void spread_box(const AxisTable<T>& x, const Rows<T>& rows, Strides strides, const Scratch<T>& scratch, T* sums) const {
+    const Window window(x, strides.row);
+    for (int64_t b = 0; b < rows.bins; b += kLanes) {
+      spread<kLanes>(x, scratch.pooled + b * x.bins, scratch.columns);
+      columns_to_lines(x, window, scratch.columns, scratch.lines + b * scratch.line_stride, scratch.line_stride);
+    }
+    spread_rows(scratch.lines, scratch.line_stride, rows, strides.row, {0, 0}, window.length, sums + window.start);
+  }
+
+  T loss(Criterion criterion, const BoxTables<T>& box, const T* pooled) const {
+    const int64_t bins = box.z.bins * box.y.bins, whole = bins / kLanes * kLanes;
+    T sum = sum_of_criterion<kLanes>(criterion, pooled, whole / kLanes * box.x.bins, kLanes);
+    if (whole < bins) {
+      sum += sum_of_criterion<kLanes>(criterion, pooled + whole * box.x.bins, box.x.bins, bins - whole);
+    }
+    return sum;
+  }
+
+ private:
+  // Of a row, the cells from the first to the last that the box reads, and others to fill whole vectors if the row has them.
+  struct Window {
+    int64_t start = 0, length = 0;
+
+    Window(const AxisTable<T>& x, int64_t width) {
+      if (x.cell_count == 0) return;
+      const int64_t whole = (x.cells[x.cell_count - 1] - x.cells[0] + kLanes) / kLanes * kLanes;
+      start = std::max<int64_t>(std::min<int64_t>(x.cells[0], width - whole), 0);
+      length = std::min(whole, width - start);
+    }
+  };
+
+  // Whether the box reads the eight cells from `cell` on, the first of which is the i-th of its cells.
+  static bool reads_eight(const AxisTable<T>& x, int64_t i, int64_t cell) {
+    return i + kLanes <= x.cell_count && x.cells[i] == cell && x.cells[i + kLanes - 1] == cell + kLanes - 1;
+  }
+
+  static void lines_to_columns(const AxisTable<T>& x, Window window, const T* lines, int64_t line_stride, T* columns) {
+    for (int64_t at = 0, i = 0; i < x.cell_count; at += kLanes) {
+      const int64_t cell = window.start + at;
+      if (x.cells[i] >= cell + kLanes) continue;
+      Vec8<T> tile[kLanes];
+      LID_UNROLL for (int64_t l = 0; l < kLanes; ++l) tile[l] = Vec8<T>::load(lines + l * line_stride + at);
+      transpose(tile);
+      if (reads_eight(x, i, cell)) {
+        LID_UNROLL for (int64_t j = 0; j < kLanes; ++j) tile[j].store(columns + (i + j) * kLanes);
+        i += kLanes;
+      } else {
+        LID_UNROLL for (int64_t j = 0; j < kLanes; ++j) {
+          if (i < x.cell_count && x.cells[i] == cell + j) tile[j].store(columns + i++ * kLanes);
+        }
+      }
+    }
+  }
+
+  static void columns_to_lines(const AxisTable<T>& x, Window window, const T* columns, T* lines, int64_t line_stride) {
+    for (int64_t at = 0, i = 0; at < window.length; at += kLanes) {
+      const int64_t cell = window.start + at;
+      Vec8<T> tile[kLanes];
+      if (reads_eight(x, i, cell)) {
+        LID_UNROLL for (int64_t j = 0; j < kLanes; ++j) tile[j] = Vec8<T>::load(columns + (i + j) * kLanes);
+        i += kLanes;
+      } else {
+        LID_UNROLL for (int64_t j = 0; j < kLanes; ++j) {
+          const bool read = i < x.cell_count && x.cells[i] == cell + j;
+          tile[j] = read ? Vec8<T>::load(columns + i * kLanes) : Vec8<T>::zero();
+          i += read;
+        }
+      }
+      transpose(tile);
+      LID_UNROLL for (int64_t l = 0; l < kLanes; ++l) tile[l].store(lines + l * line_stride + at);
+    }
+  }
+};
+
+template <typename S, typename T>
+void round_run(const T* sums, int64_t count, S* gradient) {
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) Vec8<T>::load(sums + i).store(gradient + i);
+  for (; i < count; ++i) gradient[i] = static_cast<S>(sums[i]);
+}
+
 // One block of channels of one image, see BlockFunction. S is the type of the features, T that of the arithmetic.
 template <typename S, typename T, typename Layout>
 void block(const FeatureLevel& level, const ImageBoxes<T>& boxes, int64_t image, int64_t index, Criterion criterion,
            T* losses, int64_t stride) {
   constexpr int64_t kLanes = Layout::kLanes;
   constexpr bool kPlanar = std::is_same_v<Layout, Planar<T>>;
-  // Half-precision gradients are summed in T, in a map of this block alone, and rounded once.
+  // Half-precision gradients are summed in T, in a map of this pass alone, and rounded once.
   constexpr bool kRounded = !std::is_same_v<S, T>;
-  using SumsLayout = std::conditional_t<kRounded, ChannelsLast<T, kLanes>, Layout>;
-
-  const int64_t plane = level.height * level.width, cells = level.depth * plane;
-  const int64_t channel = index * kLanes, lanes = std::min(kLanes, level.channels - channel);
-  const int64_t cell_stride = kPlanar ? 1 : level.channels;
-  const int64_t offset = image * level.channels * cells + channel * (kPlanar ? cells : 1);
-  const S* input = static_cast<const S*>(level.input) + offset;
-  const S* target = static_cast<const S*>(level.target) + offset;
-  std::unique_ptr<T[]> lines;
-  Layout layout{};
-  if constexpr (kPlanar) {
-    lines.reset(new T[kLanes * level.width]);
-    layout = {lanes, cells, lines.get(), level.width};
-  } else {
-    layout = {lanes, level.channels};
-  }
-  SumsLayout sums_layout{};
-  std::unique_ptr<T[]> scratch_sums;
+  const auto strides_of = [&](int64_t cell) { return Strides{level.width * cell, cell}; };
+  const int64_t cells = level.depth * level.height * level.width;
+  const int64_t block_channels = kPlanar ? kPlanarBlock : kChannelsLastLanes;
+  const int64_t first = index * block_channels, end = std::min(first + block_channels, level.channels);
+  const Strides strides = strides_of(kPlanar ? 1 : level.channels);
+  const Strides sums_strides = kRounded && !kPlanar ? strides_of(kLanes) : strides;
   const bool backward = level.gradient != nullptr;
-  T* sums = nullptr;
-  int64_t sums_cell_stride = cell_stride;
-  if (backward) {
+
+  const int64_t width = (level.width + 7) / 8 * 8;
+  const int64_t bins_x = boxes.count ? boxes.boxes->x.bins : 0;
+  const int64_t bins_zy = boxes.count ? boxes.boxes->z.bins * boxes.boxes->y.bins : 0;
+  const int64_t lanes_zy = kPlanar ? (bins_zy + kLanes - 1) / kLanes * kLanes : bins_zy * kLanes;
+  RowLists<T> lists(boxes, level.height);
+  const Buffer<T> columns(boxes.most_x * kLanes), pooled(lanes_zy * bins_x);
+  const Buffer<T> lines(kPlanar ? lanes_zy * (width + 8) : 0);
+  const Buffer<T> rounded_sums(kRounded && backward ? cells * (kPlanar ? 1 : kLanes) : 0);
+  const Scratch<T> scratch{columns.data(), lines.data(), pooled.data(), width + 8};
+
+  for (int64_t channel = first; channel < end; channel += kPlanar ? 1 : kLanes) {
+    const int64_t offset = image * level.channels * cells + channel * (kPlanar ? cells : 1);
+    // What is contiguous of the map in this pass: a plane, or the channels of a cell.
+    const int64_t runs = kPlanar ? 1 : cells, run = kPlanar ? cells : end - channel;
+    const Layout layout{kPlanar ? (channel + 1 < end ? cells : 0) : run};
+    const S* input = static_cast<const S*>(level.input) + offset;
+    const S* target = static_cast<const S*>(level.target) + offset;
+    S* gradient = backward ? static_cast<S*>(level.gradient) + offset : nullptr;
+    T* sums = nullptr;
+    if (backward) {
+      if constexpr (kRounded) {
+        sums = rounded_sums.data();
+      } else {
+        sums = gradient;
+      }
+      for (int64_t r = 0; r < runs; ++r) std::fill_n(sums + r * sums_strides.cell, run, T(0));
+    }
+
+    for (const BoxTables<T>* box = boxes.boxes; box != boxes.boxes + boxes.count;) {
+      const BoxTables<T>* const listed = lists.list_from(box);
+      for (const Row<T>* row = lists.begin(); box != listed; row += lists.count(*box), ++box) {
+        const Rows<T> rows{row, bins_zy, box->z.taps * box->y.taps};
+        layout.pool_box(box->x, rows, input, target, strides, scratch);
+        if (backward) {
+          to_derivative(criterion, scratch.pooled, lanes_zy * bins_x, box->gradient_scale);
+          layout.spread_box(box->x, rows, sums_strides, scratch, sums);
+        } else {
+          losses[box->row * stride] += layout.loss(criterion, *box, scratch.pooled);
+        }
+      }
+    }
+
     if constexpr (kRounded) {
-      scratch_sums.reset(new T[cells * kLanes]());
-      sums = scratch_sums.get();
-      sums_cell_stride = kLanes;
-      sums_layout = {lanes, kLanes};
-    } else {
-      sums = static_cast<T*>(level.gradient) + offset;
-      sums_layout = layout;
-      layout.fill_zero(sums, cells);
-    }
-  }
-
-  if (boxes.count > 0) {
-    const int64_t bins_x = boxes.boxes->x.bins, bins_yx = boxes.boxes->y.bins * bins_x;
-    const int64_t bins = boxes.boxes->z.bins * bins_yx;
-    const std::unique_ptr<T[]> scratch(
-        new T[(boxes.most_x + boxes.most_y * bins_x + boxes.most_z * bins_yx + bins) * kLanes]);
-    T* row = scratch.get();                                // [cells of x, lanes]
-    T* rows = row + boxes.most_x * kLanes;                 // [cells of y, bins of x, lanes]
-    T* slices = rows + boxes.most_y * bins_x * kLanes;     // [cells of z, bins of y, bins of x, lanes]
-    T* pooled = slices + boxes.most_z * bins_yx * kLanes;  // [bins of z, bins of y, bins of x, lanes]
-
-    for (const BoxTables<T>* box = boxes.boxes; box != boxes.boxes + boxes.count; ++box) {
-      for (int64_t z = 0; z < box->z.cell_count; ++z) {
-        for (int64_t y = 0; y < box->y.cell_count; ++y) {
-          const int64_t at = (box->z.cells[z] * plane + box->y.cells[y] * level.width) * cell_stride;
-          layout.load_difference(input + at, target + at, box->x, row);
-          pool<kLanes>(box->x, row, kLanes, rows + y * bins_x * kLanes);
-        }
-        pool(box->y, rows, bins_x * kLanes, slices + z * bins_yx * kLanes);
-      }
-      pool(box->z, slices, bins_yx * kLanes, pooled);
-
-      if (!backward) {
-        losses[box->row * stride] = sum_of_criterion<kLanes>(criterion, pooled, bins, lanes);
-        continue;
-      }
-      to_derivative(criterion, pooled, bins * kLanes, box->gradient_scale);
-      spread(box->z, pooled, bins_yx * kLanes, slices);
-      for (int64_t z = 0; z < box->z.cell_count; ++z) {
-        spread(box->y, slices + z * bins_yx * kLanes, bins_x * kLanes, rows);
-        for (int64_t y = 0; y < box->y.cell_count; ++y) {
-          const int64_t at = (box->z.cells[z] * plane + box->y.cells[y] * level.width) * sums_cell_stride;
-          spread<kLanes>(box->x, rows + y * bins_x * kLanes, kLanes, row);
-          sums_layout.add(row, box->x, sums + at);
-        }
+      for (int64_t r = 0; backward && r < runs; ++r) {
+        round_run(sums + r * sums_strides.cell, run, gradient + r * strides.cell);
       }
     }
-  }
-  if constexpr (kRounded) {
-    if (backward) layout.round(sums, cells, static_cast<S*>(level.gradient) + offset);
   }
 }
 
@@ -336,3 +402,5 @@ BlockFunction<double> double_block(bool channels_last) { return block_of<double,
 
 }  // namespace LID_ISA
 }  // namespace lid
+
+#undef LID_UNROLL

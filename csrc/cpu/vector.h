@@ -50,6 +50,7 @@ struct Vec8 {
 
   friend inline Vec8 operator+(Vec8 a, Vec8 b) { return {a.lanes + b.lanes}; }
   friend inline Vec8 operator-(Vec8 a, Vec8 b) { return {a.lanes - b.lanes}; }
+  friend inline Vec8 operator*(T a, Vec8 b) { return {a * b.lanes}; }
 };
 
 // Turns an 8 x 8 tile: row r, lane c becomes row c, lane r.
