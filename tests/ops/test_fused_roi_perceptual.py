@@ -62,6 +62,16 @@ def test_shapes_that_do_and_do_not_fill_the_vectors(assert_near, dtype, channels
     assert_near(gradient, expected[1], dtype)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_more_boxes_than_a_block_lists_at_once(assert_near, channels_last):
+    input, target = features(2, 11, 24, 20, channels_last=channels_last)
+    boxes, upstream = many_boxes(2000, 2, 20, 24), torch.randn(2000)
+    result = losses_and_gradient(input, target, boxes, upstream, sampling_ratio=4)
+    expected = expected_losses_and_gradient(input, target, boxes, upstream, ratio=4)
+    assert_near(result[0], expected[0], torch.float32)
+    assert_near(result[1], expected[1], torch.float32)
+
+
 def test_layouts_of_the_pair_may_differ(assert_near):
     (input, _), (_, target) = features(2, 40, 9, 12), features(2, 40, 9, 12, channels_last=True)
     upstream = torch.randn(len(BOXES))
