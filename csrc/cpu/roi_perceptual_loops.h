@@ -310,6 +310,16 @@ struct Planar {
   }
 };
 
+// Sets `count` runs of elements to zero. A run of known length becomes a few stores rather than a call.
+template <typename T>
+void clear_runs(int64_t count, int64_t length, int64_t stride, T* sums) {
+  if (length == kChannelsLastLanes) {
+    for (int64_t r = 0; r < count; ++r) std::fill_n(sums + r * stride, kChannelsLastLanes, T(0));
+  } else {
+    for (int64_t r = 0; r < count; ++r) std::fill_n(sums + r * stride, length, T(0));
+  }
+}
+
 template <typename S, typename T>
 void round_run(const T* sums, int64_t count, S* gradient) {
   int64_t i = 0;
@@ -358,7 +368,7 @@ void block(const FeatureLevel& level, const ImageBoxes<T>& boxes, int64_t image,
       } else {
         sums = gradient;
       }
-      for (int64_t r = 0; r < runs; ++r) std::fill_n(sums + r * sums_strides.cell, run, T(0));
+      clear_runs(runs, run, sums_strides.cell, sums);
     }
 
     for (const BoxTables<T>* box = boxes.boxes; box != boxes.boxes + boxes.count;) {
