@@ -242,8 +242,8 @@ std::vector<FeatureLevel> checked_levels(const Arguments& a) {
 template <typename T, typename Work>
 void for_each_block(const std::vector<FeatureLevel>& levels, int64_t images, const Work& work) {
   for (size_t l = 0; l < levels.size(); ++l) {
-    const int64_t lanes = levels[l].channels_last ? kChannelsLastLanes : kPlanarBlock;
-    const int64_t blocks = (levels[l].channels + lanes - 1) / lanes;
+    const int64_t of_block = block_channels(levels[l].channels_last);
+    const int64_t blocks = (levels[l].channels + of_block - 1) / of_block;
     torch::stable::parallel_for(0, blocks * images, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) work(l, i % images, i / images);
     });

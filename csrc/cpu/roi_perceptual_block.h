@@ -37,6 +37,8 @@ struct ImageBoxes {
 constexpr int64_t kPlanarBlock = 8;
 constexpr int64_t kChannelsLastLanes = 32;
 
+constexpr int64_t block_channels(bool channels_last) { return channels_last ? kChannelsLastLanes : kPlanarBlock; }
+
 // One block of channels of one image. In the forward each box's sum of the criterion over the block's pooled differences goes
 // to losses[row * stride]; in the backward the block of the gradient is written, every cell of it.
 template <typename T>

@@ -191,7 +191,7 @@ struct ChannelsLast {
     for (int64_t b = 0; b < rows.bins; ++b) {
       for (int64_t i = 0; i < x.cell_count; ++i) {
         const int64_t at = x.cells[i] * strides.cell;
-        pool_rows(input + at, target + at, rows.from(b, 1), strides.row, after(b, rows), channels,
+        pool_rows(input + at, target + at, rows.of_bin(b), strides.row, after(b, rows), channels,
                   scratch.columns + i * kLanes, 0);
       }
       pool<kLanes>(x, scratch.columns, scratch.pooled + b * x.bins * kLanes);
@@ -202,7 +202,7 @@ struct ChannelsLast {
     for (int64_t b = 0; b < rows.bins; ++b) {
       spread<kLanes>(x, scratch.pooled + b * x.bins * kLanes, scratch.columns);
       for (int64_t i = 0; i < x.cell_count; ++i) {
-        spread_rows(scratch.columns + i * kLanes, 0, rows.from(b, 1), strides.row, after(b, rows), channels,
+        spread_rows(scratch.columns + i * kLanes, 0, rows.of_bin(b), strides.row, channels,
                     sums + x.cells[i] * strides.cell);
       }
     }
@@ -242,7 +242,7 @@ struct Planar {
       spread<kLanes>(x, scratch.pooled + b * x.bins, scratch.columns);
       columns_to_lines(x, window, scratch.columns, scratch.lines + b * scratch.line_stride, scratch.line_stride);
     }
-    spread_rows(scratch.lines, scratch.line_stride, rows, strides.row, {0, 0}, window.length, sums + window.start);
+    spread_rows(scratch.lines, scratch.line_stride, rows, strides.row, window.length, sums + window.start);
   }
 
   T loss(Criterion criterion, const BoxTables<T>& box, const T* pooled) const {
@@ -337,8 +337,8 @@ void block(const FeatureLevel& level, const ImageBoxes<T>& boxes, int64_t image,
   constexpr bool kRounded = !std::is_same_v<S, T>;
   const auto strides_of = [&](int64_t cell) { return Strides{level.width * cell, cell}; };
   const int64_t cells = level.depth * level.height * level.width;
-  const int64_t block_channels = kPlanar ? kPlanarBlock : kChannelsLastLanes;
-  const int64_t first = index * block_channels, end = std::min(first + block_channels, level.channels);
+  const int64_t first = index * block_channels(!kPlanar);
+  const int64_t end = std::min(first + block_channels(!kPlanar), level.channels);
   const Strides strides = strides_of(kPlanar ? 1 : level.channels);
   const Strides sums_strides = kRounded && !kPlanar ? strides_of(kLanes) : strides;
   const bool backward = level.gradient != nullptr;

@@ -20,7 +20,7 @@ struct Rows {
   const Row<T>* rows;
   int64_t bins, taps;
 
-  Rows from(int64_t bin, int64_t count) const { return {rows + bin * taps, count, taps}; }
+  Rows of_bin(int64_t bin) const { return {rows + bin * taps, 1, taps}; }
 };
 
 // Vectors of eight elements that a line of the cache holds.
@@ -77,16 +77,13 @@ void pool_rows(const S* input, const S* target, const Rows<T>& rows, int64_t row
 
 // The transpose of `pool_rows`: sums at the row's i-th element += weight * lines[bin, i], for every row of every bin
 template <int kVectors, typename T>
-inline void spread_vectors(const T* lines, int64_t line_stride, const Rows<T>& rows, int64_t row_stride, Ahead ahead,
-                           T* sums) {
+inline void spread_vectors(const T* lines, int64_t line_stride, const Rows<T>& rows, int64_t row_stride, T* sums) {
   const Row<T>* row = rows.rows;
   for (int64_t b = 0; b < rows.bins; ++b) {
     Vec8<T> values[kVectors];
     LID_UNROLL for (int v = 0; v < kVectors; ++v) values[v] = Vec8<T>::load(lines + b * line_stride + v * 8);
     for (int64_t t = 0; t < rows.taps; ++t, ++row) {
       T* at = sums + row->index * row_stride;
-      const T* next = sums + row[ahead.rows].index * row_stride + ahead.elements;
-      LID_UNROLL for (int v = 0; v < kVectors; v += kVectorsOfLine<T>) __builtin_prefetch(next + v * 8, 1, 2);
       LID_UNROLL for (int v = 0; v < kVectors; ++v) {
         (Vec8<T>::load(at + v * 8) + row->weight * values[v]).store(at + v * 8);
       }
@@ -95,12 +92,11 @@ inline void spread_vectors(const T* lines, int64_t line_stride, const Rows<T>& r
 }
 
 template <typename T>
-void spread_rows(const T* lines, int64_t line_stride, const Rows<T>& rows, int64_t row_stride, Ahead ahead,
-                 int64_t length, T* sums) {
+void spread_rows(const T* lines, int64_t line_stride, const Rows<T>& rows, int64_t row_stride, int64_t length, T* sums) {
   int64_t i = 0;
-  for (; i + 32 <= length; i += 32) spread_vectors<4>(lines + i, line_stride, rows, row_stride, ahead, sums + i);
-  for (; i + 16 <= length; i += 16) spread_vectors<2>(lines + i, line_stride, rows, row_stride, ahead, sums + i);
-  for (; i + 8 <= length; i += 8) spread_vectors<1>(lines + i, line_stride, rows, row_stride, ahead, sums + i);
+  for (; i + 32 <= length; i += 32) spread_vectors<4>(lines + i, line_stride, rows, row_stride, sums + i);
+  for (; i + 16 <= length; i += 16) spread_vectors<2>(lines + i, line_stride, rows, row_stride, sums + i);
+  for (; i + 8 <= length; i += 8) spread_vectors<1>(lines + i, line_stride, rows, row_stride, sums + i);
   for (; i < length; ++i) {
     for (int64_t r = 0; r < rows.bins * rows.taps; ++r) {
       sums[rows.rows[r].index * row_stride + i] += rows.rows[r].weight * lines[r / rows.taps * line_stride + i];
