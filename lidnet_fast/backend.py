@@ -77,7 +77,7 @@ def implementation(op: str, device: torch.device) -> Callable[..., Any]:
     if current() == "fused" and _has_kernels(device.type):
         from lidnet_fast import ops
 
-        if op in ops.__all__:
+        if op in ops.ON_DEVICE[device.type]:
             return getattr(ops, op)
     # Imported at the first use: it brings torchvision, which takes seconds, and `import lidnet_fast` stays light.
     from lidnet_fast import reference

@@ -5,13 +5,18 @@ Each public function here has the signature of its definition in `lidnet_fast.re
 the C++ extension; CUDA kernels are Triton's, imported at the first call with a CUDA tensor.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["multiscale_roi_perceptual_loss", "roi_perceptual_loss"]
+from ._checks import compute_dtype
+
+__all__ = ["multi_loss", "multi_loss_jacobian", "multiscale_roi_perceptual_loss", "roi_perceptual_loss"]
+
+# Which of them have a kernel on which kind of device.
+ON_DEVICE = {"cpu": frozenset(__all__), "cuda": frozenset({"multiscale_roi_perceptual_loss", "roi_perceptual_loss"})}
 
 _library = torch.library.Library("lidnet_fast", "DEF")
 
@@ -24,6 +29,21 @@ _ARGUMENTS = (
 _library.define(f"roi_perceptual_losses({_ARGUMENTS}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 _library.define(
     f"roi_perceptual_losses_backward(Tensor grad_losses, {_ARGUMENTS}) -> Tensor[]",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+# The gradient comes with the value, in the dtype of the arithmetic: one sweep over the images gives both.
+_library.define(
+    "multi_loss(Tensor input, Tensor target, str[] terms, float[] weights, Tensor? rois, float roi_weight, "
+    "float data_range, bool with_gradient) -> (Tensor total, Tensor values, Tensor gradient)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.define(
+    "multi_loss_backward(Tensor grad_total, Tensor gradient, Tensor input) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.define(
+    "multi_loss_jacobian(Tensor input, Tensor target, str[] terms, Tensor? rois, float roi_weight, float data_range) "
+    "-> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -83,6 +103,44 @@ def multiscale_roi_perceptual_loss(
     return reduce_boxes(losses, box_weights, reduction)
 
 
+def multi_loss(
+    input: Tensor,
+    target: Tensor,
+    weights: Mapping[str, float],
+    *,
+    rois: Tensor | None,
+    roi_weight: float,
+    data_range: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`lidnet_fast.reference.multi_loss`, fused: values and gradient in one sweep over the images."""
+    total, values, _ = torch.ops.lidnet_fast.multi_loss(
+        input,
+        target,
+        list(weights),
+        list(weights.values()),
+        rois,
+        roi_weight,
+        data_range,
+        torch.is_grad_enabled() and input.requires_grad,
+    )
+    return total, dict(zip(weights, values.detach().unbind(), strict=True))
+
+
+def multi_loss_jacobian(
+    input: Tensor,
+    target: Tensor,
+    terms: Sequence[str],
+    *,
+    rois: Tensor | None,
+    roi_weight: float,
+    data_range: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    """`lidnet_fast.reference.multi_loss_jacobian`, fused: the terms' gradients in one sweep over the images."""
+    return torch.ops.lidnet_fast.multi_loss_jacobian(input.detach(), target, list(terms), rois, roi_weight, data_range)
+
+
 def _dense(inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Each pair contiguous, or channels_last where the input is: what the kernels on the CPU read."""
     pairs = []
@@ -104,6 +162,25 @@ def _(grad_losses: Tensor, inputs: list[Tensor], *arguments: Any) -> list[Tensor
     return [torch.empty_like(input) for input in inputs]
 
 
+@torch.library.register_fake("lidnet_fast::multi_loss")
+def _(
+    input: Tensor, target: Tensor, terms: list[str], weights: list[float], *options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = compute_dtype(input.dtype)
+    gradient = input.new_empty(input.shape if options[-1] else (0,), dtype=dtype)
+    return input.new_empty((), dtype=dtype), input.new_empty(len(terms), dtype=dtype), gradient
+
+
+@torch.library.register_fake("lidnet_fast::multi_loss_backward")
+def _(grad_total: Tensor, gradient: Tensor, input: Tensor) -> Tensor:
+    return torch.empty_like(gradient, dtype=input.dtype)
+
+
+@torch.library.register_fake("lidnet_fast::multi_loss_jacobian")
+def _(input: Tensor, target: Tensor, terms: list[str], *options: Any) -> Tensor:
+    return input.new_empty((len(terms), *input.shape), dtype=compute_dtype(input.dtype))
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     features, targets, rois, box_levels, *ctx.options = inputs
     ctx.levels = len(features)
@@ -121,9 +198,24 @@ def _backward(ctx: Any, grad_losses: Tensor) -> tuple[Any, ...]:
     return (gradients, [None] * ctx.levels, None, None, *(None for _ in ctx.options))
 
 
+def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    _, values, gradient = output
+    ctx.mark_non_differentiable(values, gradient)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(inputs[0], gradient)
+    ctx.others = len(inputs) - 1
+
+
+def _scale_gradient(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    input, gradient = ctx.saved_tensors
+    if grad_total is not None:
+        grad_total = torch.ops.lidnet_fast.multi_loss_backward(grad_total, gradient, input)
+    return (grad_total, *(None for _ in range(ctx.others)))
+
+
 def _refuse_double_backward(ctx: Any, *grads: Any) -> None:
     raise NotImplementedError(
-        "the fused ROI perceptual loss can't be differentiated twice; "
+        "the fused losses can't be differentiated twice; "
         'lidnet_fast.backend.use("reference") chooses the definition, which can'
     )
 
@@ -135,10 +227,25 @@ def _refuse_vmap(info: Any, in_dims: Any, *arguments: Any) -> None:
     )
 
 
+def _refuse_vmap_of_images(info: Any, in_dims: Any, *arguments: Any) -> None:
+    raise NotImplementedError(
+        "the fused multi_loss doesn't run under torch.vmap: make the mapped dimension part of the batch"
+    )
+
+
 torch.library.register_autograd("lidnet_fast::roi_perceptual_losses", _backward, setup_context=_save)
 torch.library.register_autograd("lidnet_fast::roi_perceptual_losses_backward", _refuse_double_backward)
+torch.library.register_autograd("lidnet_fast::multi_loss", _scale_gradient, setup_context=_save_gradient)
+torch.library.register_autograd("lidnet_fast::multi_loss_backward", _refuse_double_backward)
+torch.library.register_vmap("lidnet_fast::multi_loss", _refuse_vmap_of_images)
+torch.library.register_vmap("lidnet_fast::multi_loss_jacobian", _refuse_vmap_of_images)
 torch.library.register_vmap("lidnet_fast::roi_perceptual_losses", _refuse_vmap)
 torch.library.register_vmap("lidnet_fast::roi_perceptual_losses_backward", _refuse_vmap)
+
+
+@torch.library.impl(_library, "multi_loss_backward", "CompositeExplicitAutograd")
+def _(grad_total: Tensor, gradient: Tensor, input: Tensor) -> Tensor:
+    return (gradient * grad_total).to(input.dtype)
 
 
 @torch.library.impl(_library, "roi_perceptual_losses", "CUDA")

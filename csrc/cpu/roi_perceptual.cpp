@@ -3,10 +3,8 @@
 // A thread owns every cell of the blocks it works on and takes the boxes in their order, so the result is the same, bit by
 // bit, for any number of threads.
 
-#include <cstdlib>
 #include <optional>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include <torch/csrc/stable/library.h>
@@ -14,11 +12,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#include <unistd.h>
-#endif
-
+#include "memory.h"
 #include "roi_perceptual_block.h"
 
 namespace lid {
@@ -44,16 +38,6 @@ Criterion criterion_of(const std::string& name) {
   if (name == "smooth_l1") return Criterion::smooth_l1;
   STD_TORCH_CHECK(name == "charbonnier", "criterion must be mse, l1, smooth_l1 or charbonnier, got ", name);
   return Criterion::charbonnier;
-}
-
-bool use_avx2() {
-#if defined(__x86_64__)
-  const char* chosen = std::getenv("LIDNET_FAST_CPU");
-  return !(chosen && std::string_view(chosen) == "baseline") && __builtin_cpu_supports("avx2") &&
-         __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-#else
-  return false;
-#endif
 }
 
 template <typename T>
@@ -96,16 +80,6 @@ FeatureLevel feature_level(const Tensor& input, const Tensor& target) {
   return {input.const_data_ptr(), target.const_data_ptr(),   nullptr,
           input.size(1),          dimensions == 5 ? input.size(2) : 1, input.size(dimensions - 2),
           input.size(dimensions - 1), !is_planar};
-}
-
-// Fresh memory for a large gradient costs more page faults than the kernel costs time: ask for huge pages.
-void ask_for_huge_pages(const Tensor& tensor, int64_t bytes) {
-#if defined(__linux__)
-  constexpr int64_t kHugePage = int64_t(2) << 20;
-  const uintptr_t page = sysconf(_SC_PAGESIZE), data = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr());
-  const uintptr_t first = (data + page - 1) / page * page, last = (data + bytes) / page * page;
-  if (bytes >= 2 * kHugePage) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
 }
 
 // Everything about the boxes that doesn't depend on features: tables, grouped by level and image.
@@ -286,7 +260,7 @@ std::vector<Tensor> gradients(const Tensor& grad_losses, const Arguments& a) {
   for (size_t l = 0; l < levels.size(); ++l) {
     results.push_back(torch::stable::empty_like(a.inputs[l]));
     levels[l].gradient = results[l].mutable_data_ptr();
-    ask_for_huge_pages(results[l], a.inputs[l].numel() * a.inputs[l].element_size());
+    ask_for_huge_pages(results[l]);
   }
   const Boxes<T> boxes(a, levels, images, upstream.const_data_ptr<T>());
   for_each_block<T>(levels, images, [&](size_t l, int64_t image, int64_t block) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "../roi_perceptual.h"
+#include "instruction_sets.h"
 
 namespace lid {
 
@@ -44,8 +45,6 @@ constexpr int64_t block_channels(bool channels_last) { return channels_last ? kC
 template <typename T>
 using BlockFunction = void (*)(const FeatureLevel& level, const ImageBoxes<T>& boxes, int64_t image, int64_t block,
                                Criterion criterion, T* losses, int64_t stride);
-
-enum class Storage { float32, float16, bfloat16 };
 
 #define LID_DECLARE_BLOCKS(isa)                                          \
   namespace isa {                                                        \

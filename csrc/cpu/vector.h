@@ -48,9 +48,65 @@ struct Vec8 {
     }
   }
 
+  // The first `count` values, and 0 in the other lanes: for the end of a row.
+  template <typename S>
+  static inline Vec8 load_part(const S* from, int64_t count) {
+    if (count >= 8) return load(from);
+    S values[8] = {};
+    std::copy_n(from, count, values);
+    return load(values);
+  }
+
+  template <typename S>
+  inline void store_part(S* to, int64_t count) const {
+    if (count >= 8) return store(to);
+    S values[8];
+    store(values);
+    std::copy_n(values, count, to);
+  }
+
+  // 0 in all lanes but the first `count`, whatever they hold.
+  inline Vec8 keep(int64_t count) const {
+    using Word = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+    typedef Word Words __attribute__((vector_size(8 * sizeof(T))));
+    const Words lane = {0, 1, 2, 3, 4, 5, 6, 7};
+    return {lane < static_cast<Word>(count) ? lanes : Lanes{}};
+  }
+
+  inline T sum() const {
+    const T* l = reinterpret_cast<const T*>(&lanes);
+    return ((l[0] + l[1]) + (l[2] + l[3])) + ((l[4] + l[5]) + (l[6] + l[7]));
+  }
+
   friend inline Vec8 operator+(Vec8 a, Vec8 b) { return {a.lanes + b.lanes}; }
+  friend inline Vec8 operator+(Vec8 a, T b) { return {a.lanes + b}; }
   friend inline Vec8 operator-(Vec8 a, Vec8 b) { return {a.lanes - b.lanes}; }
+  friend inline Vec8 operator-(Vec8 a, T b) { return {a.lanes - b}; }
+  friend inline Vec8 operator-(T a, Vec8 b) { return {a - b.lanes}; }
+  friend inline Vec8 operator*(Vec8 a, Vec8 b) { return {a.lanes * b.lanes}; }
   friend inline Vec8 operator*(T a, Vec8 b) { return {a * b.lanes}; }
+  friend inline Vec8 operator/(Vec8 a, Vec8 b) { return {a.lanes / b.lanes}; }
+  friend inline Vec8 operator/(T a, Vec8 b) { return {a / b.lanes}; }
+
+  friend inline Vec8 lid_max(Vec8 a, Vec8 b) { return {a.lanes > b.lanes ? a.lanes : b.lanes}; }
+  friend inline Vec8 lid_abs(Vec8 a) { return {a.lanes < 0 ? -a.lanes : a.lanes}; }
+  friend inline Vec8 lid_sign(Vec8 a) {
+    const Lanes one = Lanes{} + 1;
+    return {a.lanes > 0 ? one : a.lanes < 0 ? -one : a.lanes};
+  }
+  friend inline Vec8 lid_sqrt(Vec8 a) {
+#ifdef __AVX__
+    if constexpr (std::is_same_v<T, float>) {
+      __m256 values;
+      std::memcpy(&values, &a, sizeof(values));
+      values = _mm256_sqrt_ps(values);
+      std::memcpy(&a, &values, sizeof(values));
+      return a;
+    }
+#endif
+    for (int i = 0; i < 8; ++i) a.lanes[i] = std::sqrt(a.lanes[i]);
+    return a;
+  }
 };
 
 // Turns an 8 x 8 tile: row r, lane c becomes row c, lane r.

@@ -28,7 +28,8 @@ def _seed() -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Tests of an op that has kernels run on every backend there is here."""
-    if "roi_perceptual" in metafunc.module.__name__ and "fused" not in metafunc.module.__name__:
+    name = metafunc.module.__name__
+    if ("roi_perceptual" in name or "multi_loss" in name) and "fused" not in name:
         metafunc.parametrize("_backend", backend.available(), indirect=True)
 
 

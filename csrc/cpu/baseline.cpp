@@ -1,4 +1,5 @@
 #include "isa_headers.h"
 
 #define LID_ISA baseline
+#include "multi_loss_loops.h"
 #include "roi_perceptual_loops.h"

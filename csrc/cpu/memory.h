@@ -1,0 +1,26 @@
+// Memory of results.
+#pragma once
+
+#include <cstdint>
+
+#include <torch/csrc/stable/tensor.h>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
+namespace lid {
+
+// Fresh memory for a large gradient costs more page faults than a kernel costs time: ask for huge pages.
+inline void ask_for_huge_pages(const torch::stable::Tensor& tensor) {
+#if defined(__linux__)
+  constexpr int64_t kHugePage = int64_t(2) << 20;
+  const int64_t bytes = tensor.numel() * tensor.element_size();
+  const uintptr_t page = sysconf(_SC_PAGESIZE), data = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr());
+  const uintptr_t first = (data + page - 1) / page * page, last = (data + bytes) / page * page;
+  if (bytes >= 2 * kHugePage) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
+}  // namespace lid

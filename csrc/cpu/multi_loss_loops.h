@@ -1,0 +1,180 @@
+// The inner loops of multi_loss.cpp. Included once per instruction set, with LID_ISA naming its namespace, after isa_headers.h.
+
+// Arrays of vectors stay in registers only where the loops over them are unrolled.
+#define LID_UNROLL _Pragma("GCC unroll 18")
+
+namespace lid {
+namespace LID_ISA {
+namespace multi_loss {
+namespace {
+
+using c10::BFloat16;
+using c10::Half;
+
+#include "vector.h"
+
+#include "../multi_loss_pixels.h"
+
+#include "multi_loss_similarity.h"
+
+#include "multi_loss_rows.h"
+
+// Strips [begin, end) of a plane. What they need of the rows above is worked out again, without being counted.
+template <typename S, typename T>
+class Sweep {
+ public:
+  Sweep(const Plane<T>& plane, int64_t begin)
+      : plane_(plane),
+        begin_(begin),
+        width_(plane.width),
+        row_stride_(padded_width(plane.width)),
+        similarity_(plane, plane.similarity && plane.gradient_count > 0),
+        edge_(plane.width),
+        maps_(plane.gradient_count ? kMaps * kStrip * row_stride_ : 0),
+        difference_(width_),
+        weights_(width_),
+        by_edge_(width_),
+        by_x_(width_),
+        by_y_(width_),
+        repeated_{Row<T>(width_), Row<T>(width_), Row<T>(width_)} {}
+
+  void run(int64_t end, double* sums) {
+    const bool back = plane_.gradient_count > 0;
+    // A pixel's gradient needs the windows of the ten rows above and the edges of the two rows above.
+    const int64_t windows_from = back ? std::max<int64_t>(begin_ - 2, 0) : begin_;
+    std::vector<double> uncounted(kSums);
+    if (plane_.similarity) {
+      for (int64_t k = windows_from; k < begin_; ++k) windows(k, k == windows_from, uncounted.data());
+    }
+    if (plane_.edge) start_edges(begin_ * kStrip);
+    if (plane_.tv) start_variation(begin_ * kStrip);
+    if (!plane_.boxes) stage_weights(plane_, 0, weights_.data());
+    for (int64_t k = begin_; k < end; ++k) {
+      double* of_strip = sums + (k - begin_) * kSums;
+      if (plane_.similarity) windows(k, k == windows_from, of_strip);
+      for (int64_t row = k * kStrip; row < std::min((k + 1) * kStrip, plane_.height); ++row) {
+        sum_row(row, of_strip);
+        for (int64_t g = 0; g < plane_.gradient_count; ++g) write(plane_.gradients[g], row);
+      }
+    }
+  }
+
+ private:
+  const S* input(int64_t row) const { return static_cast<const S*>(plane_.input) + row * width_; }
+  const S* target(int64_t row) const { return static_cast<const S*>(plane_.target) + row * width_; }
+  T* map(int m, int64_t row) { return maps_.data() + (m * kStrip + row % kStrip) * row_stride_; }
+
+  void windows(int64_t k, bool fresh, double* sums) {
+    T* maps[kMaps] = {};
+    for (int m = 0; m < kMaps && !maps_.empty(); ++m) maps[m] = map(m, 0);
+    const auto fill = [&](int64_t row, T* const(&fields)[kFields]) {
+      stage_fields(input(row), target(row), width_, plane_.constants.twice_centre, fields);
+    };
+    similarity_.strip(k, fresh, fill, sums, maps, row_stride_);
+  }
+
+  void stage_edge_row(int64_t row) { stage_difference(input(row), target(row), width_, edge_.difference(row)); }
+
+  double edges(int64_t row) {
+    stage_edge_row(row + 2);
+    return edge_.respond(row);
+  }
+
+  void start_edges(int64_t top) {
+    const int64_t first = std::max<int64_t>(top - 2, 0);
+    for (int64_t row = first; row < std::min(first + 2, plane_.height); ++row) stage_edge_row(row);
+    for (int64_t row = top - 2; row < top; ++row) {
+      if (row < 0 || row >= plane_.height - 2) {
+        edge_.skip(row);
+      } else {
+        edges(row);
+      }
+    }
+  }
+
+  T* repeated(int64_t row) { return repeated_[(row + 3) % 3].data(); }
+
+  // The rows around the first: `sum_row` stages one more each time.
+  void start_variation(int64_t top) {
+    stage_repeated(input(std::max<int64_t>(top - 1, 0)), width_, repeated(top - 1));
+    stage_repeated(input(top), width_, repeated(top));
+  }
+
+  // Everything about a row but its windows: sums, and the derivatives that all gradients share.
+  void sum_row(int64_t row, double* sums) {
+    if (plane_.pixel) {
+      if (plane_.boxes) stage_weights(plane_, row, weights_.data());
+      stage_difference(input(row), target(row), width_, difference_.data());
+      sum_pixels(plane_, difference_.data(), weights_.data(), sums);
+    }
+    if (plane_.edge) {
+      if (row < plane_.height - 2) {
+        sums[kEdge] += edges(row);
+      } else {
+        edge_.skip(row);
+      }
+      if (plane_.gradient_count > 0) edge_.derive(row, by_edge_.data());
+    }
+    if (plane_.tv) {
+      stage_repeated(input(std::min(row + 1, plane_.height - 1)), width_, repeated(row + 1));
+      total_variation(repeated(row - 1), repeated(row), repeated(row + 1), width_, by_x_.data(), by_y_.data(), sums);
+    }
+  }
+
+  void write(const Gradient<T>& gradient, int64_t row) {
+    const bool pixel = gradient.pixel.l1 != 0 || gradient.pixel.mse != 0, charbonnier = gradient.pixel.charbonnier != 0;
+    const bool edge = gradient.edge != 0, tv = gradient.tv_x != 0 || gradient.tv_y != 0;
+    const T *mean = map(0, row), *sum_square = map(1, row), *difference_square = map(2, row);
+    const S *x = input(row), *y = target(row);
+    T* to = gradient.data + row * width_;
+    for (int64_t c = 0; c < width_; c += 8) {
+      const auto at = [c](const T* from) { return Vec8<T>::load(from + c); };
+      const int64_t count = width_ - c;
+      Vec8<T> value = Vec8<T>::zero();
+      if (gradient.similarity) {
+        const Vec8<T> a = Vec8<T>::load_part(x + c, count), b = Vec8<T>::load_part(y + c, count);
+        value = at(mean) + T(2) * ((a + b - plane_.constants.twice_centre) * at(sum_square) +
+                                   (a - b) * at(difference_square));
+      }
+      if (charbonnier) {
+        value = value + at(weights_.data()) * pixel_derivative<true>(at(difference_.data()), gradient.pixel);
+      } else if (pixel) {
+        value = value + at(weights_.data()) * pixel_derivative<false>(at(difference_.data()), gradient.pixel);
+      }
+      if (edge) value = value + gradient.edge * at(by_edge_.data());
+      if (tv) value = value + (gradient.tv_x * at(by_x_.data()) + gradient.tv_y * at(by_y_.data()));
+      value.store_part(to + c, count);
+    }
+  }
+
+  const Plane<T>& plane_;
+  const int64_t begin_, width_, row_stride_;
+  Similarity<T> similarity_;
+  Edge<T> edge_;
+  std::vector<T> maps_;
+  Row<T> difference_, weights_, by_edge_, by_x_, by_y_;
+  Row<T> repeated_[3];
+};
+
+template <typename S, typename T>
+void sweep(const Plane<T>& plane, int64_t begin, int64_t end, double* sums) {
+  Sweep<S, T>(plane, begin).run(end, sums);
+}
+
+}  // namespace
+}  // namespace multi_loss
+
+SweepFunction<float> float_sweep(Storage storage) {
+  switch (storage) {
+    case Storage::float32: return multi_loss::sweep<float, float>;
+    case Storage::float16: return multi_loss::sweep<c10::Half, float>;
+    default: return multi_loss::sweep<c10::BFloat16, float>;
+  }
+}
+
+SweepFunction<double> double_sweep() { return multi_loss::sweep<double, double>; }
+
+}  // namespace LID_ISA
+}  // namespace lid
+
+#undef LID_UNROLL

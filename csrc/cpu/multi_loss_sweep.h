@@ -1,0 +1,67 @@
+// The interface between the op (multi_loss.cpp) and its inner loops, which are compiled once per instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "../multi_loss.h"
+#include "instruction_sets.h"
+
+namespace lid {
+
+// Sums over pixels that the terms' values are made of. Total variation has one per axis, as their means are over unlike counts.
+enum Sum { kL1, kMse, kCharbonnier, kStructural, kContrast, kEdge, kTvX, kTvY, kSums };
+
+// A gradient of a weighted sum of the sums above: what their derivatives are multiplied by. The similarity's factors are in
+// `Plane`, as one pass makes the maps of one pair of them.
+template <typename T>
+struct Gradient {
+  T* data;  // the plane's first pixel
+  PixelCoefficients<T> pixel;
+  T edge, tv_x, tv_y;
+  bool similarity;
+};
+
+// The pixels whose centres lie in a box: rows [top, bottom), columns [left, right), inside the image.
+struct PixelBox {
+  int64_t top, bottom, left, right;
+};
+
+// One channel of one image, and what is asked of it.
+template <typename T>
+struct Plane {
+  const void* input;
+  const void* target;
+  int64_t height, width;
+
+  bool pixel, charbonnier, similarity, edge, tv;  // which sums are wanted
+
+  const PixelBox* boxes;  // of this image
+  int64_t box_count;
+  T roi_weight;
+
+  SimilarityConstants<T> constants;
+  T structural_weight, contrast_weight;
+
+  const Gradient<T>* gradients;
+  int64_t gradient_count;
+};
+
+// A plane is swept in strips of so many rows. Each strip's sums are kept apart, and added in order by the caller, so that no
+// bit of a result depends on how many threads share a plane.
+constexpr int64_t kStrip = 8;
+inline int64_t strips_of(int64_t height) { return (height + kStrip - 1) / kStrip; }
+
+// Writes the gradients' rows of strips [begin, end), and their sums to sums[(strip - begin) * kSums].
+template <typename T>
+using SweepFunction = void (*)(const Plane<T>& plane, int64_t begin, int64_t end, double* sums);
+
+#define LID_DECLARE_SWEEPS(isa)                        \
+  namespace isa {                                      \
+  SweepFunction<float> float_sweep(Storage storage);   \
+  SweepFunction<double> double_sweep();                \
+  }
+LID_DECLARE_SWEEPS(baseline)
+LID_DECLARE_SWEEPS(avx2)
+#undef LID_DECLARE_SWEEPS
+
+}  // namespace lid
