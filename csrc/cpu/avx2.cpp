@@ -8,6 +8,7 @@
 #pragma GCC target("avx2,fma,f16c")
 #endif
 #define LID_ISA avx2
+#define LID_AVX2
 #include "multi_loss_loops.h"
 #include "roi_perceptual_loops.h"
 #if defined(__clang__)

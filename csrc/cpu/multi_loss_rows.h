@@ -20,10 +20,12 @@ inline void stage_difference(const S* x, const S* y, int64_t width, T* row) {
   }
 }
 
-// The four fields of `Similarity`, zeros after the row's end.
+// The four fields of `Similarity`, zeros after the row's end. The row that the next strip starts with is fetched meanwhile.
 template <typename S, typename T>
 inline void stage_fields(const S* x, const S* y, int64_t width, T twice_centre, T* const (&fields)[kFields]) {
   for (int64_t c = 0; c < width; c += 8) {
+    __builtin_prefetch(x + c + kStrip * width);
+    __builtin_prefetch(y + c + kStrip * width);
     const Vec8<T> a = Vec8<T>::load_part(x + c, width - c), b = Vec8<T>::load_part(y + c, width - c);
     const Vec8<T> sum = (a + b - twice_centre).keep(width - c), difference = a - b;
     sum.store(fields[0] + c);

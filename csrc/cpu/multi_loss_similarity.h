@@ -107,15 +107,19 @@ class Similarity {
           const auto mean = [&](int f) { return Vec8<T>::load(means[f] + j * 8); };
           const WindowMeans<Vec8<T>> window{mean(0), mean(1), mean(2), mean(3)};
           const Dissimilarity<Vec8<T>> found = dissimilarity(window, plane_.constants);
-          structural = structural + found.structural().keep(rows);
-          contrast = contrast + found.contrast.keep(rows);
-          if (derivatives_) {
-            slopes = derivatives(window, found, plane_.structural_weight, plane_.contrast_weight);
+          Vec8<T> of_structure = found.structural(), of_contrast = found.contrast;
+          if (derivatives_) slopes = derivatives(window, found, plane_.structural_weight, plane_.contrast_weight);
+          if (rows < 8) {
+            for (Vec8<T>* value : {&of_structure, &of_contrast, &slopes.mean, &slopes.sum_square, &slopes.difference_square}) {
+              *value = value->keep(rows);
+            }
           }
+          structural = structural + of_structure;
+          contrast = contrast + of_contrast;
         }
-        slopes.mean.keep(rows).store(back(0, kHalo + i + j));
-        slopes.sum_square.keep(rows).store(back(1, kHalo + i + j));
-        slopes.difference_square.keep(rows).store(back(2, kHalo + i + j));
+        slopes.mean.store(back(0, kHalo + i + j));
+        slopes.sum_square.store(back(1, kHalo + i + j));
+        slopes.difference_square.store(back(2, kHalo + i + j));
       }
     }
   }

@@ -1,5 +1,35 @@
 // Eight lanes of float or double on GCC's and Clang's vector types. Included inside lid::LID_ISA, so that every instruction
-// set has its own.
+// set has its own. LID_AVX2 says that AVX2 and F16C are there: compilers don't define their own macros by a pragma.
+
+// These three aren't templates: GCC would compile their instances for the instruction set in force at the end of the file,
+// which doesn't know the intrinsics.
+inline void load_half(const Half* from, float* to) {
+#ifdef LID_AVX2
+  _mm256_storeu_ps(to, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#else
+  for (int i = 0; i < 8; ++i) to[i] = static_cast<float>(from[i]);
+#endif
+}
+
+inline void store_half(const float* from, Half* to) {
+#ifdef LID_AVX2
+  const __m128i bits = _mm256_cvtps_ph(_mm256_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bits);
+#else
+  for (int i = 0; i < 8; ++i) to[i] = static_cast<Half>(from[i]);
+#endif
+}
+
+inline void square_roots(float* values) {
+#ifdef LID_AVX2
+  _mm256_storeu_ps(values, _mm256_sqrt_ps(_mm256_loadu_ps(values)));
+#else
+  for (int i = 0; i < 8; ++i) values[i] = std::sqrt(values[i]);
+#endif
+}
+inline void square_roots(double* values) {
+  for (int i = 0; i < 8; ++i) values[i] = std::sqrt(values[i]);
+}
 
 template <typename T>
 struct Vec8 {
@@ -21,12 +51,7 @@ struct Vec8 {
       const Word words = __builtin_convertvector(bits, Word) << 16;
       std::memcpy(&result.lanes, &words, sizeof(words));
     } else {
-#ifdef __F16C__
-      const __m256 values = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-      std::memcpy(&result.lanes, &values, sizeof(values));
-#else
-      for (int i = 0; i < 8; ++i) result.lanes[i] = static_cast<T>(from[i]);
-#endif
+      load_half(from, reinterpret_cast<float*>(&result.lanes));
     }
     return result;
   }
@@ -35,15 +60,9 @@ struct Vec8 {
   inline void store(S* to) const {
     if constexpr (std::is_same_v<S, T>) {
       std::memcpy(to, &lanes, sizeof(Lanes));
+    } else if constexpr (std::is_same_v<S, Half>) {
+      store_half(reinterpret_cast<const float*>(&lanes), to);
     } else {
-#ifdef __F16C__
-      if constexpr (std::is_same_v<S, Half>) {
-        __m256 values;
-        std::memcpy(&values, &lanes, sizeof(values));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT));
-        return;
-      }
-#endif
       for (int i = 0; i < 8; ++i) to[i] = static_cast<S>(lanes[i]);
     }
   }
@@ -94,20 +113,13 @@ struct Vec8 {
     const Lanes one = Lanes{} + 1;
     return {a.lanes > 0 ? one : a.lanes < 0 ? -one : a.lanes};
   }
-  friend inline Vec8 lid_sqrt(Vec8 a) {
-#ifdef __AVX__
-    if constexpr (std::is_same_v<T, float>) {
-      __m256 values;
-      std::memcpy(&values, &a, sizeof(values));
-      values = _mm256_sqrt_ps(values);
-      std::memcpy(&a, &values, sizeof(values));
-      return a;
-    }
-#endif
-    for (int i = 0; i < 8; ++i) a.lanes[i] = std::sqrt(a.lanes[i]);
-    return a;
-  }
 };
+
+template <typename T>
+inline Vec8<T> lid_sqrt(Vec8<T> a) {
+  square_roots(reinterpret_cast<T*>(&a.lanes));
+  return a;
+}
 
 // Turns an 8 x 8 tile: row r, lane c becomes row c, lane r.
 template <typename T>
