@@ -199,18 +199,28 @@ def _backward(ctx: Any, grad_losses: Tensor) -> tuple[Any, ...]:
 
 
 def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    input, target, ctx.terms, ctx.weights, rois, *ctx.options = inputs
     _, values, gradient = output
     ctx.mark_non_differentiable(values, gradient)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(inputs[0], gradient)
-    ctx.others = len(inputs) - 1
+    ctx.save_for_backward(input, target, rois)
+    ctx.gradient = gradient
 
 
 def _scale_gradient(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    input, gradient = ctx.saved_tensors
-    if grad_total is not None:
-        grad_total = torch.ops.lidnet_fast.multi_loss_backward(grad_total, gradient, input)
-    return (grad_total, *(None for _ in range(ctx.others)))
+    nothing = (None,) * (4 + len(ctx.options))
+    if grad_total is None:
+        return (None, *nothing)
+    input, target, rois = ctx.saved_tensors
+    # The gradient, as large as the images, is handed over rather than copied. Who walks the graph once more, which is
+    # rare, pays with another sweep.
+    gradient, ctx.gradient = ctx.gradient, None
+    if gradient is None:
+        arguments = (target, ctx.terms, ctx.weights, rois, *ctx.options)
+        _, _, gradient = torch.ops.lidnet_fast.multi_loss(input.detach(), *arguments)
+    if torch.is_grad_enabled() or type(gradient) is not Tensor:  # a second derivative is meant, or a graph traced
+        return (torch.ops.lidnet_fast.multi_loss_backward(grad_total, gradient, input), *nothing)
+    return (gradient.mul_(grad_total).to(input.dtype), *nothing)
 
 
 def _refuse_double_backward(ctx: Any, *grads: Any) -> None:
