@@ -245,7 +245,8 @@ def multi_loss(
 
     Args:
         input: Images [N, C, H, W]. Differentiable.
-        target: Images of `input`'s shape, dtype and device. Never gets a gradient, so it mustn't require one.
+        target: Images of `input`'s shape, dtype and device. Never gets a gradient, so it mustn't require one. NaN in
+            either image makes the total and the terms that read the pixel NaN.
         weights: Term -> finite weight. A term of weight 0 is measured without contributing.
         boxes: As in `roi_perceptual_loss`, in pixel-edge coordinates; no minimal size.
         roi_weight: Weight of a pixel inside the boxes, above 0.
@@ -319,22 +320,27 @@ def multi_loss_jacobian(
         )
 
 
-def gradient_gramian(gradients: Tensor) -> Tensor:
-    """Inner products of T gradients of one tensor, G[i, j] = <g_i, g_j> over all elements.
+def gradient_gramian(gradients: Tensor, *, per_sample: bool = False) -> Tensor:
+    """Inner products of T gradients of one tensor, G[i, j] = <g_i, g_j> over all elements, or over each sample's.
 
     Args:
-        gradients: Tensor[T, ...], at least two dimensions, T >= 1; for example from `multi_loss_jacobian`.
+        gradients: Tensor[T, ...], at least two dimensions, T >= 1; for example from `multi_loss_jacobian`. With
+            `per_sample` Tensor[T, N, ...], at least three.
+        per_sample: Whether each of N samples gets a Gramian of its own.
 
     Returns:
-        Tensor[T, T] in float32 (float64 for float64 gradients).
+        Tensor[T, T], with `per_sample` Tensor[N, T, T], in float32 (float64 for float64 gradients). Differentiable.
 
     Raises:
-        TypeError: If `gradients` isn't a floating-point Tensor.
-        ValueError: If it has fewer than two dimensions or no gradient in it.
+        TypeError: If `gradients` isn't a floating-point Tensor, or `per_sample` not a bool.
+        ValueError: If it has too few dimensions or no gradient in it.
     """
-    _check_gradients(gradients)
+    check_bool("per_sample", per_sample)
+    _check_gradients(gradients, "[T, N, ...]" if per_sample else "[T, ...]")
     with _without_autocast(gradients):
-        return backend.implementation("gradient_gramian", gradients.device)(gradients, compute_dtype(gradients.dtype))
+        return backend.implementation("gradient_gramian", gradients.device)(
+            gradients, compute_dtype(gradients.dtype), per_sample
+        )
 
 
 def combine_gradients(gradients: Tensor, coefficients: Tensor) -> Tensor:
@@ -375,7 +381,7 @@ def check_term_weights(weights: Mapping[str, float]) -> None:
     """
     _check_terms("weights", tuple(weights))
     for name, weight in weights.items():
-        if not isinstance(weight, (int, float)) or not math.isfinite(weight):
+        if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not math.isfinite(weight):
             raise ValueError(f"weights[{name!r}] must be a finite number, got {weight!r}")
 
 
@@ -436,10 +442,10 @@ def _check_pyramid(inputs: Mapping[str, Tensor], image_sizes: Sequence[tuple[int
     return height
 
 
-def _check_gradients(gradients: Tensor) -> None:
+def _check_gradients(gradients: Tensor, shape: str = "[T, ...]") -> None:
     check_float("gradients", gradients)
-    if gradients.ndim < 2 or gradients.shape[0] == 0:
-        raise ValueError(f"gradients must have shape [T, ...] with T >= 1, got {tuple(gradients.shape)}")
+    if gradients.ndim <= shape.count(",") or gradients.shape[0] == 0:
+        raise ValueError(f"gradients must have shape {shape} with T >= 1, got {tuple(gradients.shape)}")
 
 
 def _without_autocast(tensor: Tensor) -> torch.autocast:

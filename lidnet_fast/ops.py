@@ -13,7 +13,14 @@ from torch import Tensor
 
 from ._checks import compute_dtype
 
-__all__ = ["multi_loss", "multi_loss_jacobian", "multiscale_roi_perceptual_loss", "roi_perceptual_loss"]
+__all__ = [
+    "combine_gradients",
+    "gradient_gramian",
+    "multi_loss",
+    "multi_loss_jacobian",
+    "multiscale_roi_perceptual_loss",
+    "roi_perceptual_loss",
+]
 
 # Which of them have a kernel on which kind of device.
 ON_DEVICE = {"cpu": frozenset(__all__), "cuda": frozenset({"multiscale_roi_perceptual_loss", "roi_perceptual_loss"})}
@@ -45,6 +52,10 @@ _library.define(
     "multi_loss_jacobian(Tensor input, Tensor target, str[] terms, Tensor? rois, float roi_weight, float data_range) "
     "-> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.define("gradient_gramian(Tensor gradients, bool per_sample) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+_library.define(
+    "combine_gradients(Tensor gradients, Tensor coefficients) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
 )
 
 
@@ -141,6 +152,16 @@ def multi_loss_jacobian(
     return torch.ops.lidnet_fast.multi_loss_jacobian(input.detach(), target, list(terms), rois, roi_weight, data_range)
 
 
+def gradient_gramian(gradients: Tensor, dtype: torch.dtype, per_sample: bool) -> Tensor:
+    """`lidnet_fast.reference.gradient_gramian`, each gradient read once."""
+    return torch.ops.lidnet_fast.gradient_gramian(gradients, per_sample)
+
+
+def combine_gradients(gradients: Tensor, coefficients: Tensor, dtype: torch.dtype) -> Tensor:
+    """`lidnet_fast.reference.combine_gradients`, each gradient read once."""
+    return torch.ops.lidnet_fast.combine_gradients(gradients, coefficients.to(dtype))
+
+
 def _dense(inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Each pair contiguous, or channels_last where the input is: what the kernels on the CPU read."""
     pairs = []
@@ -179,6 +200,18 @@ def _(grad_total: Tensor, gradient: Tensor, input: Tensor) -> Tensor:
 @torch.library.register_fake("lidnet_fast::multi_loss_jacobian")
 def _(input: Tensor, target: Tensor, terms: list[str], *options: Any) -> Tensor:
     return input.new_empty((len(terms), *input.shape), dtype=compute_dtype(input.dtype))
+
+
+@torch.library.register_fake("lidnet_fast::gradient_gramian")
+def _(gradients: Tensor, per_sample: bool) -> Tensor:
+    count = gradients.shape[0]
+    shape = (gradients.shape[1], count, count) if per_sample else (count, count)
+    return gradients.new_empty(shape, dtype=compute_dtype(gradients.dtype))
+
+
+@torch.library.register_fake("lidnet_fast::combine_gradients")
+def _(gradients: Tensor, coefficients: Tensor) -> Tensor:
+    return gradients.new_empty(gradients.shape[1:])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -223,6 +256,31 @@ def _scale_gradient(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Any, 
     return (gradient.mul_(grad_total).to(input.dtype), *nothing)
 
 
+def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)))
+    ctx.per_sample = inputs[1]
+
+
+def _gramian_backward(ctx: Any, grad_gramian: Tensor) -> tuple[Tensor, None]:
+    (gradients,) = ctx.saved_tensors
+    rows = gradients.to(grad_gramian.dtype)
+    rows = rows.flatten(2).transpose(0, 1) if ctx.per_sample else rows.flatten(1)
+    result = (grad_gramian + grad_gramian.mT) @ rows
+    result = result.transpose(0, 1) if ctx.per_sample else result
+    return result.reshape(gradients.shape).to(gradients.dtype), None
+
+
+def _combine_backward(ctx: Any, grad_combined: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    gradients, coefficients = ctx.saved_tensors
+    upstream = grad_combined.to(coefficients.dtype)
+    of_gradients, of_coefficients = ctx.needs_input_grad
+    shape = (-1,) + (1,) * upstream.ndim
+    return (
+        (coefficients.view(shape) * upstream).to(gradients.dtype) if of_gradients else None,
+        gradients.to(coefficients.dtype).flatten(1) @ upstream.flatten() if of_coefficients else None,
+    )
+
+
 def _refuse_double_backward(ctx: Any, *grads: Any) -> None:
     raise NotImplementedError(
         "the fused losses can't be differentiated twice; "
@@ -247,6 +305,8 @@ torch.library.register_autograd("lidnet_fast::roi_perceptual_losses", _backward,
 torch.library.register_autograd("lidnet_fast::roi_perceptual_losses_backward", _refuse_double_backward)
 torch.library.register_autograd("lidnet_fast::multi_loss", _scale_gradient, setup_context=_save_gradient)
 torch.library.register_autograd("lidnet_fast::multi_loss_backward", _refuse_double_backward)
+torch.library.register_autograd("lidnet_fast::gradient_gramian", _gramian_backward, setup_context=_save_inputs)
+torch.library.register_autograd("lidnet_fast::combine_gradients", _combine_backward, setup_context=_save_inputs)
 torch.library.register_vmap("lidnet_fast::multi_loss", _refuse_vmap_of_images)
 torch.library.register_vmap("lidnet_fast::multi_loss_jacobian", _refuse_vmap_of_images)
 torch.library.register_vmap("lidnet_fast::roi_perceptual_losses", _refuse_vmap)

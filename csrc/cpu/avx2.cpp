@@ -9,6 +9,7 @@
 #endif
 #define LID_ISA avx2
 #define LID_AVX2
+#include "gradients_loops.h"
 #include "multi_loss_loops.h"
 #include "roi_perceptual_loops.h"
 #if defined(__clang__)

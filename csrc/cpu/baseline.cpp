@@ -1,5 +1,6 @@
 #include "isa_headers.h"
 
 #define LID_ISA baseline
+#include "gradients_loops.h"
 #include "multi_loss_loops.h"
 #include "roi_perceptual_loops.h"

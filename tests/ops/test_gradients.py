@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lidnet_fast import combine_gradients, gradient_gramian
+from lidnet_fast import backend, combine_gradients, gradient_gramian
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
@@ -21,6 +21,39 @@ def test_gramian_and_combination(assert_near, dtype, contiguous):
     assert_near(combined, sum(c * g for c, g in zip(coefficients.double(), exact, strict=True)), dtype)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (2, 7), (5, 3, 1000), (6, 2, 17000), (9, 4, 33, 21), (3, 0)])
+def test_sizes_that_do_and_do_not_fill_blocks(assert_near, shape):
+    gradients, coefficients = torch.randn(shape), torch.randn(shape[0])
+    rows = gradients.double().flatten(1)
+    assert_near(gradient_gramian(gradients), rows @ rows.T, torch.float32)
+    combined = torch.einsum("t,t...->...", coefficients.double(), gradients.double())
+    assert_near(combine_gradients(gradients, coefficients), combined, torch.float32)
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 2, 5, 7), (2, 1, 9), (3, 5, 4000), (3, 0, 8)])
+def test_gramians_of_samples(assert_near, shape):
+    gradients = torch.randn(shape, dtype=torch.float64)
+    gramians = gradient_gramian(gradients, per_sample=True)
+    assert gramians.shape == (shape[1], shape[0], shape[0])
+    for number, gramian in enumerate(gramians):
+        assert_near(gramian, gradient_gramian(gradients[:, number]))
+
+
+def test_any_number_of_threads_gives_the_same_bits():
+    gradients, coefficients = torch.randn(5, 3, 70001), torch.randn(5)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            results.append(gradient_gramian(gradients, per_sample=True))
+            results.append(combine_gradients(gradients, coefficients))
+    finally:
+        torch.set_num_threads(threads)
+    if backend.current() == "fused":
+        for number, result in enumerate(results):
+            assert torch.equal(result, results[number % 2])
+
+
 def test_sums_of_half_gradients_dont_overflow():
     gradients = torch.full((2, 4, 4), 300.0, dtype=torch.float16)
     assert torch.equal(gradient_gramian(gradients), torch.full((2, 2), 16 * 90000.0))
@@ -32,6 +65,8 @@ def test_gradcheck():
     gradients = torch.randn(3, 4, 2, dtype=torch.float64, requires_grad=True)
     coefficients = torch.randn(3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(gradient_gramian, gradients)
+    assert torch.autograd.gradcheck(lambda g: gradient_gramian(g[..., None], per_sample=True), gradients)
+    assert torch.autograd.gradgradcheck(gradient_gramian, gradients)
     assert torch.autograd.gradcheck(combine_gradients, (gradients, coefficients))
 
 
@@ -58,6 +93,26 @@ def test_bad_gradients(gradients, error, message):
         gradient_gramian(gradients)
     with pytest.raises(error, match=message):
         combine_gradients(gradients, torch.ones(2))
+
+
+def test_samples_need_a_dimension():
+    with pytest.raises(ValueError, match=r"gradients must have shape \[T, N, ...\] with T >= 1, got \(2, 3\)"):
+        gradient_gramian(torch.zeros(2, 3), per_sample=True)
+    with pytest.raises(TypeError, match="per_sample must be True or False, got 1"):
+        gradient_gramian(torch.zeros(2, 3, 4), per_sample=1)
+
+
+def test_compiles_as_one_graph(assert_near):
+    def combination(gradients):
+        return combine_gradients(gradients, gradient_gramian(gradients).sum(0))
+
+    results = []
+    for function in (combination, torch.compile(combination, backend="aot_eager", fullgraph=True)):
+        gradients = torch.linspace(-1, 1, 60).view(3, 4, 5).requires_grad_()
+        result = function(gradients)
+        results.append((result, torch.autograd.grad(result.square().sum(), gradients)[0]))
+    for ours, eager in zip(*results, strict=True):
+        assert_near(ours, eager, torch.float32)
 
 
 @pytest.mark.parametrize(

@@ -260,6 +260,7 @@ GOOD = torch.zeros(2, 1, 16, 16)
         ({"weights": {}}, ValueError, "weights must name at least one term"),
         ({"weights": {"mse": 1.0, "psnr": 1.0}}, ValueError, "a term of weights must be one of .*got 'psnr'"),
         ({"weights": {"mse": math.nan}}, ValueError, r"weights\['mse'\] must be a finite number, got nan"),
+        ({"weights": {"mse": True}}, ValueError, r"weights\['mse'\] must be a finite number, got True"),
         ({"weights": {"mse": "1"}}, ValueError, r"weights\['mse'\] must be a finite number, got '1'"),
         ({"weights": ["mse"]}, TypeError, "weights must map terms to numbers, got list"),
         ({"weights": {"l1": 1.0, "ms_ssim": 1.0}}, ValueError, "'ms_ssim' needs images of at least 161 .*16 x 16"),
