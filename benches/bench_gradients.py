@@ -31,7 +31,7 @@ def test_gramian(race, dtype, per_sample):
         ours=lambda: (gradient_gramian(gradients, per_sample=per_sample),),
         peers={"matmul": lambda: products(gradients.float())},
         expected=products(gradients.double()),
-        tolerance=TOLERANCES[torch.float32],
+        tolerance=1e-3,  # a plain sum of a million products in float32
         floor_bytes=gradients.nbytes,
     )
 

@@ -85,6 +85,19 @@ def mtl_backward(
     return MTLBackwardOutput(weights, gramian, norms, cosines)
 
 
+def check_weighting(weighting: str | Weighting) -> None:
+    """Whether `mtl_backward` could run with this weighting here.
+
+    Raises:
+        TypeError: As `mtl_backward`.
+        ValueError: As `mtl_backward`.
+        ImportError: As `mtl_backward`.
+    """
+    weigh = _resolve(weighting)
+    if isinstance(weighting, str):
+        weigh(torch.eye(2))  # some of TorchJD's look for their solver only now
+
+
 def _check(losses: Mapping[str, Tensor], shared: Tensor) -> None:
     if not losses:
         raise ValueError("losses must hold at least one loss, got none")

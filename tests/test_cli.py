@@ -56,6 +56,7 @@ def test_value_of_the_wrong_type(capsys: pytest.CaptureFixture[str]) -> None:
         ("--data.positive_fraction", "1.5", "data.positive_fraction must lie in [0, 1], got 1.5"),
         ("--window.low", "500", "window.low (500.0 HU) must be below window.high (400.0 HU)"),
         ("--ops", "cudnn", "Got value: cudnn"),
+        ("--balance", "nash", "Got value: nash"),
         ("--data.store", "", "data.store is empty"),
         ("--data.store", "/nowhere/store", "/nowhere/store"),
     ],

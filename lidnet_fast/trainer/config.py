@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from lidnet_fast import backend
 from lidnet_fast.errors import InputError
+from lidnet_fast.multitask import check_weighting
 
 
 @dataclass
@@ -120,6 +121,9 @@ class RunConfig:
     seed: int = 0
     ops: Literal["reference", "fused"] = "reference"
     """Implementation of the losses."""
+    balance: Literal["none", "sum", "mean", "upgrad", "dualproj", "mgda", "pcgrad", "aligned_mtl", "imtl_g"] = "none"
+    """How a denoiser step weighs the losses' gradients at the denoised image, by `lidnet_fast.mtl_backward`. "none" sums
+    the losses; all others also log the gradients' norms, weights and cosines."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     accelerator: str = "auto"
     devices: int = 1
@@ -196,6 +200,11 @@ def validate(config: RunConfig) -> None:
         raise InputError(f"window.low ({config.window.low} HU) must be below window.high ({config.window.high} HU)")
     if config.ops not in backend.available():
         raise InputError(f"ops: {config.ops!r} isn't available here (available: {', '.join(backend.available())})")
+    if config.balance != "none":
+        try:
+            check_weighting(config.balance)
+        except (ValueError, ImportError) as error:
+            raise InputError(f"balance: {error}") from error
     if not config.data.store:
         raise InputError("configuration key data.store is empty: give the folder that `lidnet-fast prepare` made")
     if not Path(config.data.store).is_dir():

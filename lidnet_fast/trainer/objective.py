@@ -12,6 +12,21 @@ from lidnet_fast.trainer.config import ObjectiveConfig
 
 
 @dataclass(frozen=True)
+class Objective:
+    """The objective of one batch: `total` is the sum of `losses`."""
+
+    losses: dict[str, Tensor]
+    """The weighted losses that meet in the denoised image: pixel, detection, perceptual, roi_perceptual."""
+    terms: dict[str, Tensor]
+    """Every term's detached, unweighted value."""
+
+    @property
+    def total(self) -> Tensor:
+        """What a denoiser step minimises."""
+        return torch.stack(list(self.losses.values())).sum()
+
+
+@dataclass(frozen=True)
 class Regions:
     """Regions of the ROI perceptual loss in one batch."""
 
@@ -33,7 +48,7 @@ class JointObjective:
 
     def __call__(
         self, denoised: Tensor, normal_dose: Tensor, boxes: list[Tensor], detector: LesionDetector
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> Objective:
         """The objective of one batch.
 
         Args:
@@ -41,20 +56,18 @@ class JointObjective:
             normal_dose: windowed [N,1,H,W].
             boxes: per image [L,4] ground-truth lesion boxes.
             detector: frozen, in eval mode.
-
-        Returns:
-            The total, and every term's detached, unweighted value by name.
         """
         config = self.config
-        total, terms = self.pixel(denoised, normal_dose, boxes)
+        pixel, terms = self.pixel(denoised, normal_dose, boxes)
+        losses = {"pixel": pixel}
         if not (config.perceptual or config.roi_perceptual or config.detection):
-            return total, terms
+            return Objective(losses, terms)
 
         images = self.window.clamp(denoised)
         features = detector.features(images)
         if config.detection:
             detection = torch.stack(list(detector.losses(images, boxes, features).values())).sum()
-            total = total + config.detection * detection
+            losses["detection"] = config.detection * detection
             terms["detection"] = detection.detach()
         if config.perceptual or config.roi_perceptual:
             with torch.no_grad():
@@ -67,7 +80,7 @@ class JointObjective:
             whole = torch.stack(
                 [(features[k].float() - normal_features[k].float()).square().mean() / scales[k] for k in levels]
             ).mean()
-            total = total + config.perceptual * whole
+            losses["perceptual"] = config.perceptual * whole
             terms["perceptual"] = whole.detach()
         if config.roi_perceptual:
             regions = self.regions(normal_images, normal_features, boxes, detector)
@@ -85,9 +98,9 @@ class JointObjective:
                     for k in levels
                 ]
             ).mean()
-            total = total + config.roi_perceptual * roi
+            losses["roi_perceptual"] = config.roi_perceptual * roi
             terms["roi_perceptual"] = roi.detach()
-        return total, terms
+        return Objective(losses, terms)
 
     def pixel(self, denoised: Tensor, normal_dose: Tensor, boxes: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The pixel terms alone: their weighted sum and each term's detached value."""

@@ -1,5 +1,6 @@
 """The three phases as Lightning modules: detector, denoiser, collaborate."""
 
+import itertools
 import math
 import zlib
 from collections.abc import Iterator
@@ -17,8 +18,9 @@ from lidnet_fast.evaluation.detection import DetectionMetrics
 from lidnet_fast.evaluation.image_quality import ImageQuality
 from lidnet_fast.models.detectors import LesionDetector
 from lidnet_fast.models.windowing import HUWindow
+from lidnet_fast.multitask import mtl_backward
 from lidnet_fast.trainer.config import CollaborateConfig, PhaseConfig
-from lidnet_fast.trainer.objective import JointObjective
+from lidnet_fast.trainer.objective import JointObjective, Objective
 
 
 def cosine_schedule(steps: int) -> Any:
@@ -143,6 +145,9 @@ class CollaboratePhase(Phase):
 
     The detector stays in eval mode: its BatchNorm keeps the statistics of the detector phase, so that its features mean
     the same in both kinds of step; its weights train all the same.
+
+    With `balance` other than "none", a denoiser step combines the losses' gradients at the denoised image by that
+    weighting of `mtl_backward`, and logs their norms, weights and cosines.
     """
 
     def __init__(
@@ -153,9 +158,11 @@ class CollaboratePhase(Phase):
         config: CollaborateConfig,
         seed: int,
         window: HUWindow,
+        balance: str = "none",
     ) -> None:
         super().__init__(seed, window)
         self.automatic_optimization = False
+        self.balance = balance
         self.denoiser, self.detector, self.objective, self.config = denoiser, detector, objective, config
 
     def on_train_start(self) -> None:
@@ -174,12 +181,30 @@ class CollaboratePhase(Phase):
         optimizer = self.optimizers()[0]  # type: ignore[index]
         with _frozen(self.detector):
             denoised = self.denoiser(self.window.scale(batch["low_dose"]))
-            total, terms = self.objective(
-                denoised, self.window.scale(batch["normal_dose"]), batch["boxes"], self.detector
-            )
-            self.check_finite(total, "denoiser", batch_idx)
-            self._step(optimizer, total, 0)
-        self.report("collaborate", {**terms, "total": total}, len(denoised))
+            objective = self.objective(denoised, self.window.scale(batch["normal_dose"]), batch["boxes"], self.detector)
+            total = self.check_finite(objective.total, "denoiser", batch_idx)
+            if self.balance == "none":
+                self._step(optimizer, total, 0)
+            else:
+                self._balanced_step(optimizer, objective, denoised)
+        self.report("collaborate", {**objective.terms, "total": total}, len(denoised))
+
+    def _balanced_step(self, optimizer: Any, objective: Objective, denoised: Tensor) -> None:
+        """A step along the losses' gradients at the denoised image, weighed against each other."""
+        optimizer.zero_grad()
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        losses = objective.losses if scaler is None else {k: scaler.scale(v) for k, v in objective.losses.items()}
+        self.trainer.strategy.pre_backward(objective.total)  # DDP waits for it before the gradients it gathers
+        found = mtl_backward(losses, denoised, self.balance)
+        optimizer.step()
+        self.lr_schedulers()[0].step()  # type: ignore[index]
+        norms = found.norms if scaler is None else found.norms / scaler.get_scale()
+        values = {f"gradient_norm/{name}": norms[i] for i, name in enumerate(losses)}
+        values |= {f"weight/{name}": found.weights[i] for i, name in enumerate(losses)}
+        values |= {
+            f"cosine/{a}_{b}": found.cosines[i, j] for (i, a), (j, b) in itertools.combinations(enumerate(losses), 2)
+        }
+        self.report("collaborate", values, len(denoised))
 
     def _detector_step(self, batch: Batch, batch_idx: int) -> None:
         optimizer = self.optimizers()[1]  # type: ignore[index]

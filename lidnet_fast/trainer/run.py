@@ -108,7 +108,13 @@ class Run:
         self._fit(
             phase,
             lambda: CollaboratePhase(
-                denoiser, detector, JointObjective(joint.objective, self.window), joint, config.seed, self.window
+                denoiser,
+                detector,
+                JointObjective(joint.objective, self.window),
+                joint,
+                config.seed,
+                self.window,
+                config.balance,
             ),
             {"denoiser": (denoiser, config.denoiser), "detector": (detector, config.detector)},
             "collaborate",

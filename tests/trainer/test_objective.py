@@ -34,24 +34,27 @@ def objective(config: ObjectiveConfig) -> JointObjective:
 
 def test_plain_objective_is_the_mean_square_error_and_needs_no_detector(images) -> None:
     denoised, normal = images
-    total, terms = objective(PLAIN)(denoised, normal, BOXES, detector=None)
-    torch.testing.assert_close(total, torch.nn.functional.mse_loss(denoised, normal))
-    assert set(terms) == {"mse"}
+    found = objective(PLAIN)(denoised, normal, BOXES, detector=None)
+    torch.testing.assert_close(found.total, torch.nn.functional.mse_loss(denoised, normal))
+    assert set(found.terms) == {"mse"}
+    assert set(found.losses) == {"pixel"}
 
 
 def test_total_is_the_weighted_sum_of_the_terms(detector, images) -> None:
     denoised, normal = images
     config = replace(PLAIN, perceptual=0.3, roi_perceptual=0.2, detection=0.1, regions="boxes")
     torch.manual_seed(0)
-    total, terms = objective(config)(denoised, normal, BOXES, detector)
+    found = objective(config)(denoised, normal, BOXES, detector)
+    terms = found.terms
     expected = terms["mse"] + 0.3 * terms["perceptual"] + 0.2 * terms["roi_perceptual"] + 0.1 * terms["detection"]
-    torch.testing.assert_close(total.detach(), expected)
+    torch.testing.assert_close(found.total.detach(), expected)
+    torch.testing.assert_close(found.losses["roi_perceptual"].detach(), 0.2 * terms["roi_perceptual"])
 
 
 def test_roi_term_is_the_public_loss_over_feature_variance(detector, images) -> None:
     denoised, normal = images
     config = replace(PLAIN, roi_perceptual=1.0, regions="boxes", levels=1, grow=0.0)
-    _, terms = objective(config)(denoised, normal, BOXES, detector)
+    terms = objective(config)(denoised, normal, BOXES, detector).terms
     window = HUWindow()
     found, target = (detector.features(window.clamp(x))["0"] for x in (denoised.detach(), normal))
     loss = lidnet_fast.roi_perceptual_loss(found, target, BOXES, 7, 1 / detector.feature_strides["0"])
@@ -61,8 +64,7 @@ def test_roi_term_is_the_public_loss_over_feature_variance(detector, images) -> 
 def test_roi_gradient_stays_near_the_regions(detector, images) -> None:
     denoised, normal = images
     config = replace(PLAIN, pixel={"mse": 1e-12}, roi_perceptual=1.0, regions="boxes")
-    total, _ = objective(config)(denoised, normal, BOXES, detector)
-    total.backward()
+    objective(config)(denoised, normal, BOXES, detector).total.backward()
     gradient = denoised.grad.abs()
     assert gradient[0].max() > 1e-4
     assert gradient[1].max() < 1e-6 * gradient[0].max()
@@ -84,12 +86,12 @@ def test_regions(detector, images, regions: str, count: int) -> None:
 def test_no_regions_give_a_zero_term(detector, images) -> None:
     denoised, normal = images
     config = replace(PLAIN, roi_perceptual=1.0, regions="boxes")
-    _, terms = objective(config)(denoised, normal, [BOXES[1], BOXES[1]], detector)
+    terms = objective(config)(denoised, normal, [BOXES[1], BOXES[1]], detector).terms
     assert terms["roi_perceptual"] == 0
 
 
 def test_roi_weight_raises_the_lesions_share(images) -> None:
     denoised, normal = images
-    heavy, _ = objective(replace(PLAIN, roi_weight=1e6, grow=0.0))(denoised, normal, BOXES, None)
+    heavy = objective(replace(PLAIN, roi_weight=1e6, grow=0.0))(denoised, normal, BOXES, None).total
     lesion = (denoised - normal)[0, 0, 12:26, 10:22].square().mean()
     torch.testing.assert_close(heavy, lesion, rtol=1e-2, atol=0)

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -121,6 +122,35 @@ def test_bf16_autocast_trains_near_float32(tiny_config: RunConfig, tmp_path: Pat
     for key, value in weights(half.out, "denoiser").items():
         assert value.dtype == torch.float32
         torch.testing.assert_close(value, weights(short.out, "denoiser")[key], rtol=0.1, atol=0.01)
+
+
+@pytest.mark.parametrize("balance", ["sum", "upgrad"])
+def test_balanced_steps_log_how_the_losses_agree(tiny_config: RunConfig, tmp_path: Path, balance: str) -> None:
+    train(tiny_config)
+    balanced = replace(tiny_config, balance=balance, out=str(tmp_path / balance))
+    train(balanced)
+    logged = run_module.curves(Path(balanced.out) / "collaborate")
+    losses = ("pixel", "detection", "roi_perceptual")
+    for loss in losses:
+        assert all(norm > 0 for norm in logged[f"collaborate/gradient_norm/{loss}"][1])
+        assert all(weight >= 0 for weight in logged[f"collaborate/weight/{loss}"][1])
+    for pair in ("pixel_detection", "pixel_roi_perceptual", "detection_roi_perceptual"):
+        assert all(-1.0001 <= cosine <= 1.0001 for cosine in logged[f"collaborate/cosine/{pair}"][1])
+    plain, found = weights(tiny_config.out, "collaborate"), weights(balanced.out, "collaborate")
+    if balance == "sum":  # the same gradient, summed in another order
+        for key, value in found.items():
+            torch.testing.assert_close(value, plain[key], rtol=1e-3, atol=1e-4)
+    else:
+        assert any(not torch.equal(value, plain[key]) for key, value in found.items())
+
+
+def test_missing_weighting_package_is_told_before_anything_is_built(
+    tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchjd", None)
+    with pytest.raises(InputError, match="balance: weighting 'mgda' needs TorchJD: pip install torchjd"):
+        train(replace(tiny_config, balance="mgda"))
+    assert not Path(tiny_config.out).exists()
 
 
 def test_logs_hold_the_curves_of_every_phase(tiny_config: RunConfig) -> None:
