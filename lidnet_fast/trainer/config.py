@@ -122,8 +122,8 @@ class RunConfig:
     ops: Literal["reference", "fused"] = "reference"
     """Implementation of the losses."""
     balance: Literal["none", "sum", "mean", "upgrad", "dualproj", "mgda", "pcgrad", "aligned_mtl", "imtl_g"] = "none"
-    """How a denoiser step weighs the losses' gradients at the denoised image, by `lidnet_fast.mtl_backward`. "none" sums
-    the losses; all others also log the gradients' norms, weights and cosines."""
+    """How a denoiser step weighs the losses' gradients at the denoised image, by `lidnet_fast.mtl_backward`; "none"
+    sums the losses. All others also log the gradients' norms, weights and cosines."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     accelerator: str = "auto"
     devices: int = 1
