@@ -228,7 +228,7 @@ def multi_loss(
 ) -> MultiLossOutput:
     """Several pixel losses of one pair of images at once, total = sum over terms of weight * term.
 
-    Terms, with d = input - target and means over all of N, C, H, W:
+    Terms, with d = input - target and means over all elements:
 
     - "l1": mean |d|; "mse": mean d^2; "charbonnier": mean sqrt(d^2 + 1e-6).
     - "ssim": 1 - SSIM (Wang et al. 2004, eq. 13), Gaussian window 11x11, sigma 1.5, valid padding, K1 .01, K2 .03,
@@ -243,8 +243,11 @@ def multi_loss(
     With boxes, l1, mse and charbonnier become weighted means, sum(w v) / sum(w) over the whole batch, with w =
     `roi_weight` for a pixel whose centre lies in the union of its image's boxes and 1 elsewhere.
 
+    On volumes every window and filter has a third axis: SSIM's window is 11x11x11, "edge" sums the means of three Sobel
+    filters ([-1 0 1] along one axis, [1 2 1] along the other two), "tv" those of three differences.
+
     Args:
-        input: Images [N, C, H, W]. Differentiable.
+        input: Images [N, C, H, W] or volumes [N, C, D, H, W]. Differentiable.
         target: Images of `input`'s shape, dtype and device. Never gets a gradient, so it mustn't require one. NaN in
             either image makes the total and the terms that read the pixel NaN.
         weights: Term -> finite weight. A term of weight 0 is measured without contributing.
@@ -297,7 +300,7 @@ def multi_loss_jacobian(
         data_range: As in `multi_loss`.
 
     Returns:
-        Tensor[T, N, C, H, W] in the order of `terms`, in float32 (float64 for float64 images): the gradient of a mean
+        Tensor[T, *input.shape] in the order of `terms`, in float32 (float64 for float64 images): the gradient of a mean
         over millions of pixels would vanish in half precision.
 
     Raises:
@@ -409,15 +412,13 @@ def _check_terms(argument: str, names: Sequence[str]) -> None:
 def _check_images(
     input: Tensor, target: Tensor, terms: Sequence[str], boxes: Boxes | None, roi_weight: float, data_range: float
 ) -> Tensor | None:
-    check_pair(input, target)
+    check_pair(input, target, volumes=True)
     if input.shape[0] == 0:
         raise ValueError(f"input must hold at least one image, got shape {tuple(input.shape)}")
-    height, width = input.shape[2:]
     for name in terms:
-        if min(height, width) < SMALLEST_SIDE[name]:
-            raise ValueError(
-                f"term {name!r} needs images of at least {SMALLEST_SIDE[name]} pixels a side, got {height} x {width}"
-            )
+        if min(input.shape[2:]) < SMALLEST_SIDE[name]:
+            sides = " x ".join(map(str, input.shape[2:]))
+            raise ValueError(f"term {name!r} needs images of at least {SMALLEST_SIDE[name]} pixels a side, got {sides}")
     check_positive("roi_weight", roi_weight)
     check_positive("data_range", data_range)
     return None if boxes is None else as_rois(boxes, input)

@@ -140,7 +140,7 @@ class MultiLoss(nn.Module):
         """The loss of a batch: MultiLossOutput(total, terms), as `functional.multi_loss`.
 
         Args:
-            denoised: Images [N, C, H, W]. Differentiable.
+            denoised: Images [N, C, H, W] or volumes [N, C, D, H, W]. Differentiable.
             normal_dose: As `denoised`; gets no gradient, so it mustn't require one.
             boxes: As in `functional.multi_loss`.
 

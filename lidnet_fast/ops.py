@@ -124,7 +124,16 @@ def multi_loss(
     data_range: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """`lidnet_fast.reference.multi_loss`, fused: values and gradient in one sweep over the images."""
+    """`lidnet_fast.reference.multi_loss`, fused: values and gradient in one sweep over the images.
+
+    Volumes have no kernel yet; they run on the definition.
+    """
+    if input.ndim == 5:
+        from . import reference
+
+        return reference.multi_loss(
+            input, target, weights, rois=rois, roi_weight=roi_weight, data_range=data_range, dtype=dtype
+        )
     total, values, _ = torch.ops.lidnet_fast.multi_loss(
         input,
         target,
@@ -148,7 +157,13 @@ def multi_loss_jacobian(
     data_range: float,
     dtype: torch.dtype,
 ) -> Tensor:
-    """`lidnet_fast.reference.multi_loss_jacobian`, fused: the terms' gradients in one sweep over the images."""
+    """`lidnet_fast.reference.multi_loss_jacobian`, fused as `multi_loss` is."""
+    if input.ndim == 5:
+        from . import reference
+
+        return reference.multi_loss_jacobian(
+            input, target, terms, rois=rois, roi_weight=roi_weight, data_range=data_range, dtype=dtype
+        )
     return torch.ops.lidnet_fast.multi_loss_jacobian(input.detach(), target, list(terms), rois, roi_weight, data_range)
 
 

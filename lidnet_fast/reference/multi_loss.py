@@ -14,24 +14,26 @@ _K1, _K2 = 0.01, 0.03
 _MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 
-def pixel_weights(rois: Tensor, images: int, height: int, width: int, roi_weight: float) -> Tensor:
-    """Weight of each pixel, [N, 1, H, W]: `roi_weight` in the union of the image's boxes and 1 elsewhere.
+def pixel_weights(rois: Tensor, images: int, sides: Sequence[int], roi_weight: float) -> Tensor:
+    """Weight of each pixel, [N, 1, *sides]: `roi_weight` in the union of the image's boxes and 1 elsewhere.
 
-    A pixel is in a box if its centre is: x1 <= column + 1/2 < x2 and y1 <= row + 1/2 < y2.
+    A pixel is in a box if its centre is: x1 <= column + 1/2 < x2, and the same along the other axes.
 
     Args:
-        rois: [K, 5], (batch index, x1, y1, x2, y2) in pixel-edge coordinates.
+        rois: [K, 5], (batch index, x1, y1, x2, y2), or [K, 7], (batch index, x1, y1, z1, x2, y2, z2), in pixel-edge
+            coordinates.
         images: N.
-        height: H.
-        width: W.
+        sides: Height and width, or depth, height and width.
         roi_weight: The weight inside.
     """
-    x = torch.arange(width, device=rois.device, dtype=rois.dtype) + 0.5
-    y = torch.arange(height, device=rois.device, dtype=rois.dtype) + 0.5
-    columns = ((x >= rois[:, 1:2]) & (x < rois[:, 3:4])).to(rois.dtype)
-    rows = ((y >= rois[:, 2:3]) & (y < rois[:, 4:5])).to(rois.dtype)
+    inside = []
+    for axis, side in enumerate(reversed(sides), start=1):  # x, y, z
+        centres = torch.arange(side, device=rois.device, dtype=rois.dtype) + 0.5
+        lower, upper = rois[:, axis, None], rois[:, axis + len(sides), None]
+        inside.append(((centres >= lower) & (centres < upper)).to(rois.dtype))
     own = (rois[:, :1] == torch.arange(images, device=rois.device, dtype=rois.dtype)).to(rois.dtype)
-    covering = torch.einsum("kn,ky,kx->nyx", own, rows, columns)
+    equation = "kn,kx,ky->nyx" if len(sides) == 2 else "kn,kx,ky,kz->nzyx"
+    covering = torch.einsum(equation, own, *inside)
     return torch.where(covering > 0, roi_weight, 1.0).to(rois.dtype).unsqueeze(1)
 
 
@@ -42,12 +44,16 @@ def _mean(values: Tensor, weights: Tensor | None) -> Tensor:
 
 
 def _blur(images: Tensor) -> Tensor:
-    """Gaussian 11x11 window of [N, C, H, W], separable, valid padding."""
+    """Gaussian window of 11 pixels along each axis of [N, C, H, W] or [N, C, D, H, W], valid padding."""
     offsets = torch.arange(_WINDOW_SIZE, device=images.device, dtype=images.dtype) - _WINDOW_SIZE // 2
     window = torch.exp(-offsets.square() / (2 * _WINDOW_SIGMA**2))
     window = window / window.sum()
     planes = images.reshape(-1, 1, *images.shape[2:])
-    planes = F.conv2d(F.conv2d(planes, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
+    convolve = F.conv2d if images.ndim == 4 else F.conv3d
+    for axis in range(2, images.ndim):
+        shape = [1] * images.ndim
+        shape[axis] = _WINDOW_SIZE
+        planes = convolve(planes, window.view(shape))
     return planes.view(*images.shape[:2], *planes.shape[2:])
 
 
@@ -62,31 +68,39 @@ def _structural_similarity(input: Tensor, target: Tensor, data_range: float) -> 
     variances = (_blur(input * input) - square_x) + (_blur(target * target) - square_y)
     contrast = (2 * (_blur(input * target) - product) + c2) / (variances + c2)
     luminance = (2 * product + c1) / (square_x + square_y + c1)
-    return (luminance * contrast).mean((2, 3)), contrast.mean((2, 3))
+    return (luminance * contrast).flatten(2).mean(2), contrast.flatten(2).mean(2)
 
 
 def _multi_scale_similarity(input: Tensor, target: Tensor, data_range: float) -> Tensor:
     """MS-SSIM of each image and channel, [N, C] (Wang, Simoncelli, Bovik 2003, eq. 7)."""
     similarity = torch.ones((), device=input.device, dtype=input.dtype)
+    pool = F.avg_pool2d if input.ndim == 4 else F.avg_pool3d
     for exponent in _MS_SSIM_WEIGHTS[:-1]:
         contrast = _structural_similarity(input, target, data_range)[1]
         similarity = similarity * contrast.relu() ** exponent
         padding = [size % 2 for size in input.shape[2:]]
-        input, target = F.avg_pool2d(input, 2, padding=padding), F.avg_pool2d(target, 2, padding=padding)
+        input, target = pool(input, 2, padding=padding), pool(target, 2, padding=padding)
     return similarity * _structural_similarity(input, target, data_range)[0].relu() ** _MS_SSIM_WEIGHTS[-1]
 
 
 def _edge(difference: Tensor) -> Tensor:
-    """Mean absolute response to both 3x3 Sobel filters, [1 2 1] x [-1 0 1] unnormalised, valid padding."""
-    across = difference[..., 2:] - difference[..., :-2]
-    along = difference[..., 2:, :] - difference[..., :-2, :]
-    horizontal = across[..., :-2, :] + 2 * across[..., 1:-1, :] + across[..., 2:, :]
-    vertical = along[..., :-2] + 2 * along[..., 1:-1] + along[..., 2:]
-    return horizontal.abs().mean() + vertical.abs().mean()
+    """Sum over the axes of the mean absolute response to that axis's Sobel filter, valid padding.
+
+    It is [-1 0 1] along the axis and [1 2 1] along the others, unnormalised.
+    """
+    means = []
+    for across in range(2, difference.ndim):
+        response = difference
+        for axis in range(2, difference.ndim):
+            side = response.shape[axis] - 2
+            first, middle, last = (response.narrow(axis, start, side) for start in range(3))
+            response = last - first if axis == across else first + 2 * middle + last
+        means.append(response.abs().mean())
+    return torch.stack(means).sum()
 
 
 def _total_variation(input: Tensor) -> Tensor:
-    return (input[..., 1:] - input[..., :-1]).abs().mean() + (input[..., 1:, :] - input[..., :-1, :]).abs().mean()
+    return torch.stack([input.diff(dim=axis).abs().mean() for axis in range(2, input.ndim)]).sum()
 
 
 def _term(name: str, input: Tensor, target: Tensor, weights: Tensor | None, data_range: float) -> Tensor:
@@ -109,8 +123,7 @@ def _term(name: str, input: Tensor, target: Tensor, weights: Tensor | None, data
 
 
 def _weights_like(input: Tensor, rois: Tensor | None, roi_weight: float) -> Tensor | None:
-    images, _, height, width = input.shape
-    return None if rois is None else pixel_weights(rois, images, height, width, roi_weight)
+    return None if rois is None else pixel_weights(rois, input.shape[0], input.shape[2:], roi_weight)
 
 
 def multi_loss(
@@ -126,10 +139,10 @@ def multi_loss(
     """The definition behind `lidnet_fast.functional.multi_loss`: (sum of weighted terms, name -> detached term).
 
     Args:
-        input: [N, C, H, W] images.
+        input: [N, C, H, W] images or [N, C, D, H, W] volumes.
         target: As `input`; requires no gradient.
         weights: Name -> weight; the names of `multi_loss`'s terms.
-        rois: [K, 5], (batch index, x1, y1, x2, y2), in `dtype`, or None for no regions.
+        rois: As in `pixel_weights`, in `dtype`, or None for no regions.
         roi_weight: Weight of a pixel inside the boxes.
         data_range: Largest minus smallest possible pixel value, for ssim and ms_ssim.
         dtype: Of the arithmetic and of the result.
@@ -151,13 +164,13 @@ def multi_loss_jacobian(
     data_range: float,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The definition behind `lidnet_fast.functional.multi_loss_jacobian`: the terms' gradients, [T, N, C, H, W].
+    """The definition behind `lidnet_fast.functional.multi_loss_jacobian`: the terms' gradients, [T, *input.shape].
 
     Args:
-        input: [N, C, H, W] images.
+        input: [N, C, H, W] images or [N, C, D, H, W] volumes.
         target: As `input`.
         terms: T names of `multi_loss`'s terms.
-        rois: [K, 5], (batch index, x1, y1, x2, y2), in `dtype`, or None for no regions.
+        rois: As in `pixel_weights`, in `dtype`, or None for no regions.
         roi_weight: Weight of a pixel inside the boxes.
         data_range: Largest minus smallest possible pixel value, for ssim and ms_ssim.
         dtype: Of the arithmetic and of the result.

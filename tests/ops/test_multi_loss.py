@@ -252,7 +252,7 @@ GOOD = torch.zeros(2, 1, 16, 16)
     [
         ({"input": None}, TypeError, "input must be a Tensor, got NoneType"),
         ({"input": GOOD.int(), "target": GOOD.int()}, TypeError, "input must be float32.*int32"),
-        ({"input": GOOD[0], "target": GOOD[0]}, ValueError, "input must have 4 dimensions"),
+        ({"input": GOOD[0], "target": GOOD[0]}, ValueError, "input must have 4 or 5 dimensions"),
         ({"input": GOOD[:0], "target": GOOD[:0]}, ValueError, "input must hold at least one image"),
         ({"target": GOOD[..., 1:]}, ValueError, "target must have the shape of input"),
         ({"target": GOOD.half()}, TypeError, "target must have the dtype of input"),
