@@ -1,6 +1,6 @@
 """multi_loss against the sum of the usual implementations of its terms.
 
-F.l1_loss, F.mse_loss, pytorch-msssim's SSIM, Sobel filters by conv2d, total variation by slices: eager, as most
+F.l1_loss, F.mse_loss, pytorch-msssim's SSIM, Sobel filters by conv2d, total variation by diff: eager, as most
 training scripts have it, and under torch.compile. The jacobian's peer is autograd, term by term, through the same
 functions.
 """
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from lidnet_fast import multi_loss, multi_loss_jacobian
 
-SHAPES = ((4, 1, 512, 512), (1, 1, 512, 512), (16, 1, 64, 64))
+SHAPES = ((4, 1, 512, 512), (1, 1, 512, 512), (16, 1, 64, 64), (1, 1, 64, 256, 256))
 SIX = {"l1": 0.5, "mse": 1.0, "charbonnier": 0.3, "ssim": 0.4, "edge": 0.2, "tv": 0.1}
 CHOICES = {"six terms": SIX, "ssim": {"ssim": 1.0}, "l1, mse": {"l1": 0.5, "mse": 1.0}, "ms_ssim": {"ms_ssim": 1.0}}
 # Where d is nearly 0, rounding decides the sign that l1, edge and tv hand back.
@@ -26,21 +26,26 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def edge(input: Tensor, target: Tensor) -> Tensor:
-    kernel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]], dtype=input.dtype)
-    kernels = torch.stack((kernel, kernel.T)).unsqueeze(1)
-    return 2 * (F.conv2d(input, kernels) - F.conv2d(target, kernels)).abs().mean()
+    axes = input.ndim - 2
+    slope, smooth = torch.tensor([-1.0, 0, 1], dtype=input.dtype), torch.tensor([1.0, 2, 1], dtype=input.dtype)
+    kernels = []
+    for across in range(axes):
+        factors = [(slope if axis == across else smooth).view([-1] + [1] * (axes - 1 - axis)) for axis in range(axes)]
+        kernels.append(functools.reduce(torch.mul, factors))
+    filters = torch.stack(kernels).unsqueeze(1)
+    convolve = F.conv2d if axes == 2 else F.conv3d
+    return axes * (convolve(input, filters) - convolve(target, filters)).abs().mean()
 
 
 def total_variation(image: Tensor) -> Tensor:
-    across, down = image[..., 1:] - image[..., :-1], image[..., 1:, :] - image[..., :-1, :]
-    return across.abs().mean() + down.abs().mean()
+    return sum(image.diff(dim=axis).abs().mean() for axis in range(2, image.ndim))
 
 
 def window(input: Tensor) -> Tensor:
     """pytorch-msssim's, in float64 where the images are: it makes its own in float32."""
     offsets = torch.arange(11, dtype=input.dtype) - 5
     weights = torch.exp(-offsets.square() / (2 * 1.5**2))
-    return (weights / weights.sum()).expand(input.shape[1], 1, 1, 11)
+    return (weights / weights.sum()).expand(input.shape[1], *[1] * (input.ndim - 2), 11)
 
 
 TERMS: dict[str, Loss] = {
@@ -69,7 +74,8 @@ def value_and_gradient(loss: Loss, input: Tensor, target: Tensor) -> tuple[Tenso
 @functools.lru_cache(maxsize=1)
 def images(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    target = F.avg_pool2d(torch.rand(shape, generator=generator), 5, 1, 2)
+    pool = F.avg_pool2d if len(shape) == 4 else F.avg_pool3d
+    target = pool(torch.rand(shape, generator=generator), 5, 1, 2)
     return (target + 0.05 * torch.randn(shape, generator=generator)).to(dtype), target.to(dtype)
 
 

@@ -126,9 +126,9 @@ def multi_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """`lidnet_fast.reference.multi_loss`, fused: values and gradient in one sweep over the images.
 
-    Volumes have no kernel yet; they run on the definition.
+    ms_ssim of volumes, which wants 161 slices, has no kernel: it runs on the definition.
     """
-    if input.ndim == 5:
+    if input.ndim == 5 and "ms_ssim" in weights:
         from . import reference
 
         return reference.multi_loss(
@@ -158,7 +158,7 @@ def multi_loss_jacobian(
     dtype: torch.dtype,
 ) -> Tensor:
     """`lidnet_fast.reference.multi_loss_jacobian`, fused as `multi_loss` is."""
-    if input.ndim == 5:
+    if input.ndim == 5 and "ms_ssim" in terms:
         from . import reference
 
         return reference.multi_loss_jacobian(

@@ -44,9 +44,16 @@ struct Scale {
   const void* input;
   const void* target;
   ScalarType dtype;
-  int64_t height, width;
+  bool volume;
+  int64_t depth, height, width;
 
-  double windows() const { return static_cast<double>((height - kHalo) * (width - kHalo)); }
+  int64_t pixels() const { return depth * height * width; }
+  int64_t units() const { return volume ? depth : strips_of(height); }
+  // Places of a filter that is so much longer than one pixel along every axis.
+  double places(int64_t halo) const {
+    return static_cast<double>((volume ? depth - halo : 1) * (height - halo) * (width - halo));
+  }
+  double windows() const { return places(kHalo); }
 };
 
 template <typename T>
@@ -83,13 +90,19 @@ class Images {
          double data_range)
       : input_(torch::stable::contiguous(input)),
         target_(torch::stable::contiguous(target)),
-        full_{input_.const_data_ptr(), target_.const_data_ptr(), input_.scalar_type(), input_.size(2), input_.size(3)},
+        full_{input_.const_data_ptr(),
+              target_.const_data_ptr(),
+              input_.scalar_type(),
+              input_.dim() == 5,
+              input_.dim() == 5 ? input_.size(2) : 1,
+              input_.size(input_.dim() - 2),
+              input_.size(input_.dim() - 1)},
         channels_(input_.size(1)),
         planes_(input_.size(0) * channels_),
         roi_weight_(roi_weight),
         c1_(kK1 * kK1 * data_range * data_range),
         c2_(kK2 * kK2 * data_range * data_range),
-        weight_sum_(static_cast<double>(planes_ * full_.height * full_.width)) {
+        weight_sum_(static_cast<double>(planes_ * full_.pixels())) {
     if (rois) read_boxes(*rois);
     find_centres();
   }
@@ -108,6 +121,7 @@ class Images {
     values[Term::ssim] = s[kStructural] / (planes_ * full_.windows());
     values[Term::edge] = s[kEdge] / responses();
     values[Term::tv] = s[kTvX] / columns_between() + s[kTvY] / rows_between();
+    if (full_.volume) values[Term::tv] += s[kTvZ] / slices_between();
     return values;
   }
 
@@ -120,6 +134,7 @@ class Images {
             over(by[Term::edge], responses()),
             over(by[Term::tv], columns_between()),
             over(by[Term::tv], rows_between()),
+            full_.volume ? over(by[Term::tv], slices_between()) : T(0),
             by[Term::ssim] != 0 || by[Term::ms_ssim] != 0};
   }
 
@@ -128,18 +143,20 @@ class Images {
   // Sweeps all planes. `wanted` has the flags of the sums; the similarity's weights are one for all planes, and one for each.
   Sums sweep(const Scale& scale, const Plane<T>& wanted, const std::vector<Gradient<T>>& gradients, double structural_weight,
              const std::vector<double>& more_structural, const std::vector<double>& contrast) const {
-    const int64_t strips = strips_of(scale.height), pixels = scale.height * scale.width;
-    Sums of_strips(planes_ * strips * kSums), sums(planes_ * kSums);
+    const int64_t units = scale.units(), pixels = scale.pixels();
+    Sums of_units(planes_ * units * kSums), sums(planes_ * kSums);
     const SweepFunction<T> function = sweep_function<T>(scale.dtype);
     const int64_t item = scale.dtype == ScalarType::Double ? 8 : scale.dtype == ScalarType::Float ? 4 : 2;
     // A share of less than this isn't worth a thread.
-    const int64_t least = std::max<int64_t>(1, (int64_t(1) << 14) / (kStrip * scale.width));
-    torch::stable::parallel_for(0, planes_ * strips, least, [&](int64_t begin, int64_t end) {
+    const int64_t least = std::max<int64_t>(1, (int64_t(1) << 14) * units / pixels);
+    torch::stable::parallel_for(0, planes_ * units, least, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end;) {
-        const int64_t p = i / strips, last = std::min(end, (p + 1) * strips), image = p / channels_;
+        const int64_t p = i / units, last = std::min(end, (p + 1) * units), image = p / channels_;
         Plane<T> plane = wanted;
         plane.input = static_cast<const char*>(scale.input) + p * pixels * item;
         plane.target = static_cast<const char*>(scale.target) + p * pixels * item;
+        plane.volume = scale.volume;
+        plane.depth = scale.depth;
         plane.height = scale.height;
         plane.width = scale.width;
         plane.boxes = boxes_.empty() ? nullptr : boxes_.data() + first_box_[image];
@@ -152,28 +169,30 @@ class Images {
         for (Gradient<T>& gradient : of_plane) gradient.data += p * pixels;
         plane.gradients = of_plane.data();
         plane.gradient_count = static_cast<int64_t>(of_plane.size());
-        function(plane, i - p * strips, last - p * strips, of_strips.data() + i * kSums);
+        function(plane, i - p * units, last - p * units, of_units.data() + i * kSums);
         i = last;
       }
     });
-    for (int64_t i = 0; i < planes_ * strips; ++i) {
-      for (int s = 0; s < kSums; ++s) sums[i / strips * kSums + s] += of_strips[i * kSums + s];
+    for (int64_t i = 0; i < planes_ * units; ++i) {
+      for (int s = 0; s < kSums; ++s) sums[i / units * kSums + s] += of_units[i * kSums + s];
     }
     return sums;
   }
 
  private:
-  double responses() const { return static_cast<double>(planes_ * (full_.height - 2) * (full_.width - 2)); }
-  double columns_between() const { return static_cast<double>(planes_ * full_.height * (full_.width - 1)); }
-  double rows_between() const { return static_cast<double>(planes_ * (full_.height - 1) * full_.width); }
+  double responses() const { return planes_ * full_.places(2); }
+  double columns_between() const { return static_cast<double>(planes_ * full_.depth * full_.height * (full_.width - 1)); }
+  double rows_between() const { return static_cast<double>(planes_ * full_.depth * (full_.height - 1) * full_.width); }
+  double slices_between() const { return static_cast<double>(planes_ * (full_.depth - 1) * full_.height * full_.width); }
 
   void read_boxes(const Tensor& rois_tensor) {
     const Tensor dense = torch::stable::contiguous(rois_tensor);
     const T* rois = dense.const_data_ptr<T>();
     const int64_t count = dense.size(0), images = planes_ / channels_;
     std::vector<std::vector<PixelBox>> of_image(images);
+    const int64_t axes = full_.volume ? 3 : 2;
     for (int64_t k = 0; k < count; ++k) {
-      const T* box = rois + 5 * k;
+      const T* box = rois + (1 + 2 * axes) * k;
       STD_TORCH_CHECK(box[0] >= T(0) && box[0] < static_cast<T>(images) && box[0] == std::floor(box[0]), "boxes[", k,
                       "] must have an integer batch index in [0, ", images, "), got ", box[0]);
       // The first pixel whose centre isn't before an edge; NaN is before everything.
@@ -181,17 +200,21 @@ class Images {
         const double first = std::ceil(static_cast<double>(edge) - 0.5);
         return first > 0 ? static_cast<int64_t>(std::min(first, static_cast<double>(side))) : 0;
       };
-      of_image[static_cast<int64_t>(box[0])].push_back({pixel(box[2], full_.height), pixel(box[4], full_.height),
-                                                        pixel(box[1], full_.width), pixel(box[3], full_.width)});
+      const T *lower = box + 1, *upper = lower + axes;  // x, y, and z in volumes
+      of_image[static_cast<int64_t>(box[0])].push_back(
+          {full_.volume ? pixel(lower[2], full_.depth) : 0, full_.volume ? pixel(upper[2], full_.depth) : 1,
+           pixel(lower[1], full_.height), pixel(upper[1], full_.height), pixel(lower[0], full_.width),
+           pixel(upper[0], full_.width)});
     }
     first_box_.push_back(0);
     int64_t inside = 0;
     std::vector<char> covered(full_.width);
     for (const std::vector<PixelBox>& boxes : of_image) {
-      for (int64_t row = 0; row < full_.height && !boxes.empty(); ++row) {
+      for (int64_t i = 0; i < full_.depth * full_.height && !boxes.empty(); ++i) {
+        const int64_t slice = i / full_.height, row = i % full_.height;
         std::fill(covered.begin(), covered.end(), 0);
         for (const PixelBox& box : boxes) {
-          if (row >= box.top && row < box.bottom && box.left < box.right) {
+          if (slice >= box.front && slice < box.back && row >= box.top && row < box.bottom && box.left < box.right) {
             std::fill(covered.begin() + box.left, covered.begin() + box.right, 1);
           }
         }
@@ -206,13 +229,14 @@ class Images {
   // About the mean of each plane of the target, from a coarse grid: what SSIM's window means are taken relative to.
   void find_centres() {
     constexpr int64_t kGrid = 16;
+    const int64_t rows = full_.depth * full_.height;
     centres_.resize(planes_);
     with_storage(full_.target, full_.dtype, [&](const auto* target) {
       for (int64_t p = 0; p < planes_; ++p) {
         double sum = 0;
         for (int64_t i = 0; i < kGrid * kGrid; ++i) {
-          const int64_t row = i / kGrid * full_.height / kGrid, column = i % kGrid * full_.width / kGrid;
-          sum += static_cast<double>(target[(p * full_.height + row) * full_.width + column]);
+          const int64_t row = i / kGrid * rows / kGrid, column = i % kGrid * full_.width / kGrid;
+          sum += static_cast<double>(target[(p * rows + row) * full_.width + column]);
         }
         centres_[p] = std::isfinite(sum) ? sum / (kGrid * kGrid) : 0;
       }
@@ -238,8 +262,8 @@ class Pyramid {
       pooled_.push_back(pool(finer.input, finer));
       pooled_.push_back(pool(finer.target, finer));
       scales_.push_back({pooled_[pooled_.size() - 2].data(), pooled_.back().data(),
-                         std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float, pooled_side(finer.height),
-                         pooled_side(finer.width)});
+                         std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float, false, 1,
+                         pooled_side(finer.height), pooled_side(finer.width)});
     }
     Plane<T> wanted{};
     wanted.similarity = true;
@@ -277,7 +301,7 @@ class Pyramid {
     wanted.similarity = true;
     for (int j = kScales - 1; j > 0; --j) {
       finer.resize(images_.planes() * scales_[j].height * scales_[j].width);
-      const std::vector<Gradient<T>> to{{finer.data(), {}, 0, 0, 0, true}};
+      const std::vector<Gradient<T>> to{{finer.data(), {}, 0, 0, 0, 0, true}};
       const std::vector<double> by = weights(j, coefficient), none;
       const bool last = j == kScales - 1;
       images_.sweep(scales_[j], wanted, to, 0, last ? by : none, last ? none : by);
@@ -422,15 +446,17 @@ std::vector<Term> checked_terms(const Tensor& input, const Tensor& target, const
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
                       dtype == ScalarType::BFloat16,
                   "input must be float32, float64, float16 or bfloat16");
-  STD_TORCH_CHECK(input.dim() == 4, "input must have 4 dimensions, got ", input.dim());
-  STD_TORCH_CHECK(target.dim() == 4 && target.scalar_type() == dtype, "target must have the shape and dtype of input");
+  const int64_t dimensions = input.dim(), axes = dimensions - 2;
+  STD_TORCH_CHECK(dimensions == 4 || dimensions == 5, "input must have 4 or 5 dimensions, got ", dimensions);
+  STD_TORCH_CHECK(target.dim() == dimensions && target.scalar_type() == dtype,
+                  "target must have the shape and dtype of input");
   STD_TORCH_CHECK(input.numel() > 0, "input must hold at least one pixel");
-  for (int64_t d = 0; d < 4; ++d) {
+  for (int64_t d = 0; d < dimensions; ++d) {
     STD_TORCH_CHECK(target.size(d) == input.size(d), "target must have the shape of input, differs in dimension ", d);
   }
   if (rois) {
     const ScalarType expected = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-    STD_TORCH_CHECK(rois->dim() == 2 && rois->size(1) == 5, "rois must have shape [K, 5]");
+    STD_TORCH_CHECK(rois->dim() == 2 && rois->size(1) == 1 + 2 * axes, "rois must have shape [K, ", 1 + 2 * axes, "]");
     STD_TORCH_CHECK(rois->scalar_type() == expected, "rois must be float64 for float64 images, else float32");
   }
   std::vector<Term> terms;
@@ -439,8 +465,11 @@ std::vector<Term> checked_terms(const Tensor& input, const Tensor& target, const
     const Term term = terms.back();
     const int64_t least = term == Term::ssim ? kWindow : term == Term::ms_ssim ? kHalo * 16 + 1 : term == Term::edge ? 3
                           : term == Term::tv ? 2 : 1;
-    STD_TORCH_CHECK(std::min(input.size(2), input.size(3)) >= least, "term ", name, " needs images of at least ", least,
-                    " pixels a side, got ", input.size(2), " x ", input.size(3));
+    for (int64_t d = 2; d < dimensions; ++d) {
+      STD_TORCH_CHECK(input.size(d) >= least, "term ", name, " needs images of at least ", least,
+                      " pixels a side, got ", input.size(d), " in dimension ", d);
+    }
+    STD_TORCH_CHECK(term != Term::ms_ssim || axes == 2, "term ms_ssim has no kernel for volumes");
   }
   return terms;
 }

@@ -19,6 +19,8 @@ using c10::Half;
 
 #include "multi_loss_rows.h"
 
+#include "multi_loss_volume.h"
+
 // Strips [begin, end) of a plane. What they need of the rows above is worked out again, without being counted.
 template <typename S, typename T>
 class Sweep {
@@ -48,7 +50,7 @@ class Sweep {
     }
     if (plane_.edge) start_edges(begin_ * kStrip);
     if (plane_.tv) start_variation(begin_ * kStrip);
-    if (!plane_.boxes) stage_weights(plane_, 0, weights_.data());
+    if (!plane_.boxes) stage_weights(plane_, 0, 0, weights_.data());
     for (int64_t k = begin_; k < end; ++k) {
       double* of_strip = sums + (k - begin_) * kSums;
       if (plane_.similarity) windows(k, k == windows_from, of_strip);
@@ -103,7 +105,7 @@ class Sweep {
   // Everything about a row but its windows: sums, and the derivatives that all gradients share.
   void sum_row(int64_t row, double* sums) {
     if (plane_.pixel) {
-      if (plane_.boxes) stage_weights(plane_, row, weights_.data());
+      if (plane_.boxes) stage_weights(plane_, 0, row, weights_.data());
       stage_difference(input(row), target(row), width_, difference_.data());
       sum_pixels(plane_, difference_.data(), weights_.data(), sums);
     }
@@ -122,29 +124,10 @@ class Sweep {
   }
 
   void write(const Gradient<T>& gradient, int64_t row) {
-    const bool pixel = gradient.pixel.l1 != 0 || gradient.pixel.mse != 0, charbonnier = gradient.pixel.charbonnier != 0;
-    const bool edge = gradient.edge != 0, tv = gradient.tv_x != 0 || gradient.tv_y != 0;
-    const T *mean = map(0, row), *sum_square = map(1, row), *difference_square = map(2, row);
-    const S *x = input(row), *y = target(row);
-    T* to = gradient.data + row * width_;
-    for (int64_t c = 0; c < width_; c += 8) {
-      const auto at = [c](const T* from) { return Vec8<T>::load(from + c); };
-      const int64_t count = width_ - c;
-      Vec8<T> value = Vec8<T>::zero();
-      if (gradient.similarity) {
-        const Vec8<T> a = Vec8<T>::load_part(x + c, count), b = Vec8<T>::load_part(y + c, count);
-        value = at(mean) + T(2) * ((a + b - plane_.constants.twice_centre) * at(sum_square) +
-                                   (a - b) * at(difference_square));
-      }
-      if (charbonnier) {
-        value = value + at(weights_.data()) * pixel_derivative<true>(at(difference_.data()), gradient.pixel);
-      } else if (pixel) {
-        value = value + at(weights_.data()) * pixel_derivative<false>(at(difference_.data()), gradient.pixel);
-      }
-      if (edge) value = value + gradient.edge * at(by_edge_.data());
-      if (tv) value = value + (gradient.tv_x * at(by_x_.data()) + gradient.tv_y * at(by_y_.data()));
-      value.store_part(to + c, count);
-    }
+    const RowParts<S, T> parts{input(row),     target(row),          map(0, row),        map(1, row),
+                               map(2, row),    difference_.data(),   weights_.data(),    by_edge_.data(),
+                               by_x_.data(),   by_y_.data(),         nullptr};
+    write_row(plane_, gradient, parts, gradient.data + row * width_);
   }
 
   const Plane<T>& plane_;
@@ -158,7 +141,11 @@ class Sweep {
 
 template <typename S, typename T>
 void sweep(const Plane<T>& plane, int64_t begin, int64_t end, double* sums) {
-  Sweep<S, T>(plane, begin).run(end, sums);
+  if (plane.volume) {
+    VolumeSweep<S, T>(plane, begin).run(end, sums);
+  } else {
+    Sweep<S, T>(plane, begin).run(end, sums);
+  }
 }
 
 }  // namespace

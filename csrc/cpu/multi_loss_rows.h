@@ -45,11 +45,11 @@ inline void stage_repeated(const S* x, int64_t width, T* row) {
 
 // 1, or roi_weight inside the boxes; zeros after the row's end.
 template <typename T>
-inline void stage_weights(const Plane<T>& plane, int64_t row, T* weights) {
+inline void stage_weights(const Plane<T>& plane, int64_t slice, int64_t row, T* weights) {
   std::fill_n(weights, plane.width, T(1));
   for (int64_t k = 0; k < plane.box_count; ++k) {
     const PixelBox& box = plane.boxes[k];
-    if (row >= box.top && row < box.bottom) {
+    if (slice >= box.front && slice < box.back && row >= box.top && row < box.bottom) {
       std::fill_n(weights + box.left, std::max<int64_t>(box.right - box.left, 0), plane.roi_weight);
     }
   }
@@ -150,4 +150,38 @@ inline void total_variation(const T* above, const T* row, const T* below, int64_
   }
   sums[kTvX] += across.sum();
   sums[kTvY] += down.sum();
+}
+
+// What the gradients in a row are made from; null where no term needs it.
+template <typename S, typename T>
+struct RowParts {
+  const S *input, *target;
+  const T *mean, *sum_square, *difference_square;  // maps of the windows' derivatives, summed back
+  const T *difference, *weights;
+  const T *by_edge, *by_x, *by_y, *by_z;
+};
+
+template <typename S, typename T>
+inline void write_row(const Plane<T>& plane, const Gradient<T>& gradient, const RowParts<S, T>& parts, T* to) {
+  const bool pixel = gradient.pixel.l1 != 0 || gradient.pixel.mse != 0, charbonnier = gradient.pixel.charbonnier != 0;
+  const bool edge = gradient.edge != 0, tv = gradient.tv_x != 0, tv_z = gradient.tv_z != 0;
+  for (int64_t c = 0; c < plane.width; c += 8) {
+    const auto at = [c](const T* from) { return Vec8<T>::load(from + c); };
+    const int64_t count = plane.width - c;
+    Vec8<T> value = Vec8<T>::zero();
+    if (gradient.similarity) {
+      const Vec8<T> a = Vec8<T>::load_part(parts.input + c, count), b = Vec8<T>::load_part(parts.target + c, count);
+      value = at(parts.mean) + T(2) * ((a + b - plane.constants.twice_centre) * at(parts.sum_square) +
+                                       (a - b) * at(parts.difference_square));
+    }
+    if (charbonnier) {
+      value = value + at(parts.weights) * pixel_derivative<true>(at(parts.difference), gradient.pixel);
+    } else if (pixel) {
+      value = value + at(parts.weights) * pixel_derivative<false>(at(parts.difference), gradient.pixel);
+    }
+    if (edge) value = value + gradient.edge * at(parts.by_edge);
+    if (tv) value = value + (gradient.tv_x * at(parts.by_x) + gradient.tv_y * at(parts.by_y));
+    if (tv_z) value = value + gradient.tv_z * at(parts.by_z);
+    value.store_part(to + c, count);
+  }
 }

@@ -42,6 +42,9 @@ class Similarity {
         across_(kFields * (kHalo + kPanel) * 8),
         back_(kMaps * (kHalo + kPanel) * 8) {}
 
+  // To be called between the slices of a volume: above the first row there are no windows.
+  void restart() { std::fill(maps_.begin(), maps_.end(), T(0)); }
+
   // Windows of rows 8 k to 8 k + 7. `fill(row, fields)` writes the four fields of a row of the image, zeros after its end.
   // `fresh` where the strip before wasn't done. Adds to the two sums. With derivatives, rows 8 k to 8 k + 7 of the summed maps go
   // to rows[map] + row * row_stride.

@@ -9,7 +9,7 @@
 namespace lid {
 
 // Sums over pixels that the terms' values are made of. Total variation has one per axis, as their means are over unlike counts.
-enum Sum { kL1, kMse, kCharbonnier, kStructural, kContrast, kEdge, kTvX, kTvY, kSums };
+enum Sum { kL1, kMse, kCharbonnier, kStructural, kContrast, kEdge, kTvX, kTvY, kTvZ, kSums };
 
 // A gradient of a weighted sum of the sums above: what their derivatives are multiplied by. The similarity's factors are in
 // `Plane`, as one pass makes the maps of one pair of them.
@@ -17,21 +17,22 @@ template <typename T>
 struct Gradient {
   T* data;  // the plane's first pixel
   PixelCoefficients<T> pixel;
-  T edge, tv_x, tv_y;
+  T edge, tv_x, tv_y, tv_z;
   bool similarity;
 };
 
-// The pixels whose centres lie in a box: rows [top, bottom), columns [left, right), inside the image.
+// The pixels whose centres lie in a box: slices [front, back), rows [top, bottom), columns [left, right), inside the image.
 struct PixelBox {
-  int64_t top, bottom, left, right;
+  int64_t front, back, top, bottom, left, right;
 };
 
-// One channel of one image, and what is asked of it.
+// One channel of one image or of one volume, and what is asked of it.
 template <typename T>
 struct Plane {
   const void* input;
   const void* target;
-  int64_t height, width;
+  bool volume;
+  int64_t depth, height, width;  // an image's depth is 1
 
   bool pixel, charbonnier, similarity, edge, tv;  // which sums are wanted
 
@@ -46,12 +47,12 @@ struct Plane {
   int64_t gradient_count;
 };
 
-// A plane is swept in strips of so many rows. Each strip's sums are kept apart, and added in order by the caller, so that no
-// bit of a result depends on how many threads share a plane.
+// A plane is swept in units: strips of so many rows, or the slices of a volume. Each unit's sums are kept apart, and added in
+// order by the caller, so that no bit of a result depends on how many threads share a plane.
 constexpr int64_t kStrip = 8;
 inline int64_t strips_of(int64_t height) { return (height + kStrip - 1) / kStrip; }
 
-// Writes the gradients' rows of strips [begin, end), and their sums to sums[(strip - begin) * kSums].
+// Writes the gradients' rows of units [begin, end), and their sums to sums[(unit - begin) * kSums].
 template <typename T>
 using SweepFunction = void (*)(const Plane<T>& plane, int64_t begin, int64_t end, double* sums);
 

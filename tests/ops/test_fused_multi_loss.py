@@ -16,6 +16,8 @@ WEIGHTS = {"l1": 0.7, "mse": -3.0, "charbonnier": 1.3, "ssim": 0.5, "edge": 0.2,
 WITH_MS_SSIM = {**WEIGHTS, "ms_ssim": 2.0}
 BOXES = torch.tensor([[0, 1.5, 2, 9, 7.5], [0, 4, 4, 30, 6], [1, -4, 5, 9, 40], [0, 3, 3, 3, 3]])
 
+VOLUME_BOXES = torch.tensor([[0, 1.5, 2, 3, 9, 7.5, 8], [0, 4, 4, 0, 30, 6, 2], [1, -4, 5, -4, 9, 40, 40]])
+
 
 @pytest.fixture(autouse=True)
 def _backend():
@@ -56,6 +58,20 @@ def test_sides_that_do_and_do_not_fill_strips_and_panels(assert_near, dtype, sha
         assert_near(actual, exact, dtype if dtype == torch.float64 else tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1, 1, 11, 11, 11), (2, 2, 12, 19, 70), (1, 1, 25, 17, 12), (2, 1, 4, 3, 9)])
+def test_volumes_that_do_and_do_not_fill_strips_and_panels(assert_near, dtype, shape):
+    weights = {name: weight for name, weight in WEIGHTS.items() if min(shape[2:]) >= 11 or name != "ssim"}
+    pair, boxes = images(*shape, dtype=dtype), VOLUME_BOXES[VOLUME_BOXES[:, 0] < shape[0]]
+    options = {"boxes": boxes, "roi_weight": 3.0, "data_range": 0.8}
+    ours, theirs = evaluate(multi_loss, *pair, weights, **options), expected(*pair, weights, **options)
+    for actual, exact, tolerance in zip(ours, theirs, (torch.float32, torch.float32, dtype), strict=True):
+        assert_near(actual, exact, dtype if dtype == torch.float64 else tolerance)
+    for name, row in zip(weights, multi_loss_jacobian(*pair, list(weights), **options), strict=True):
+        of_term = expected(*pair, {name: 1.0}, **options)[2]
+        assert_near(row, of_term, torch.float64 if dtype == torch.float64 else torch.float32)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
 @pytest.mark.parametrize("shape", [(2, 1, 161, 163), (1, 2, 176, 250)])
 def test_all_scales(assert_near, dtype, shape):
@@ -81,10 +97,11 @@ def test_alike_images_lose_no_digits(assert_near, scale, noise):
     assert_near(ours[2], theirs[2], None, 1e-4)
 
 
-def test_constant_images_give_numbers():
+@pytest.mark.parametrize(("shape", "weights"), [((1, 1, 170, 170), WITH_MS_SSIM), ((1, 1, 15, 15, 15), WEIGHTS)])
+def test_constant_images_give_numbers(shape, weights):
     for level, other in ((0.0, 0.0), (0.7, 0.7), (1000.0, 0.0)):
-        input, target = torch.full((1, 1, 170, 170), level), torch.full((1, 1, 170, 170), other)
-        for result in evaluate(multi_loss, input, target, WITH_MS_SSIM):
+        input, target = torch.full(shape, level), torch.full(shape, other)
+        for result in evaluate(multi_loss, input, target, weights):
             assert result.isfinite().all()
 
 
@@ -99,9 +116,14 @@ def test_nan_reaches_the_value_of_its_term(name):
         assert gradient[0, 0, :80].isfinite().all()
 
 
-@pytest.mark.parametrize("weights", [WITH_MS_SSIM, {"ssim": 1.0}, {"edge": 1.0}, {"tv": 1.0}])
-def test_any_number_of_threads_gives_the_same_bits(weights):
-    pair, boxes = images(3, 1, 250, 170), torch.tensor([[1.0, 3, 4, 90, 80], [1, 30, 30, 170, 33]])
+@pytest.mark.parametrize(
+    ("shape", "weights"),
+    [((3, 1, 250, 170), w) for w in (WITH_MS_SSIM, {"ssim": 1.0}, {"edge": 1.0}, {"tv": 1.0})]
+    + [((2, 1, 37, 50, 40), w) for w in (WEIGHTS, {"ssim": 1.0}, {"edge": 1.0}, {"tv": 1.0})],
+)
+def test_any_number_of_threads_gives_the_same_bits(shape, weights):
+    pair = images(*shape)
+    boxes = VOLUME_BOXES if len(shape) == 5 else torch.tensor([[1.0, 3, 4, 90, 80], [1, 30, 30, 170, 33]])
     threads, results = torch.get_num_threads(), []
     try:
         for count in (1, 2, 3, 7):
@@ -117,12 +139,13 @@ def test_any_number_of_threads_gives_the_same_bits(weights):
 
 def test_every_pixel_of_a_gradient_is_written():
     """Gradients are allocated empty: freed memory full of NaN mustn't shine through."""
-    pair = images(2, 1, 181, 173)
-    for _ in range(3):
-        poison = [torch.full((6, 2, 1, 181, 173), torch.nan) for _ in range(4)]
-        del poison
-        assert evaluate(multi_loss, *pair, WITH_MS_SSIM)[2].isfinite().all()
-        assert multi_loss_jacobian(*pair, list(WITH_MS_SSIM)).isfinite().all()
+    for shape, weights in (((2, 1, 181, 173), WITH_MS_SSIM), ((1, 1, 20, 50, 60), WEIGHTS)):
+        pair = images(*shape)
+        for _ in range(3):
+            poison = [torch.full((6, *shape), torch.nan) for _ in range(4)]
+            del poison
+            assert evaluate(multi_loss, *pair, weights)[2].isfinite().all()
+            assert multi_loss_jacobian(*pair, list(weights)).isfinite().all()
 
 
 def test_portable_and_vector_instructions_agree():
@@ -152,11 +175,12 @@ def test_opcheck(dtype, rois):
         ({1: torch.zeros(2, 1, 14, 21)}, "target must have the shape of input, differs in dimension 3"),
         ({1: torch.zeros(2, 1, 14, 20).double()}, "target must have the shape and dtype of input"),
         ({2: ["l1", "psnr"]}, "terms must be of .*got psnr"),
-        ({2: ["l1", "ms_ssim"]}, "term ms_ssim needs images of at least 161 pixels a side, got 14 x 20"),
+        ({2: ["l1", "ms_ssim"]}, "term ms_ssim needs images of at least 161 pixels a side, got 14 in dimension 2"),
         ({3: [1.0]}, "weights must have one value per term"),
         ({4: BOXES.index_fill(1, torch.tensor([0]), 2)}, r"boxes\[0\] must have an integer batch index in \[0, 2\)"),
         ({4: BOXES.double()}, "rois must be float64 for float64 images, else float32"),
         ({4: BOXES[:, 1:]}, r"rois must have shape \[K, 5\]"),
+        ({0: torch.zeros(1, 1, 1, 1, 14, 20)}, "input must have 4 or 5 dimensions, got 6"),
     ],
 )
 def test_the_kernel_checks_what_compiled_code_could_not(change, message):
