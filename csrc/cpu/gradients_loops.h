@@ -1,7 +1,7 @@
 // The inner loops of gradients.cpp. Included once per instruction set, with LID_ISA naming its namespace, after isa_headers.h.
 
 // Arrays of vectors stay in registers only where the loops over them are unrolled.
-#define LID_UNROLL _Pragma("GCC unroll 4")
+#define LID_UNROLL _Pragma("GCC unroll 8")
 
 namespace lid {
 namespace LID_ISA {
@@ -13,18 +13,37 @@ using c10::Half;
 
 #include "vector.h"
 
-// Inner products of one row with kRows others, all of kGradientBlock elements.
-template <int kRows, typename T>
-inline void multiply(const T* row, const T* others, double* products) {
-  Vec8<T> sums[kRows];
-  LID_UNROLL for (int k = 0; k < kRows; ++k) sums[k] = Vec8<T>::zero();
+// Inner products of kRows rows with kOthers others, all of kGradientBlock elements, added to products[row * stride + other].
+template <int kRows, int kOthers, typename T>
+inline void multiply(const T* rows, const T* others, double* products, int64_t stride) {
+  Vec8<T> sums[kRows * kOthers];
+  LID_UNROLL for (int k = 0; k < kRows * kOthers; ++k) sums[k] = Vec8<T>::zero();
   for (int64_t i = 0; i < kGradientBlock; i += 8) {
-    const Vec8<T> value = Vec8<T>::load(row + i);
-    LID_UNROLL for (int k = 0; k < kRows; ++k) {
-      sums[k] = sums[k] + value * Vec8<T>::load(others + k * kGradientBlock + i);
+    Vec8<T> values[kOthers];
+    LID_UNROLL for (int k = 0; k < kOthers; ++k) values[k] = Vec8<T>::load(others + k * kGradientBlock + i);
+    LID_UNROLL for (int r = 0; r < kRows; ++r) {
+      const Vec8<T> value = Vec8<T>::load(rows + r * kGradientBlock + i);
+      LID_UNROLL for (int k = 0; k < kOthers; ++k) sums[r * kOthers + k] = sums[r * kOthers + k] + value * values[k];
     }
   }
-  LID_UNROLL for (int k = 0; k < kRows; ++k) products[k] += sums[k].sum();
+  LID_UNROLL for (int r = 0; r < kRows; ++r) {
+    LID_UNROLL for (int k = 0; k < kOthers; ++k) products[r * stride + k] += sums[r * kOthers + k].sum();
+  }
+}
+
+template <int kRows, typename T>
+inline void multiply_rows(const T* scratch, int64_t t, int64_t count, double* gramian) {
+  const T* rows = scratch + t * kGradientBlock;
+  for (int64_t u = t; u < count; u += 4) {
+    const T* others = scratch + u * kGradientBlock;
+    double* products = gramian + t * count + u;
+    switch (count - u) {
+      case 1: multiply<kRows, 1>(rows, others, products, count); break;
+      case 2: multiply<kRows, 2>(rows, others, products, count); break;
+      case 3: multiply<kRows, 3>(rows, others, products, count); break;
+      default: multiply<kRows, 4>(rows, others, products, count);
+    }
+  }
 }
 
 template <typename S, typename T>
@@ -38,18 +57,8 @@ void add_products(const GradientRows& rows, int64_t first, int64_t length, T* sc
       Vec8<T>::load_part(from + i, length - i).store(to + i);
     }
   }
-  for (int64_t t = 0; t < rows.count; ++t) {
-    for (int64_t u = t; u < rows.count; u += 4) {
-      const T *row = scratch + t * kGradientBlock, *others = scratch + u * kGradientBlock;
-      double* products = gramian + t * rows.count + u;
-      switch (rows.count - u) {
-        case 1: multiply<1>(row, others, products); break;
-        case 2: multiply<2>(row, others, products); break;
-        case 3: multiply<3>(row, others, products); break;
-        default: multiply<4>(row, others, products);
-      }
-    }
-  }
+  for (int64_t t = 0; t + 1 < rows.count; t += 2) multiply_rows<2>(scratch, t, rows.count, gramian);
+  if (rows.count % 2) multiply_rows<1>(scratch, rows.count - 1, rows.count, gramian);
 }
 
 template <typename S, typename T>
