@@ -9,7 +9,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include "gradients_blocks.h"
-#include "memory.h"
+#include "tensors.h"
 
 namespace lid {
 namespace {
@@ -23,18 +23,13 @@ GradientFunctions<T> gradient_functions(ScalarType dtype) {
   if constexpr (std::is_same_v<T, double>) {
     return avx2 ? avx2::double_gradients() : baseline::double_gradients();
   } else {
-    const Storage storage = dtype == ScalarType::Float  ? Storage::float32
-                            : dtype == ScalarType::Half ? Storage::float16
-                                                        : Storage::bfloat16;
+    const Storage storage = storage_of(dtype);
     return avx2 ? avx2::float_gradients(storage) : baseline::float_gradients(storage);
   }
 }
 
 void check(const Tensor& gradients, int64_t least_dimensions) {
-  const ScalarType dtype = gradients.scalar_type();
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
-                      dtype == ScalarType::BFloat16,
-                  "gradients must be float32, float64, float16 or bfloat16");
+  check_floating(gradients, "gradients");
   STD_TORCH_CHECK(gradients.dim() >= least_dimensions && gradients.size(0) > 0, "gradients must have at least ",
                   least_dimensions, " dimensions and one gradient");
 }

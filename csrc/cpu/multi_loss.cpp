@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -16,8 +15,8 @@
 #include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/util/Half.h>
 
-#include "memory.h"
 #include "multi_loss_sweep.h"
+#include "tensors.h"
 
 namespace lid {
 namespace {
@@ -62,9 +61,7 @@ SweepFunction<T> sweep_function(ScalarType dtype) {
   if constexpr (std::is_same_v<T, double>) {
     return avx2 ? avx2::double_sweep() : baseline::double_sweep();
   } else {
-    const Storage storage = dtype == ScalarType::Float  ? Storage::float32
-                            : dtype == ScalarType::Half ? Storage::float16
-                                                        : Storage::bfloat16;
+    const Storage storage = storage_of(dtype);
     return avx2 ? avx2::float_sweep(storage) : baseline::float_sweep(storage);
   }
 }
@@ -138,11 +135,14 @@ class Images {
             by[Term::ssim] != 0 || by[Term::ms_ssim] != 0};
   }
 
-  double ssim_weight(double coefficient) const { return coefficient / (planes_ * full_.windows()); }
+  // What the sum of each plane's 1 - SSIM is multiplied by in the gradient of coefficient * ssim.
+  std::vector<double> ssim_weights(double coefficient) const {
+    return std::vector<double>(planes_, coefficient / (planes_ * full_.windows()));
+  }
 
-  // Sweeps all planes. `wanted` has the flags of the sums; the similarity's weights are one for all planes, and one for each.
-  Sums sweep(const Scale& scale, const Plane<T>& wanted, const std::vector<Gradient<T>>& gradients, double structural_weight,
-             const std::vector<double>& more_structural, const std::vector<double>& contrast) const {
+  // Sweeps all planes. `wanted` has the flags of the sums; the similarity's weights are one for each plane, or none for 0.
+  Sums sweep(const Scale& scale, const Plane<T>& wanted, const std::vector<Gradient<T>>& gradients,
+             const std::vector<double>& structural, const std::vector<double>& contrast) const {
     const int64_t units = scale.units(), pixels = scale.pixels();
     Sums of_units(planes_ * units * kSums), sums(planes_ * kSums);
     const SweepFunction<T> function = sweep_function<T>(scale.dtype);
@@ -163,7 +163,7 @@ class Images {
         plane.box_count = boxes_.empty() ? 0 : first_box_[image + 1] - first_box_[image];
         plane.roi_weight = static_cast<T>(roi_weight_);
         plane.constants = {static_cast<T>(2 * centres_[p]), static_cast<T>(c1_), static_cast<T>(c2_)};
-        plane.structural_weight = static_cast<T>(structural_weight + (more_structural.empty() ? 0 : more_structural[p]));
+        plane.structural_weight = static_cast<T>(structural.empty() ? 0 : structural[p]);
         plane.contrast_weight = static_cast<T>(contrast.empty() ? 0 : contrast[p]);
         std::vector<Gradient<T>> of_plane = gradients;
         for (Gradient<T>& gradient : of_plane) gradient.data += p * pixels;
@@ -268,7 +268,7 @@ class Pyramid {
     Plane<T> wanted{};
     wanted.similarity = true;
     for (int j = 0; j < kScales; ++j) {
-      const Sums sums = images_.sweep(scales_[j], wanted, {}, 0, {}, {});
+      const Sums sums = images_.sweep(scales_[j], wanted, {}, {}, {});
       means_.emplace_back();
       for (int64_t p = 0; p < images_.planes(); ++p) {
         means_[j].push_back(1 - sums[p * kSums + (j < kScales - 1 ? kContrast : kStructural)] / scales_[j].windows());
@@ -304,7 +304,7 @@ class Pyramid {
       const std::vector<Gradient<T>> to{{finer.data(), {}, 0, 0, 0, 0, true}};
       const std::vector<double> by = weights(j, coefficient), none;
       const bool last = j == kScales - 1;
-      images_.sweep(scales_[j], wanted, to, 0, last ? by : none, last ? none : by);
+      images_.sweep(scales_[j], wanted, to, last ? by : none, last ? none : by);
       if (!last) unpool(coarser, scales_[j], finer.data());
       std::swap(coarser, finer);
     }
@@ -396,7 +396,7 @@ std::tuple<Tensor, Tensor, Tensor> total(const Arguments& a, const std::vector<d
   Plane<T> wanted = wanted_sums<T>(a);
   wanted.similarity = wanted.similarity || (with_gradient && by[Term::ms_ssim] != 0);
   PerTerm values =
-      images.values(images.sweep(images.full(), wanted, gradients, images.ssim_weight(by[Term::ssim]), {}, contrast));
+      images.values(images.sweep(images.full(), wanted, gradients, images.ssim_weights(by[Term::ssim]), contrast));
   if (pyramid) {
     values[Term::ms_ssim] = pyramid->value();
     if (with_gradient && by[Term::ms_ssim] != 0) pyramid->add_coarser(by[Term::ms_ssim], gradients[0].data);
@@ -432,10 +432,10 @@ Tensor jacobian(const Arguments& a) {
     const Pyramid<T> pyramid(images);
     Plane<T> wanted{};
     wanted.similarity = true;
-    images.sweep(images.full(), wanted, {images.gradient(one, row)}, 0, {}, pyramid.weights(0, 1));
+    images.sweep(images.full(), wanted, {images.gradient(one, row)}, {}, pyramid.weights(0, 1));
     pyramid.add_coarser(1, row);
   }
-  if (!gradients.empty()) images.sweep(images.full(), wanted_sums<T>(a), gradients, images.ssim_weight(1), {}, {});
+  if (!gradients.empty()) images.sweep(images.full(), wanted_sums<T>(a), gradients, images.ssim_weights(1), {});
   return result;
 }
 
@@ -443,9 +443,7 @@ Tensor jacobian(const Arguments& a) {
 std::vector<Term> checked_terms(const Tensor& input, const Tensor& target, const std::vector<std::string>& names,
                                 const std::optional<Tensor>& rois) {
   const ScalarType dtype = input.scalar_type();
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
-                      dtype == ScalarType::BFloat16,
-                  "input must be float32, float64, float16 or bfloat16");
+  check_floating(input, "input");
   const int64_t dimensions = input.dim(), axes = dimensions - 2;
   STD_TORCH_CHECK(dimensions == 4 || dimensions == 5, "input must have 4 or 5 dimensions, got ", dimensions);
   STD_TORCH_CHECK(target.dim() == dimensions && target.scalar_type() == dtype,

@@ -12,8 +12,8 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include "memory.h"
 #include "roi_perceptual_block.h"
+#include "tensors.h"
 
 namespace lid {
 namespace {
@@ -46,9 +46,7 @@ BlockFunction<T> block_function(ScalarType dtype, bool channels_last) {
   if constexpr (std::is_same_v<T, double>) {
     return avx2 ? avx2::double_block(channels_last) : baseline::double_block(channels_last);
   } else {
-    const Storage storage = dtype == ScalarType::Float  ? Storage::float32
-                            : dtype == ScalarType::Half ? Storage::float16
-                                                        : Storage::bfloat16;
+    const Storage storage = storage_of(dtype);
     return avx2 ? avx2::float_block(storage, channels_last) : baseline::float_block(storage, channels_last);
   }
 }
@@ -272,11 +270,8 @@ std::vector<Tensor> gradients(const Tensor& grad_losses, const Arguments& a) {
 
 bool is_double(const std::vector<Tensor>& inputs) {
   STD_TORCH_CHECK(!inputs.empty(), "inputs must hold at least one level");
-  const ScalarType dtype = inputs[0].scalar_type();
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
-                      dtype == ScalarType::BFloat16,
-                  "inputs must be float32, float64, float16 or bfloat16");
-  return dtype == ScalarType::Double;
+  check_floating(inputs[0], "inputs");
+  return inputs[0].scalar_type() == ScalarType::Double;
 }
 
 Tensor roi_perceptual_losses(std::vector<Tensor> inputs, std::vector<Tensor> targets, Tensor rois,

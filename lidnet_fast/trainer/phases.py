@@ -3,7 +3,7 @@
 import itertools
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -184,20 +184,17 @@ class CollaboratePhase(Phase):
             objective = self.objective(denoised, self.window.scale(batch["normal_dose"]), batch["boxes"], self.detector)
             total = self.check_finite(objective.total, "denoiser", batch_idx)
             if self.balance == "none":
-                self._step(optimizer, total, 0)
+                self._step(optimizer, lambda: self.manual_backward(total), 0)
             else:
-                self._balanced_step(optimizer, objective, denoised)
+                self._step(optimizer, lambda: self._balanced_backward(objective, denoised), 0)
         self.report("collaborate", {**objective.terms, "total": total}, len(denoised))
 
-    def _balanced_step(self, optimizer: Any, objective: Objective, denoised: Tensor) -> None:
-        """A step along the losses' gradients at the denoised image, weighed against each other."""
-        optimizer.zero_grad()
+    def _balanced_backward(self, objective: Objective, denoised: Tensor) -> None:
+        """Backward pass of the losses' gradients at the denoised image, weighed against each other."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         losses = objective.losses if scaler is None else {k: scaler.scale(v) for k, v in objective.losses.items()}
         self.trainer.strategy.pre_backward(objective.total)  # DDP waits for it before the gradients it gathers
         found = mtl_backward(losses, denoised, self.balance)
-        optimizer.step()
-        self.lr_schedulers()[0].step()  # type: ignore[index]
         norms = found.norms if scaler is None else found.norms / scaler.get_scale()
         values = {f"gradient_norm/{name}": norms[i] for i, name in enumerate(losses)}
         values |= {f"weight/{name}": found.weights[i] for i, name in enumerate(losses)}
@@ -213,12 +210,12 @@ class CollaboratePhase(Phase):
         images = self.window.clamp(torch.cat([denoised, self.window.scale(batch["normal_dose"])]))
         terms = self.detector.losses(images, batch["boxes"] * 2)
         total = self.check_finite(torch.stack(list(terms.values())).sum(), "detector", batch_idx)
-        self._step(optimizer, total, 1, self.config.detector_clip_norm)
+        self._step(optimizer, lambda: self.manual_backward(total), 1, self.config.detector_clip_norm)
         self.report("collaborate/detector", terms, len(images))
 
-    def _step(self, optimizer: Any, loss: Tensor, index: int, clip_norm: float | None = None) -> None:
+    def _step(self, optimizer: Any, backward: Callable[[], None], index: int, clip_norm: float | None = None) -> None:
         optimizer.zero_grad()
-        self.manual_backward(loss)
+        backward()
         if clip_norm is not None:
             scaler = getattr(self.trainer.precision_plugin, "scaler", None)
             if scaler is not None:

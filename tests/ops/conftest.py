@@ -1,4 +1,5 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,22 @@ def assert_near() -> Callable[..., None]:
         assert error <= tolerance, f"relative L2 error {error:.2e} > {tolerance:.0e}"
 
     return check
+
+
+@pytest.fixture
+def with_threads() -> Iterator[Callable[[Callable[[], Any], Sequence[int]], list[Any]]]:
+    """What a function gives on each of these numbers of threads."""
+    threads = torch.get_num_threads()
+
+    def run(function: Callable[[], Any], counts: Sequence[int]) -> list[Any]:
+        results = []
+        for count in counts:
+            torch.set_num_threads(count)
+            results.append(function())
+        return results
+
+    yield run
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

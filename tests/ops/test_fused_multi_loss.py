@@ -121,17 +121,15 @@ def test_nan_reaches_the_value_of_its_term(name):
     [((3, 1, 250, 170), w) for w in (WITH_MS_SSIM, {"ssim": 1.0}, {"edge": 1.0}, {"tv": 1.0})]
     + [((2, 1, 37, 50, 40), w) for w in (WEIGHTS, {"ssim": 1.0}, {"edge": 1.0}, {"tv": 1.0})],
 )
-def test_any_number_of_threads_gives_the_same_bits(shape, weights):
+def test_any_number_of_threads_gives_the_same_bits(with_threads, shape, weights):
     pair = images(*shape)
     boxes = VOLUME_BOXES if len(shape) == 5 else torch.tensor([[1.0, 3, 4, 90, 80], [1, 30, 30, 170, 33]])
-    threads, results = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 3, 7):
-            torch.set_num_threads(count)
-            result = evaluate(multi_loss, *pair, weights, boxes=boxes, roi_weight=5.0)
-            results.append((*result, multi_loss_jacobian(*pair, list(weights), boxes=boxes, roi_weight=5.0)))
-    finally:
-        torch.set_num_threads(threads)
+    options = {"boxes": boxes, "roi_weight": 5.0}
+
+    def everything():
+        return *evaluate(multi_loss, *pair, weights, **options), multi_loss_jacobian(*pair, list(weights), **options)
+
+    results = with_threads(everything, (1, 2, 3, 7))
     for result in results[1:]:
         for actual, first in zip(result, results[0], strict=True):
             assert torch.equal(actual, first)

@@ -92,16 +92,10 @@ def test_overlapping_boxes_in_half_precision_are_summed_in_float32(assert_near):
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_any_number_of_threads_gives_the_same_bits(channels_last):
+def test_any_number_of_threads_gives_the_same_bits(with_threads, channels_last):
     input, target = features(3, 50, 40, 40, channels_last=channels_last)
     boxes, upstream = many_boxes(60, 3, 40, 40), torch.randn(60)
-    threads, results = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 3, 7):
-            torch.set_num_threads(count)
-            results.append(losses_and_gradient(input, target, boxes, upstream, criterion="l1"))
-    finally:
-        torch.set_num_threads(threads)
+    results = with_threads(lambda: losses_and_gradient(input, target, boxes, upstream, criterion="l1"), (1, 2, 3, 7))
     for losses, gradient in results[1:]:
         assert torch.equal(losses, results[0][0])
         assert torch.equal(gradient, results[0][1])

@@ -39,19 +39,17 @@ def test_gramians_of_samples(assert_near, shape):
         assert_near(gramian, gradient_gramian(gradients[:, number]))
 
 
-def test_any_number_of_threads_gives_the_same_bits():
+def test_any_number_of_threads_gives_the_same_bits(with_threads):
     gradients, coefficients = torch.randn(5, 3, 70001), torch.randn(5)
-    threads, results = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            results.append(gradient_gramian(gradients, per_sample=True))
-            results.append(combine_gradients(gradients, coefficients))
-    finally:
-        torch.set_num_threads(threads)
+
+    def both():
+        return gradient_gramian(gradients, per_sample=True), combine_gradients(gradients, coefficients)
+
+    results = with_threads(both, (1, 2, 5))
     if backend.current() == "fused":
-        for number, result in enumerate(results):
-            assert torch.equal(result, results[number % 2])
+        for result in results:
+            assert torch.equal(result[0], results[0][0])
+            assert torch.equal(result[1], results[0][1])
 
 
 def test_sums_of_half_gradients_dont_overflow():

@@ -1,0 +1,43 @@
+// What the ops on the CPU ask of tensors.
+#pragma once
+
+#include <cstdint>
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
+#include "instruction_sets.h"
+
+namespace lid {
+
+inline void check_floating(const torch::stable::Tensor& tensor, const char* name) {
+  using torch::headeronly::ScalarType;
+  const ScalarType dtype = tensor.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
+                      dtype == ScalarType::BFloat16,
+                  name, " must be float32, float64, float16 or bfloat16");
+}
+
+// How values that are worked on in float32 are stored.
+inline Storage storage_of(torch::headeronly::ScalarType dtype) {
+  using torch::headeronly::ScalarType;
+  return dtype == ScalarType::Float ? Storage::float32 : dtype == ScalarType::Half ? Storage::float16 : Storage::bfloat16;
+}
+
+// Fresh memory for a large gradient costs more page faults than a kernel costs time: ask for huge pages.
+inline void ask_for_huge_pages(const torch::stable::Tensor& tensor) {
+#if defined(__linux__)
+  constexpr int64_t kHugePage = int64_t(2) << 20;
+  const int64_t bytes = tensor.numel() * tensor.element_size();
+  const uintptr_t page = sysconf(_SC_PAGESIZE), data = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr());
+  const uintptr_t first = (data + page - 1) / page * page, last = (data + bytes) / page * page;
+  if (bytes >= 2 * kHugePage) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
+}  // namespace lid
