@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Without build isolation the extension is built against this environment's own torch; isolation would download a second one.
 BUILD := 'torch>=2.10' 'torchvision>=0.25' 'setuptools>=77' ninja
-SOURCES := pyproject.toml setup.py $(wildcard csrc/*.h csrc/cpu/*)
+# Compiles the CUDA kernels where there is no toolkit; of the version that torch was built with.
+NVCC := 'cuda-toolkit[nvcc,cccl]; platform_system == "Linux"'
+SOURCES := pyproject.toml setup.py $(wildcard csrc/*.h csrc/cpu/* csrc/cuda/*)
 
 .PHONY: demo test check bench clean
 
@@ -29,7 +31,7 @@ $(VENV)/.train: $(SOURCES) | $(BIN)/python
 	touch $@
 
 $(VENV)/.dev: $(SOURCES) | $(BIN)/python
-	$(BIN)/pip install --quiet $(BUILD)
+	$(BIN)/pip install --quiet $(BUILD) $(NVCC)
 	$(BIN)/pip install --quiet --no-build-isolation --editable '.[dev]'
 	touch $@ $(VENV)/.train
 

@@ -1,8 +1,9 @@
-"""Parity, determinism, capture and speed of the ROI perceptual loss on a GPU. Run by gpu_check.sh; writes one JSON."""
+"""Parity, determinism, capture and speed of the kernels on a GPU. Run by gpu_check.sh; writes one JSON."""
 
 import argparse
 import itertools
 import json
+import math
 import statistics
 import sys
 from collections.abc import Callable
@@ -15,7 +16,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
-from lidnet_fast import backend, roi_perceptual_loss
+from lidnet_fast import (
+    backend,
+    combine_gradients,
+    gradient_gramian,
+    multi_loss,
+    multi_loss_jacobian,
+    reference,
+    roi_perceptual_loss,
+)
 from lidnet_fast.files import write_text
 from lidnet_fast.reference.roi_perceptual import box_losses
 from lidnet_fast.runtime import machine_facts
@@ -23,6 +32,7 @@ from lidnet_fast.runtime import machine_facts
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
 ROUNDS, WARM_UP = 30, 5
 STRIDE = 4
+PIXEL_TERMS = {"l1": 0.5, "mse": 1.0, "charbonnier": 0.3, "ssim": 0.4, "edge": 0.2, "tv": 0.1}
 
 
 def features(images: int, channels: int, side: int, dtype: torch.dtype, channels_last: bool) -> list[Tensor]:
@@ -30,6 +40,11 @@ def features(images: int, channels: int, side: int, dtype: torch.dtype, channels
     return [
         torch.randn(images, channels, side, side, device="cuda").to(dtype).contiguous(memory_format=form) for _ in "ab"
     ]
+
+
+def images(*shape: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    target = torch.rand(shape, device="cuda", dtype=torch.float64)
+    return [(target + 0.1 * torch.randn_like(target)).to(dtype), target.to(dtype)]
 
 
 def ours(input: Tensor, target: Tensor, boxes: Tensor) -> Tensor:
@@ -72,17 +87,46 @@ def parity() -> dict[str, Any]:
     return results
 
 
-def behaviour() -> dict[str, bool]:
-    input, target = features(2, 64, 64, torch.float32, False)
-    boxes = box_sets.as_rois(box_sets.proposals((256, 256), 2, 64)).cuda()
-    expected = with_gradient(ours, input, target, boxes)
-    again = with_gradient(ours, input, target, boxes)
-    results = {"repeats bitwise": all(torch.equal(a, b) for a, b in zip(expected, again, strict=True))}
+def pixel_parity() -> dict[str, Any]:
+    """multi_loss, its jacobian and the gradients' algebra against their definitions in float64."""
+    results = {}
+    shapes = {"images": (2, 2, 175, 203), "volumes": (2, 1, 14, 33, 45)}
+    for dtype, (name, shape) in itertools.product(TOLERANCES, shapes.items()):
+        weights = PIXEL_TERMS if name == "volumes" else {**PIXEL_TERMS, "ms_ssim": 0.7}
+        input, target = images(*shape, dtype=dtype)
+        total, gradient = with_gradient(lambda x, y: multi_loss(x, y, weights).total, input, target)  # noqa: B023
+        options = {"rois": None, "roi_weight": 1.0, "data_range": 1.0, "dtype": torch.float64}
+        wide = target.double()
+        expected = with_gradient(lambda x, y: reference.multi_loss(x, y, weights, **options)[0], input.double(), wide)  # noqa: B023
+        rows = multi_loss_jacobian(input, target, list(weights))
+        exact_rows = reference.multi_loss_jacobian(input.double(), wide, list(weights), **options)
+        flat = rows.double().flatten(1)
+        coefficients = torch.arange(1.0, len(weights) + 1, device="cuda", dtype=rows.dtype)
+        combined = combine_gradients(rows, coefficients)
+        errors = {
+            "total": relative_error(total, expected[0]),
+            "gradient": relative_error(gradient, expected[1]),
+            "jacobian": relative_error(rows, exact_rows),
+            "gramian": relative_error(gradient_gramian(rows), flat @ flat.T),
+            "combined": relative_error(combined, torch.tensordot(coefficients.double(), rows.double(), 1)),
+        }
+        results[f"{name}, {dtype}"] = {**errors, "ok": max(errors.values()) < TOLERANCES[dtype]}
+    return results
+
+
+def behaviour(step: Callable[..., tuple[Tensor, ...]], arguments: list[Tensor]) -> dict[str, bool]:
+    """What must hold of a step whatever it computes."""
+
+    def same(actual: tuple[Tensor, ...]) -> bool:
+        return all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(expected, actual, strict=True))
+
+    expected = step(*arguments)
+    results = {"repeats bitwise": same(step(*arguments))}
 
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        with_gradient(ours, input, target, boxes)
+        step(*arguments)
         results["never synchronises"] = True
     except RuntimeError:
         results["never synchronises"] = False
@@ -92,23 +136,41 @@ def behaviour() -> dict[str, bool]:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        on_stream = with_gradient(ours, input, target, boxes)
+        on_stream = step(*arguments)
     stream.synchronize()
-    results["other stream"] = all(torch.equal(a, b) for a, b in zip(expected, on_stream, strict=True))
+    results["other stream"] = same(on_stream)
 
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = with_gradient(ours, input, target, boxes)
+        captured = step(*arguments)
     for tensor in captured:
         tensor.zero_()
     graph.replay()
     torch.cuda.synchronize()
-    results["CUDA graph"] = all(torch.equal(a, b) for a, b in zip(expected, captured, strict=True))
+    results["CUDA graph"] = same(captured)
 
     if torch.cuda.device_count() > 1:
-        other = with_gradient(ours, *(x.to("cuda:1") for x in (input, target, boxes)))
-        results["second device"] = all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(expected, other, strict=True))
+        results["second device"] = same(step(*(x.to("cuda:1") for x in arguments)))
     return results
+
+
+def behaviours() -> dict[str, bool]:
+    boxes = box_sets.as_rois(box_sets.proposals((256, 256), 2, 64)).cuda()
+    weights = {**PIXEL_TERMS, "ms_ssim": 0.7}
+
+    def roi_step(input: Tensor, target: Tensor, boxes: Tensor) -> tuple[Tensor, ...]:
+        return with_gradient(ours, input, target, boxes)
+
+    def pixel_step(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+        rows = multi_loss_jacobian(input, target, list(weights))
+        pixel = with_gradient(lambda x, y: multi_loss(x, y, weights).total, input, target)
+        return (*pixel, rows, gradient_gramian(rows), combine_gradients(rows, rows.new_ones(len(rows))))
+
+    steps = {
+        "ROI perceptual": behaviour(roi_step, [*features(2, 64, 64, torch.float32, False), boxes]),
+        "pixel losses": behaviour(pixel_step, list(images(2, 1, 181, 203))),
+    }
+    return {f"{name}: {what}": ok for name, results in steps.items() for what, ok in results.items()}
 
 
 def median_ms(run: Callable[[int], Any]) -> float:
@@ -140,6 +202,29 @@ def speed() -> dict[str, Any]:
     return results
 
 
+def pixel_speed() -> dict[str, Any]:
+    """Medians in ms, forward and backward, against the definition eager and compiled."""
+    results = {}
+
+    def definition(input: Tensor, target: Tensor) -> Tensor:
+        options = {"rois": None, "roi_weight": 1.0, "data_range": 1.0, "dtype": torch.float32}
+        return reference.multi_loss(input, target, PIXEL_TERMS, **options)[0]
+
+    contestants = {
+        "ours": lambda x, y: multi_loss(x, y, PIXEL_TERMS).total,
+        "definition": definition,
+        "compiled": torch.compile(definition),
+    }
+    for shape in ((4, 1, 512, 512), (1, 1, 512, 512), (16, 1, 64, 64), (1, 1, 64, 256, 256)):
+        pairs = [images(*shape) for _ in range(max(1, (100 << 20) // (8 * math.prod(shape))))]
+        row = {
+            name: median_ms(lambda turn, loss=loss: with_gradient(loss, *pairs[turn % len(pairs)]))  # noqa: B023
+            for name, loss in contestants.items()
+        }
+        results["x".join(map(str, shape))] = row | {"times as fast as compiled": row["compiled"] / row["ours"]}
+    return results
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
@@ -148,11 +233,11 @@ def main() -> None:
         sys.exit("gpu_check: torch sees no CUDA device here")
     backend.use("fused")
     torch.manual_seed(0)
-    report = {"machine": machine_facts(), "parity": parity(), "behaviour": behaviour()}
+    report = {"machine": machine_facts(), "parity": parity() | pixel_parity(), "behaviour": behaviours()}
     failed = [name for name, result in report["parity"].items() if not result["ok"]]
     failed += [name for name, ok in report["behaviour"].items() if not ok]
     if not failed:  # what isn't right isn't timed
-        report["speed"] = speed()
+        report["speed"] = speed() | pixel_speed()
     write_text(out, json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))
     if failed:

@@ -1,7 +1,7 @@
-"""What the Triton kernels need on each GPU: registers, spills, shared memory, widths of loads. No GPU needed.
+"""What the kernels need on each GPU: registers, spills, shared memory, occupancy, widths of loads. No GPU needed.
 
-The kernels are compiled as a launch would compile them (same specialisation on strides, alignment and dtypes), for
-every target, and the binaries are read with the tools that Triton brings.
+Triton's kernels are compiled as a launch would compile them (same specialisation on strides, alignment and dtypes), for
+every target; those in CUDA C++ are in the built extension. The binaries are read with the tools that Triton brings.
 
     python benches/gpu_resources.py            # prints the table
     python benches/gpu_resources.py --write    # and renews tests/kernels/resources.json, which the tests compare with
@@ -26,6 +26,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
+import lidnet_fast
+
 RESOURCES = Path(__file__).parents[1] / "tests" / "kernels" / "resources.json"
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -38,6 +40,7 @@ REGISTERS_PER_SM, WARPS_PER_SM, SHARED_PER_SM = (
     64,
     {"sm_80": 164 * 1024, "sm_90": 228 * 1024, "sm_100": 228 * 1024},
 )
+CUDA_WARPS = 8  # of the blocks of our kernels in CUDA C++
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 VARIANTS = {
@@ -115,20 +118,48 @@ def nvidia_resources(kernel: Any, target: str) -> dict[str, Any]:
                 widths += [int(part) for part in name.split(".") if part in ("64", "128")]
         return max(widths)
 
-    warps, registers = kernel.metadata.num_warps, used("REG")
-    per_warp = -(-registers * 32 // 256) * 256
-    blocks = min(REGISTERS_PER_SM // (per_warp * warps), WARPS_PER_SM // warps, 32)
-    if kernel.metadata.shared:
-        blocks = min(blocks, SHARED_PER_SM[target] // (kernel.metadata.shared + 1024))
     return {
-        "registers": registers,
+        "registers": used("REG"),
         "spills": families["LDL"] + families["STL"],
         "local": used("LOCAL") + used("STACK"),
         "shared": kernel.metadata.shared,
         "load_bits": widest("LDG"),
         "store_bits": widest("STG"),
-        "occupancy": round(blocks * warps / WARPS_PER_SM, 2),
+        "occupancy": occupancy(target, kernel.metadata.num_warps, used("REG"), kernel.metadata.shared),
     }
+
+
+def occupancy(target: str, warps: int, registers: int, shared: int) -> float:
+    """Share of an SM's warps that blocks of so many can fill."""
+    per_warp = -(-registers * 32 // 256) * 256
+    blocks = min(REGISTERS_PER_SM // (per_warp * warps), WARPS_PER_SM // warps, 32)
+    if shared:
+        blocks = min(blocks, SHARED_PER_SM[target] // (shared + 1024))
+    return round(blocks * warps / WARPS_PER_SM, 2)
+
+
+def extension_resources() -> dict[str, dict[str, Any]]:
+    """'target, CUDA C++, kernel<types>' -> what it needs, of lidnet_fast._C_cuda; nothing where that isn't built."""
+    library = next(Path(lidnet_fast.__file__).parent.glob("_C_cuda.*so"), None)
+    if library is None:
+        return {}
+    run = subprocess.run([TOOLS / "cuobjdump", "-res-usage", library], capture_output=True, text=True, check=True)
+    table, target = {}, ""
+    for line in run.stdout.splitlines():
+        target = line.split()[-1] if line.startswith("arch = ") else target
+        if found := re.match(r"\s*Function _Z\S*?\d([a-z_]+_kernel)I(\S+?)EEv", line):
+            kernel = f"{found[1]}<{found[2]}>"
+        elif (
+            found := re.match(r"\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", line)
+        ) and target in SHARED_PER_SM:
+            registers, stack, shared, local = map(int, found.groups())
+            table[f"{target}, CUDA C++, {kernel}"] = {
+                "registers": registers,
+                "local": local + stack,
+                "shared": shared,
+                "occupancy": occupancy(target, CUDA_WARPS, registers, shared),
+            }
+    return dict(sorted(table.items()))
 
 
 def amd_resources(kernel: Any) -> dict[str, Any]:
@@ -166,7 +197,7 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=TARGETS)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     arguments = parser.parse_args()
-    table = resources(arguments.targets, arguments.variants)
+    table = resources(arguments.targets, arguments.variants) | extension_resources()
     if arguments.json:
         print(json.dumps(table))
     else:

@@ -22,15 +22,19 @@ constexpr double kPixelCharbonnierEps = 1e-3;
 // 11 taps per axis, sigma 1.5, normalised; symmetric, so six weights say all.
 constexpr int kWindow = 11;
 constexpr int kHalo = kWindow - 1;
-constexpr double kGaussian[kWindow] = {
-    0.00102838008447911, 0.007598758135239185, 0.03600077212843083,  0.10936068950970002,
-    0.2130055377112537,  0.26601172486179436,  0.2130055377112537,   0.10936068950970002,
-    0.03600077212843083, 0.007598758135239185, 0.00102838008447911};
+LID_HOST_DEVICE constexpr double window_weight(int tap) {
+  constexpr double kWeights[] = {0.00102838008447911, 0.007598758135239185, 0.03600077212843083,
+                                 0.10936068950970002, 0.2130055377112537,   0.26601172486179436};
+  return kWeights[tap < kWindow / 2 ? tap : kHalo - tap];
+}
 constexpr double kK1 = 0.01, kK2 = 0.03;
 
 // Exponents of the five scales (Wang, Simoncelli, Bovik, "Multi-scale structural similarity", 2003, section 3.2).
 constexpr int kScales = 5;
-constexpr double kScaleExponents[kScales] = {0.0448, 0.2856, 0.3001, 0.2363, 0.1333};
+LID_HOST_DEVICE constexpr double scale_exponent(int scale) {
+  constexpr double kExponents[kScales] = {0.0448, 0.2856, 0.3001, 0.2363, 0.1333};
+  return kExponents[scale];
+}
 
 // Of a plane's similarity; the centre c is near the images' mean, see multi_loss_pixels.h.
 template <typename S>

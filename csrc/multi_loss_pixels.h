@@ -89,3 +89,19 @@ LID_HOST_DEVICE V pixel_derivative(V d, const PixelCoefficients<S>& by) {
   }
   return result;
 }
+
+// Neighbouring window sums: sums[i] = sum over k of window_weight(k) at(i + k). The window is symmetric, so the transposed
+// filter is the same sum. LID_UNROLL, a pragma, keeps the sums in registers.
+template <typename T, typename V, int kCount, typename At>
+LID_HOST_DEVICE __attribute__((always_inline)) void window_sums(const At& at, V (&sums)[kCount]) {
+  LID_UNROLL for (int n = 0; n < kCount + kHalo; ++n) {
+    const V value = at(n);
+    LID_UNROLL for (int i = 0; i < kCount; ++i) {
+      if (n == i) {
+        sums[i] = T(window_weight(0)) * value;
+      } else if (n > i && n - i <= kHalo) {
+        sums[i] = sums[i] + T(window_weight(n - i)) * value;
+      }
+    }
+  }
+}

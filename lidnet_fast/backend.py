@@ -1,8 +1,8 @@
 """Which implementation of the ops runs.
 
-"fused" is the library's kernels: C++ on the CPU, Triton on CUDA. "reference" is plain PyTorch, the definition. Where a
-device or an op has no kernel, "fused" runs the reference. The choice is, in this order, what `use` was last given, the
-environment variable LIDNET_FAST_BACKEND, and "fused" where any kernel is available.
+"fused" is the library's kernels: C++ on the CPU, Triton and C++ on CUDA. "reference" is plain PyTorch, the definition.
+Where a device or an op has no kernel, "fused" runs the reference. The choice is, in this order, what `use` was last
+given, the environment variable LIDNET_FAST_BACKEND, and "fused" where any kernel is available.
 """
 
 import functools
@@ -23,12 +23,12 @@ _used: str | None = None
 
 def available() -> tuple[str, ...]:
     """Names of the implementations that can run here."""
-    return _NAMES if _has_kernels("cpu") or _has_kernels("cuda") else _NAMES[:1]
+    return _NAMES if None in missing_kernels().values() else _NAMES[:1]
 
 
 def missing_kernels() -> Mapping[str, str | None]:
-    """Device type -> None where its kernels can run, else why they can't and how to mend it."""
-    return {"cpu": _load_extension(), "cuda": _missing_triton()}
+    """Kind of kernels -> None where they can run, else why they can't and how to mend it."""
+    return {"cpu": _load_extension(), "cuda, Triton": _missing_triton(), "cuda, C++": _load_cuda_extension()}
 
 
 def use(name: str | None) -> None:
@@ -74,11 +74,12 @@ def implementation(op: str, device: torch.device) -> Callable[..., Any]:
     Raises:
         ValueError: As `current`.
     """
-    if current() == "fused" and _has_kernels(device.type):
+    if current() == "fused":
         from lidnet_fast import ops
 
-        if op in ops.ON_DEVICE[device.type]:
-            return getattr(ops, op)
+        for kind, computed in ops.KERNELS.items():
+            if kind.split(",")[0] == device.type and op in computed and _has_kernels(kind):
+                return getattr(ops, op)
     # Imported at the first use: it brings torchvision, which takes seconds, and `import lidnet_fast` stays light.
     from lidnet_fast import reference
 
@@ -86,15 +87,29 @@ def implementation(op: str, device: torch.device) -> Callable[..., Any]:
 
 
 @torch.compiler.assume_constant_result
-def _has_kernels(device_type: str) -> bool:
-    return missing_kernels().get(device_type, "no kernels for it") is None
+def _has_kernels(kind: str) -> bool:
+    return missing_kernels()[kind] is None
 
 
 @functools.cache
 def _load_extension() -> str | None:
-    library = next(Path(__file__).parent.glob("_C.*so"), None)
+    return _load_library("_C", "the C++ extension isn't built (it needs a C++17 compiler)")
+
+
+@functools.cache
+def _load_cuda_extension() -> str | None:
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    return _load_library(
+        "_C_cuda", "the CUDA extension isn't built (it needs nvcc, as of pip install 'cuda-toolkit[nvcc,cccl]')"
+    )
+
+
+def _load_library(name: str, unbuilt: str) -> str | None:
+    """Why it can't be loaded, or None."""
+    library = next(Path(__file__).parent.glob(f"{name}.*so"), None)
     if library is None:
-        return f"the C++ extension isn't built (it needs a C++17 compiler); {_MEND}"
+        return f"{unbuilt}; {_MEND}"
     from lidnet_fast import ops  # noqa: F401  (the schemas that the library implements)
 
     try:

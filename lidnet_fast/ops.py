@@ -1,8 +1,8 @@
 """The fused ops as PyTorch sees them: schemas, fakes, autograd, vmap, and which kernel runs on which device.
 
 Each public function here has the signature of its definition in `lidnet_fast.reference`, and is reached through
-`lidnet_fast.functional`, which checks the arguments. CPU kernels register themselves when `lidnet_fast.backend` loads
-the C++ extension; CUDA kernels are Triton's, imported at the first call with a CUDA tensor.
+`lidnet_fast.functional`, which checks the arguments. Kernels in C++ and CUDA register themselves when
+`lidnet_fast.backend` loads their libraries; Triton's are imported at the first call with a CUDA tensor.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,8 +22,12 @@ __all__ = [
     "roi_perceptual_loss",
 ]
 
-# Which of them have a kernel on which kind of device.
-ON_DEVICE = {"cpu": frozenset(__all__), "cuda": frozenset({"multiscale_roi_perceptual_loss", "roi_perceptual_loss"})}
+# Which of them the kernels of each kind compute, by the names of `backend.missing_kernels`.
+KERNELS = {
+    "cpu": frozenset(__all__),
+    "cuda, Triton": frozenset({"multiscale_roi_perceptual_loss", "roi_perceptual_loss"}),
+    "cuda, C++": frozenset({"combine_gradients", "gradient_gramian", "multi_loss", "multi_loss_jacobian"}),
+}
 
 _library = torch.library.Library("lidnet_fast", "DEF")
 

@@ -21,6 +21,7 @@ def _no_choice(monkeypatch):
 def no_kernels(monkeypatch):
     monkeypatch.setattr(backend, "_load_extension", lambda: "the C++ extension isn't built; to mend it: build it")
     monkeypatch.setattr(backend, "_missing_triton", lambda: "no CUDA device")
+    monkeypatch.setattr(backend, "_load_cuda_extension", lambda: "no CUDA device")
 
 
 @pytest.fixture

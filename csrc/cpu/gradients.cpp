@@ -8,6 +8,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include "../gradients_arguments.h"
 #include "gradients_blocks.h"
 #include "tensors.h"
 
@@ -26,12 +27,6 @@ GradientFunctions<T> gradient_functions(ScalarType dtype) {
     const Storage storage = storage_of(dtype);
     return avx2 ? avx2::float_gradients(storage) : baseline::float_gradients(storage);
   }
-}
-
-void check(const Tensor& gradients, int64_t least_dimensions) {
-  check_floating(gradients, "gradients");
-  STD_TORCH_CHECK(gradients.dim() >= least_dimensions && gradients.size(0) > 0, "gradients must have at least ",
-                  least_dimensions, " dimensions and one gradient");
 }
 
 template <typename T>
@@ -88,24 +83,22 @@ void combine(const Tensor& gradients, const Tensor& coefficients, Tensor& result
 }
 
 Tensor gradient_gramian(Tensor gradients, bool per_sample) {
-  check(gradients, per_sample ? 3 : 2);
+  check_gradients(gradients, per_sample ? 3 : 2);
   const Tensor dense = torch::stable::contiguous(gradients);
   return dense.scalar_type() == ScalarType::Double ? gramian<double>(dense, per_sample, ScalarType::Double)
                                                    : gramian<float>(dense, per_sample, ScalarType::Float);
 }
 
 Tensor combine_gradients(Tensor gradients, Tensor coefficients) {
-  check(gradients, 2);
-  const bool wide = gradients.scalar_type() == ScalarType::Double;
-  STD_TORCH_CHECK(coefficients.dim() == 1 && coefficients.size(0) == gradients.size(0) &&
-                      coefficients.scalar_type() == (wide ? ScalarType::Double : ScalarType::Float),
-                  "coefficients must have one value per gradient, float64 for float64 gradients, else float32");
+  check_gradients(gradients, 2);
+  check_coefficients(coefficients, gradients);
   const Tensor dense = torch::stable::contiguous(gradients), factors = torch::stable::contiguous(coefficients);
   std::vector<int64_t> shape;
   for (int64_t d = 1; d < dense.dim(); ++d) shape.push_back(dense.size(d));
   Tensor result = torch::stable::new_empty(dense, shape);
   ask_for_huge_pages(result);
-  wide ? combine<double>(dense, factors, result) : combine<float>(dense, factors, result);
+  dense.scalar_type() == ScalarType::Double ? combine<double>(dense, factors, result)
+                                            : combine<float>(dense, factors, result);
   return result;
 }
 

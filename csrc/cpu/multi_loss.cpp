@@ -15,6 +15,7 @@
 #include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/util/Half.h>
 
+#include "../multi_loss_arguments.h"
 #include "multi_loss_sweep.h"
 #include "tensors.h"
 
@@ -23,20 +24,6 @@ namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-Term term_of(const std::string& name) {
-  constexpr const char* kNames[kTerms] = {"l1", "mse", "charbonnier", "ssim", "ms_ssim", "edge", "tv"};
-  const auto found = std::find(kNames, kNames + kTerms, name);
-  STD_TORCH_CHECK(found != kNames + kTerms, "terms must be of l1, mse, charbonnier, ssim, ms_ssim, edge, tv, got ", name);
-  return static_cast<Term>(found - kNames);
-}
-
-// A value for every term, by the term's number; 0 for those that nobody asked for.
-struct PerTerm {
-  double values[kTerms] = {};
-  double& operator[](Term term) { return values[static_cast<int>(term)]; }
-  double operator[](Term term) const { return values[static_cast<int>(term)]; }
-};
 
 // The planes of the input and the target at one scale.
 struct Scale {
@@ -272,7 +259,7 @@ class Pyramid {
       means_.emplace_back();
       for (int64_t p = 0; p < images_.planes(); ++p) {
         means_[j].push_back(1 - sums[p * kSums + (j < kScales - 1 ? kContrast : kStructural)] / scales_[j].windows());
-        similarities_[p] *= std::pow(means_[j][p] <= 0 ? 0 : means_[j][p], kScaleExponents[j]);
+        similarities_[p] *= std::pow(means_[j][p] <= 0 ? 0 : means_[j][p], scale_exponent(j));
       }
     }
   }
@@ -288,7 +275,7 @@ class Pyramid {
     std::vector<double> weights(images_.planes());
     for (int64_t p = 0; p < images_.planes(); ++p) {
       if (similarities_[p] == 0) continue;
-      weights[p] = coefficient * similarities_[p] * kScaleExponents[scale] /
+      weights[p] = coefficient * similarities_[p] * scale_exponent(scale) /
                    (means_[scale][p] * scales_[scale].windows() * static_cast<double>(images_.planes()));
     }
     return weights;
@@ -354,17 +341,8 @@ class Pyramid {
   std::vector<double> similarities_;        // of each plane: their product
 };
 
-struct Arguments {
-  const Tensor &input, &target;
-  const std::vector<Term>& terms;
-  const std::optional<Tensor>& rois;
-  double roi_weight, data_range;
-
-  bool has(Term term) const { return std::find(terms.begin(), terms.end(), term) != terms.end(); }
-};
-
 template <typename T>
-Plane<T> wanted_sums(const Arguments& a) {
+Plane<T> wanted_sums(const MultiLossArguments& a) {
   Plane<T> wanted{};
   wanted.charbonnier = a.has(Term::charbonnier);
   wanted.pixel = wanted.charbonnier || a.has(Term::l1) || a.has(Term::mse);
@@ -375,7 +353,7 @@ Plane<T> wanted_sums(const Arguments& a) {
 }
 
 template <typename T>
-std::tuple<Tensor, Tensor, Tensor> total(const Arguments& a, const std::vector<double>& weights, bool with_gradient) {
+std::tuple<Tensor, Tensor, Tensor> total(const MultiLossArguments& a, const std::vector<double>& weights, bool with_gradient) {
   const Images<T> images(a.input, a.target, a.rois, a.roi_weight, a.data_range);
   const ScalarType dtype = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
   Tensor gradient = torch::stable::new_empty(a.input, {0}, dtype);
@@ -413,7 +391,7 @@ std::tuple<Tensor, Tensor, Tensor> total(const Arguments& a, const std::vector<d
 }
 
 template <typename T>
-Tensor jacobian(const Arguments& a) {
+Tensor jacobian(const MultiLossArguments& a) {
   const Images<T> images(a.input, a.target, a.rois, a.roi_weight, a.data_range);
   std::vector<int64_t> shape{static_cast<int64_t>(a.terms.size())};
   for (int64_t d = 0; d < a.input.dim(); ++d) shape.push_back(a.input.size(d));
@@ -439,53 +417,18 @@ Tensor jacobian(const Arguments& a) {
   return result;
 }
 
-// Terms by number, after checks of what would read or write outside a tensor.
-std::vector<Term> checked_terms(const Tensor& input, const Tensor& target, const std::vector<std::string>& names,
-                                const std::optional<Tensor>& rois) {
-  const ScalarType dtype = input.scalar_type();
-  check_floating(input, "input");
-  const int64_t dimensions = input.dim(), axes = dimensions - 2;
-  STD_TORCH_CHECK(dimensions == 4 || dimensions == 5, "input must have 4 or 5 dimensions, got ", dimensions);
-  STD_TORCH_CHECK(target.dim() == dimensions && target.scalar_type() == dtype,
-                  "target must have the shape and dtype of input");
-  STD_TORCH_CHECK(input.numel() > 0, "input must hold at least one pixel");
-  for (int64_t d = 0; d < dimensions; ++d) {
-    STD_TORCH_CHECK(target.size(d) == input.size(d), "target must have the shape of input, differs in dimension ", d);
-  }
-  if (rois) {
-    const ScalarType expected = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-    STD_TORCH_CHECK(rois->dim() == 2 && rois->size(1) == 1 + 2 * axes, "rois must have shape [K, ", 1 + 2 * axes, "]");
-    STD_TORCH_CHECK(rois->scalar_type() == expected, "rois must be float64 for float64 images, else float32");
-  }
-  std::vector<Term> terms;
-  for (const std::string& name : names) {
-    terms.push_back(term_of(name));
-    const Term term = terms.back();
-    const int64_t least = term == Term::ssim ? kWindow : term == Term::ms_ssim ? kHalo * 16 + 1 : term == Term::edge ? 3
-                          : term == Term::tv ? 2 : 1;
-    for (int64_t d = 2; d < dimensions; ++d) {
-      STD_TORCH_CHECK(input.size(d) >= least, "term ", name, " needs images of at least ", least,
-                      " pixels a side, got ", input.size(d), " in dimension ", d);
-    }
-    STD_TORCH_CHECK(term != Term::ms_ssim || axes == 2, "term ms_ssim has no kernel for volumes");
-  }
-  return terms;
-}
-
 std::tuple<Tensor, Tensor, Tensor> multi_loss(Tensor input, Tensor target, std::vector<std::string> names,
                                               std::vector<double> weights, std::optional<Tensor> rois,
                                               double roi_weight, double data_range, bool with_gradient) {
-  const std::vector<Term> terms = checked_terms(input, target, names, rois);
-  STD_TORCH_CHECK(weights.size() == terms.size(), "weights must have one value per term");
-  const Arguments arguments{input, target, terms, rois, roi_weight, data_range};
+  STD_TORCH_CHECK(weights.size() == names.size(), "weights must have one value per term");
+  const MultiLossArguments arguments(input, target, names, rois, roi_weight, data_range);
   return input.scalar_type() == ScalarType::Double ? total<double>(arguments, weights, with_gradient)
                                                    : total<float>(arguments, weights, with_gradient);
 }
 
 Tensor multi_loss_jacobian(Tensor input, Tensor target, std::vector<std::string> names, std::optional<Tensor> rois,
                            double roi_weight, double data_range) {
-  const std::vector<Term> terms = checked_terms(input, target, names, rois);
-  const Arguments arguments{input, target, terms, rois, roi_weight, data_range};
+  const MultiLossArguments arguments(input, target, names, rois, roi_weight, data_range);
   return input.scalar_type() == ScalarType::Double ? jacobian<double>(arguments) : jacobian<float>(arguments);
 }
 

@@ -12,22 +12,6 @@ constexpr int64_t kMargin = 16;  // columns before and after the image in a ring
 inline int64_t ring_slot(int64_t row) { return (row + kRing) % kRing; }
 inline int64_t padded_width(int64_t width) { return (width + kHalo + 7) / 8 * 8 + 2 * kMargin; }
 
-// Eight neighbouring window sums at once: sums[i] = sum over k of w[k] at(i + k). The window is symmetric, so the transposed
-// filter is the same sum.
-template <typename T, typename At>
-inline __attribute__((always_inline)) void window_sums(const At& at, Vec8<T> (&sums)[8]) {
-  LID_UNROLL for (int n = 0; n < 8 + kHalo; ++n) {
-    const Vec8<T> value = at(n);
-    LID_UNROLL for (int i = 0; i < 8; ++i) {
-      if (n == i) {
-        sums[i] = T(kGaussian[0]) * value;
-      } else if (n > i && n - i <= kHalo) {
-        sums[i] = sums[i] + T(kGaussian[n - i]) * value;
-      }
-    }
-  }
-}
-
 constexpr int kFields = 4, kMaps = 3;
 
 template <typename T>

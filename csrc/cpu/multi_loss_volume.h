@@ -110,7 +110,7 @@ class VolumeSweep {
         const Vec8<T> a = Vec8<T>::load_part(input(z + k, row) + c, count);
         const Vec8<T> b = Vec8<T>::load_part(target(z + k, row) + c, count);
         const Vec8<T> s = a + b - plane_.constants.twice_centre, d = a - b;
-        const T weight = T(kGaussian[k]);
+        const T weight = T(window_weight(k));
         sum = sum + weight * s;
         difference = difference + weight * d;
         sum_square = sum_square + weight * (s * s);
@@ -200,7 +200,7 @@ class VolumeSweep {
         for (int64_t c = 0; c < width_; c += 8) {
           Vec8<T> sum = Vec8<T>::zero();
           for (int64_t of = first; of <= last; ++of) {
-            sum = sum + T(kGaussian[z - of]) * Vec8<T>::load(map(m, of, row) + c);
+            sum = sum + T(window_weight(static_cast<int>(z - of))) * Vec8<T>::load(map(m, of, row) + c);
           }
           sum.store(summed_[m].data() + c);
         }

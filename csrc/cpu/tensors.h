@@ -4,24 +4,16 @@
 #include <cstdint>
 
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/Exception.h>
 
 #if defined(__linux__)
 #include <sys/mman.h>
 #include <unistd.h>
 #endif
 
+#include "../floating.h"
 #include "instruction_sets.h"
 
 namespace lid {
-
-inline void check_floating(const torch::stable::Tensor& tensor, const char* name) {
-  using torch::headeronly::ScalarType;
-  const ScalarType dtype = tensor.scalar_type();
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
-                      dtype == ScalarType::BFloat16,
-                  name, " must be float32, float64, float16 or bfloat16");
-}
 
 // How values that are worked on in float32 are stored.
 inline Storage storage_of(torch::headeronly::ScalarType dtype) {

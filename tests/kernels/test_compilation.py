@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+import lidnet_fast
+from lidnet_fast import ops
 
 RECORDED = json.loads(Path(__file__).with_name("resources.json").read_text())
 TOOL = Path(__file__).parents[2] / "benches" / "gpu_resources.py"
@@ -29,6 +33,7 @@ def measured():
 @pytest.mark.slow
 def test_resources(measured):
     """Nothing spills; nothing needs more than resources.json says, or reaches less occupancy."""
+    measured = {name: row for name, row in measured.items() if "CUDA C++" not in name}
     recorded = {name: row for name, row in RECORDED["kernels"].items() if name.split(", ")[1] in VARIANTS}
     assert measured.keys() == recorded.keys()
     for name, row in measured.items():
@@ -37,3 +42,26 @@ def test_resources(measured):
         assert row["shared"] <= recorded[name]["shared"], name
         assert row.get("occupancy", 1) >= recorded[name].get("occupancy", 0), name
         assert row.get("load_bits", 0) >= recorded[name].get("load_bits", 0), name
+
+
+@pytest.mark.slow
+def test_resources_of_the_extension(measured):
+    """As above; how many registers is the compiler's affair, as long as the occupancy stays."""
+    recorded = {name: row for name, row in RECORDED["kernels"].items() if "CUDA C++" in name}
+    measured = {name: row for name, row in measured.items() if "CUDA C++" in name}
+    if not measured:
+        pytest.skip("the CUDA extension isn't built")
+    assert measured.keys() == recorded.keys()
+    for name, row in measured.items():
+        assert row["local"] == 0, name
+        assert row["shared"] <= recorded[name]["shared"], name
+        assert row["occupancy"] >= recorded[name]["occupancy"], name
+
+
+def test_the_extension_has_a_cuda_kernel_for_every_op_that_it_says():
+    library = next(Path(lidnet_fast.__file__).parent.glob("_C_cuda.*so"), None)
+    if library is None:
+        pytest.skip("the CUDA extension isn't built")
+    torch.ops.load_library(str(library))
+    for op in ops.KERNELS["cuda, C++"]:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"lidnet_fast::{op}", "CUDA")

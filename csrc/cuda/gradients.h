@@ -1,0 +1,34 @@
+// The interface between the ops (gradients.cpp) and their kernels. Pointers are to device memory.
+#pragma once
+
+#include <cstdint>
+
+#include "scalar.h"
+
+namespace lid {
+namespace cuda {
+
+// Inner products of `count` gradients, in each of `samples` parts of `length` values: result[sample, i, j]. A gradient's parts
+// follow each other, and so do the gradients.
+struct GramianLaunch {
+  const void* gradients;
+  Scalar scalar;
+  int64_t count, samples, length;
+  double* partial;  // [gramian_chunks(), samples, count, count]
+  void* result;     // of the arithmetic
+};
+int64_t gramian_chunks(const GramianLaunch& launch);
+int launch_gramian(const GramianLaunch& launch, void* stream);
+
+// result = sum of coefficients[t] * gradients[t]
+struct CombineLaunch {
+  const void* gradients;
+  const void* coefficients;  // of the arithmetic
+  Scalar scalar;
+  int64_t count, length;
+  void* result;  // as the gradients
+};
+int launch_combine(const CombineLaunch& launch, void* stream);
+
+}  // namespace cuda
+}  // namespace lid
