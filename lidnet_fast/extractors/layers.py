@@ -54,6 +54,10 @@ def spatial_scale(feature_size: Sequence[int], image_size: Sequence[int]) -> flo
     return 2.0 ** exponents[0]
 
 
+# Spatial dimensions -> images, features.
+_LAYOUTS = {2: ("[N, C, H, W]", "[N, C, h, w]"), 3: ("[N, C, D, H, W]", "[N, C, d, h, w]")}
+
+
 class LayerExtractor(nn.Module):
     """Features of chosen layers of a frozen copy of a network.
 
@@ -101,9 +105,11 @@ class LayerExtractor(nn.Module):
         both_modes = create_feature_extractor(network, return_nodes=nodes, suppress_diff_warning=True)
         # Its evaluation graph alone: torchvision's module of two graphs goes into training mode when it's deep-copied.
         self.network = torch.fx.GraphModule(both_modes, both_modes.eval_graph)
-        self.channels = _input_channels(self.network)
-        self.register_buffer("mean", _per_channel("mean", mean, self.channels))
-        self.register_buffer("std", _per_channel("std", std, self.channels))
+        first = next((module for module in self.network.modules() if isinstance(module, nn.Conv2d | nn.Conv3d)), None)
+        self.channels = None if first is None else first.in_channels
+        self.dimensions = 3 if isinstance(first, nn.Conv3d) else 2
+        self.register_buffer("mean", self._per_channel("mean", mean))
+        self.register_buffer("std", self._per_channel("std", std))
         if std is not None and min(std) <= 0:
             raise ValueError(f"std must be above 0, got {tuple(std)}")
         self.train()
@@ -116,30 +122,48 @@ class LayerExtractor(nn.Module):
         """Features of the layers.
 
         Args:
-            images: [N, C, H, W] in the values that the network expects before `mean` and `std`. One channel is
-                repeated to the network's.
+            images: [N, C, H, W], or [N, C, D, H, W] for a network of 3-D convolutions, in the values that it expects
+                before `mean` and `std`. One channel is repeated to the network's.
 
         Returns:
-            Layer -> features [N, C_l, h_l, w_l], in the order of `layers`.
+            Layer -> features [N, C_l, h_l, w_l], or [N, C_l, d_l, h_l, w_l], in the order of `layers`.
 
         Raises:
             ValueError: If the images have neither one channel nor the network's, or a layer isn't a feature map.
         """
-        if images.ndim != 4:
-            raise ValueError(f"images must have shape [N, C, H, W], got {tuple(images.shape)}")
-        if self.channels is not None and images.shape[1] != self.channels:
-            if images.shape[1] != 1:
-                raise ValueError(f"images must have 1 or {self.channels} channels, got {images.shape[1]}")
-            images = images.expand(-1, self.channels, -1, -1)
-        if self.mean is not None:
-            images = images - self.mean.to(images.dtype)
-        if self.std is not None:
-            images = images / self.std.to(images.dtype)
-        features = self.network(images)
+        self.check_images(images)
+        features = self.network(prepare_images(images, self.channels, self.mean, self.std))
         for layer in self.layers:
-            if not isinstance(features[layer], Tensor) or features[layer].ndim != 4:
-                raise ValueError(f"layer {layer!r} must give features [N, C, h, w], got {_describe(features[layer])}")
+            if not isinstance(features[layer], Tensor) or features[layer].ndim != images.ndim:
+                raise ValueError(
+                    f"layer {layer!r} must give features {_LAYOUTS[self.dimensions][1]}, got {_describe(features[layer])}"
+                )
         return {layer: features[layer] for layer in self.layers}
+
+    def check_images(self, images: Tensor) -> None:
+        """Raises ValueError for images of other dimensions or channels than `forward` takes."""
+        if images.ndim != self.dimensions + 2:
+            raise ValueError(f"images must have shape {_LAYOUTS[self.dimensions][0]}, got {tuple(images.shape)}")
+        if self.channels is not None and images.shape[1] not in (1, self.channels):
+            raise ValueError(f"images must have {_either(1, self.channels)} channels, got {images.shape[1]}")
+
+    def _per_channel(self, name: str, values: Sequence[float] | None) -> Tensor | None:
+        if values is None:
+            return None
+        if self.channels is not None and len(values) != self.channels:
+            raise ValueError(
+                f"{name} must have one value per channel of the extractor, {self.channels}, got {len(values)}"
+            )
+        return torch.tensor(values, dtype=torch.float32).view(1, -1, *(1,) * self.dimensions)
+
+
+def prepare_images(images: Tensor, channels: int | None, mean: Tensor | None, std: Tensor | None) -> Tensor:
+    """Images as a network of so many input channels takes them: one channel repeated, less `mean`, over `std`."""
+    if channels is not None:
+        images = images.expand(-1, channels, *images.shape[2:])
+    if mean is not None:
+        images = images - mean.to(images.dtype)
+    return images if std is None else images / std.to(images.dtype)
 
 
 def _check_layers(layers: Sequence[str], known: Sequence[str]) -> None:
@@ -152,17 +176,8 @@ def _check_layers(layers: Sequence[str], known: Sequence[str]) -> None:
             raise ValueError(f"layers: the extractor has no layer {layer!r}; {hint}")
 
 
-def _input_channels(network: nn.Module) -> int | None:
-    """Input channels of the first convolution, None for a network without one."""
-    return next((module.in_channels for module in network.modules() if isinstance(module, nn.Conv2d)), None)
-
-
-def _per_channel(name: str, values: Sequence[float] | None, channels: int | None) -> Tensor | None:
-    if values is None:
-        return None
-    if channels is not None and len(values) != channels:
-        raise ValueError(f"{name} must have one value per channel of the extractor, {channels}, got {len(values)}")
-    return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
+def _either(first: int, second: int) -> str:
+    return str(first) if first == second else f"{first} or {second}"
 
 
 def _describe(value: object) -> str:
