@@ -120,13 +120,36 @@ def as_box_weights(box_weights: Tensor | None, rois: Tensor) -> Tensor | None:
     return box_weights.to(rois.dtype)
 
 
-def as_output_size(output_size: int | Sequence[int], dimensions: int = 2) -> tuple[int, ...]:
-    """Rows and columns of bins, or depth, rows and columns, all at least 1, from one number or one of each."""
+def as_output_size(
+    output_size: int | Sequence[int], dimensions: int = 2, name: str = "output_size"
+) -> tuple[int, ...]:
+    """Rows and columns, or depth, rows and columns, all at least 1, from one number or one of each."""
     sizes = tuple(output_size) if isinstance(output_size, Sequence) else (output_size,) * dimensions
     if len(sizes) != dimensions or not all(_is_integer(size) and size >= 1 for size in sizes):
         several = {2: "two of them (rows, columns)", 3: "three of them (depth, rows, columns)"}[dimensions]
-        raise ValueError(f"output_size must be an int >= 1 or {several}, got {output_size!r}")
+        raise ValueError(f"{name} must be an int >= 1 or {several}, got {output_size!r}")
     return tuple(int(size) for size in sizes)
+
+
+def check_corners(corners: Tensor, images: Tensor, size: Sequence[int]) -> None:
+    """int64 [K, 1 + axes], (image, first cell along each axis), of windows of `size` inside `images`."""
+    if not isinstance(corners, Tensor) or corners.dtype != torch.int64:
+        kind = corners.dtype if isinstance(corners, Tensor) else type(corners).__name__
+        raise TypeError(f"corners must be an int64 Tensor, got {kind}")
+    if corners.ndim != 2 or corners.shape[1] != images.ndim - 1:
+        raise ValueError(f"corners must have shape [windows, {images.ndim - 1}], got {tuple(corners.shape)}")
+    if corners.device.type != "cpu" and corners.device != images.device:
+        raise ValueError(f"corners must be on the CPU or on {images.device}, got {corners.device}")
+    if not _values_can_be_read(corners):
+        return
+    most = torch.tensor([images.shape[0] - 1, *(side - n for side, n in zip(images.shape[2:], size, strict=True))])
+    inside = ((corners >= 0) & (corners <= most)).all(1)
+    if not bool(inside.all()):
+        row = int((~inside).nonzero()[0])
+        raise ValueError(
+            f"corners[{row}] must lie between 0 and {tuple(most.tolist())} for windows of {tuple(size)}, "
+            f"got {tuple(corners[row].tolist())}"
+        )
 
 
 def check_sampling_ratio(sampling_ratio: int) -> None:

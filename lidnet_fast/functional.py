@@ -20,12 +20,14 @@ from torch import Tensor
 
 from . import backend
 from ._checks import (
+    LAYOUTS,
     Boxes,
     as_box_weights,
     as_output_size,
     as_rois,
     check_bool,
     check_choice,
+    check_corners,
     check_float,
     check_int,
     check_pair,
@@ -42,6 +44,7 @@ __all__ = [
     "multi_loss_jacobian",
     "multiscale_roi_perceptual_loss",
     "roi_perceptual_loss",
+    "roi_windows",
 ]
 
 CRITERIA = ("mse", "l1", "smooth_l1", "charbonnier")
@@ -215,6 +218,35 @@ def multiscale_roi_perceptual_loss(
             box_weights=weights,
             reduction=reduction,
         )
+
+
+def roi_windows(images: Tensor, corners: Tensor, size: Sequence[int]) -> Tensor:
+    """Windows of one size cut out of images; they may overlap.
+
+    The gradient of a pixel is the sum over the windows that hold it, in their order: the same bits every time.
+
+    Args:
+        images: [N, C, H, W], or volumes [N, C, D, H, W]. Differentiable.
+        corners: int64 [K, 3], (image, first row, first column), or [K, 4], (image, first slice, row, column); on the
+            images' device or on the CPU, from where it is copied.
+        size: Rows and columns of the windows, or slices, rows and columns.
+
+    Returns:
+        [K, C, *size], of the images' dtype.
+
+    Raises:
+        TypeError: For images that aren't floating-point, or corners that aren't int64.
+        ValueError: For shapes that don't fit, a size that isn't at least 1 and at most the images', and, for corners
+            on the CPU, a window that leaves the images (naming its row). On CUDA such a window is moved inside.
+    """
+    check_float("images", images)
+    if images.ndim not in LAYOUTS:
+        raise ValueError(f"images must be {' or '.join(LAYOUTS.values())}, got shape {tuple(images.shape)}")
+    lengths = as_output_size(size, images.ndim - 2, "size")
+    if any(length > side for length, side in zip(lengths, images.shape[2:], strict=True)):
+        raise ValueError(f"size must be at most the images', {tuple(images.shape[2:])}, got {lengths}")
+    check_corners(corners, images, lengths)
+    return backend.implementation("roi_windows", images.device)(images, corners.to(images.device), lengths)
 
 
 def multi_loss(

@@ -10,6 +10,7 @@ from .gradients import combine_gradients, gradient_gramian
 from .multi_loss import multi_loss, multi_loss_jacobian
 from .multiscale_roi_perceptual import multiscale_roi_perceptual_loss
 from .roi_perceptual import roi_perceptual_loss
+from .roi_windows import roi_windows
 
 __all__ = [
     "combine_gradients",
@@ -18,4 +19,5 @@ __all__ = [
     "multi_loss_jacobian",
     "multiscale_roi_perceptual_loss",
     "roi_perceptual_loss",
+    "roi_windows",
 ]
