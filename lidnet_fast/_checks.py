@@ -120,9 +120,7 @@ def as_box_weights(box_weights: Tensor | None, rois: Tensor) -> Tensor | None:
     return box_weights.to(rois.dtype)
 
 
-def as_output_size(
-    output_size: int | Sequence[int], dimensions: int = 2, name: str = "output_size"
-) -> tuple[int, ...]:
+def as_output_size(output_size: int | Sequence[int], dimensions: int = 2, name: str = "output_size") -> tuple[int, ...]:
     """Rows and columns, or depth, rows and columns, all at least 1, from one number or one of each."""
     sizes = tuple(output_size) if isinstance(output_size, Sequence) else (output_size,) * dimensions
     if len(sizes) != dimensions or not all(_is_integer(size) and size >= 1 for size in sizes):

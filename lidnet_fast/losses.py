@@ -1,14 +1,20 @@
 """The losses as modules on images."""
 
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Hashable, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from . import functional as fast
-from ._checks import Boxes, check_pair, check_positive
+from ._checks import Boxes, as_box_weights, as_rois, check_pair, check_positive, compute_dtype
+from .extractors.cache import FeatureCache
 from .extractors.layers import LayerExtractor, spatial_scale
+from .extractors.networks import node_names
+from .extractors.windowed import WindowBatch, WindowedExtractor
+from .extractors.windows import Plan
 from .functional import MultiLossOutput
 
 __all__ = ["MultiLoss", "ROIPerceptualLoss"]
@@ -18,13 +24,23 @@ class ROIPerceptualLoss(nn.Module):
     """Perceptual loss inside lesion boxes: features of the denoised and the normal-dose image, compared in the boxes.
 
     The sum over the layers of weight * `functional.roi_perceptual_loss` of that layer's features (LIDnet, Chen et al.,
-    arXiv:2104.08845). A layer's spatial scale follows from the size of its features. The extractor is a frozen copy of
-    the network given (see `extractors.LayerExtractor`); the normal-dose image goes through it without a graph.
+    arXiv:2104.08845). The extractor is a frozen copy of the network given (see `extractors.LayerExtractor`); the
+    normal-dose image goes through it without a graph.
+
+    Only what the boxes need is computed: windows of the images around them, as large as the layers' receptive fields
+    demand, with the values and gradients of the whole image's features. Images whose windows would cost more than
+    the whole (lesions that cover them) are computed as a whole; `plan` says what is done. Windows are planned on the
+    host: boxes on the CPU save a synchronisation when images are on a GPU.
 
     Args:
-        extractor: Network whose features are compared; any module that torch.fx can trace.
-        layers: Name of a layer, names (each of weight 1), or name -> weight.
-        halo: "exact" or "auto". Both compute the features of whole images, which is exact.
+        extractor: Network whose features are compared; any module that torch.fx can trace (`extractors.load_network`
+            gives torchvision's by name; of a torchvision detector, its `backbone`).
+        layers: Name of a layer, names (each of weight 1), or name -> weight; nodes of the network, and of a VGG
+            "relu3_4" and the like too.
+        halo: "exact": windows with the whole receptive field; the layers must have finite ones. "auto": so too, and
+            whole images where a layer has none. A number: only so many pixels around the boxes, at whose end the
+            extractor pads as if the image ended there. Cheaper and approximate; how far off, `benches/bench_windows.py`
+            measures.
         output_size: As in `functional.roi_perceptual_loss`, like the four that follow.
         sampling_ratio: Samples per bin and axis.
         aligned: Whether the boxes are in pixel-edge coordinates.
@@ -33,77 +49,261 @@ class ROIPerceptualLoss(nn.Module):
         mean: Per channel, subtracted from the images before the extractor; None for nothing. A network trained on
             ImageNet expects its mean and std on images in [0, 1].
         std: Per channel, divides the images after that; None for nothing.
+        compiled: Put the networks of the windows through torch.compile, one for each kind of window.
+        cache_bytes: Memory for normal-dose features of windows, for calls with `sample_ids`; 0 for no cache.
+
+    Attributes:
+        cache: The `extractors.FeatureCache`, which knows its hit rate, or None.
 
     Raises:
         TypeError: If the extractor isn't a module.
-        ValueError: For an unknown layer (naming near matches), an extractor that can't be traced, or a bad option.
+        ValueError: For an unknown layer (naming near matches), an extractor that can't be traced, a layer without a
+            finite receptive field (naming what it depends on) unless `halo` is "auto", or a bad option.
     """
 
     def __init__(
         self,
         extractor: nn.Module,
         layers: str | Sequence[str] | Mapping[str, float],
-        halo: str = "exact",
+        halo: str | int = "exact",
         *,
-        output_size: int | tuple[int, int] = 7,
+        output_size: int | tuple[int, ...] = 7,
         sampling_ratio: int = 2,
         aligned: bool = True,
         criterion: str = "mse",
         reduction: str = "mean",
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        compiled: bool = False,
+        cache_bytes: int = 0,
     ) -> None:
         super().__init__()
-        if halo not in ("exact", "auto"):
-            raise ValueError(
-                f'halo must be "exact" or "auto" (this release computes features of whole images only), got {halo!r}'
-            )
-        self.layer_weights = _layer_weights(layers)
-        self.output_size = fast.check_pooling(output_size, sampling_ratio, criterion, reduction)
+        if isinstance(halo, bool) or not (halo in ("exact", "auto") or (isinstance(halo, int) and halo >= 0)):
+            raise ValueError(f'halo must be "exact", "auto" or a number of pixels, got {halo!r}')
+        if cache_bytes < 0:
+            raise ValueError(f"cache_bytes must be at least 0, got {cache_bytes}")
+        weights = _layer_weights(layers)
+        self.layer_weights = dict(zip(node_names(extractor, weights), weights.values(), strict=True))
+        self.extractor = LayerExtractor(extractor, self.layer_weights, mean=mean, std=std)
+        self.output_size = fast.check_pooling(
+            output_size, sampling_ratio, criterion, reduction, dimensions=self.extractor.dimensions
+        )
         self.halo = halo
         self.sampling_ratio = sampling_ratio
         self.aligned = aligned
         self.criterion = criterion
         self.reduction = reduction
-        self.extractor = LayerExtractor(extractor, self.layer_weights, mean=mean, std=std)
+        self.cache = FeatureCache(cache_bytes) if cache_bytes else None
+        self._warned = False
+        self._no_windows = ""
+        self.windows: WindowedExtractor | None = None
+        try:
+            self.windows = WindowedExtractor(self.extractor, None if isinstance(halo, str) else halo, compiled)
+        except ValueError as error:
+            if halo != "auto":
+                raise ValueError(f'{error} (halo="auto" computes whole images)') from error
+            self._no_windows = str(error)
 
-    def forward(self, denoised: Tensor, normal_dose: Tensor, boxes: Boxes, box_weights: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        denoised: Tensor | Sequence[Tensor],
+        normal_dose: Tensor | Sequence[Tensor],
+        boxes: Boxes,
+        box_weights: Tensor | None = None,
+        sample_ids: Sequence[Hashable] | None = None,
+    ) -> Tensor:
         """The loss of a batch.
 
         Args:
-            denoised: Images [N, C, H, W], C 1 or the extractor's. Differentiable.
+            denoised: Images [N, C, H, W], C 1 or the extractor's ([N, C, D, H, W] for one of 3-D convolutions), or a
+                list of [C, H, W] that differ in size. Differentiable.
             normal_dose: As `denoised`; gets no gradient, so it mustn't require one.
-            boxes: As in `functional.roi_perceptual_loss`, in pixels of the images.
+            boxes: As in `functional.roi_perceptual_loss`, in pixels of the images, on any device; a list for a list of
+                images.
             box_weights: As in `functional.roi_perceptual_loss`.
+            sample_ids: What each normal-dose image is known by in the cache. The same id has to mean the same pixels;
+                None computes without the cache.
 
         Returns:
             Scalar, or Tensor[K] with reduction "none", in float32 (float64 for float64 features).
 
         Raises:
             TypeError: As `functional.roi_perceptual_loss`.
-            ValueError: As `functional.roi_perceptual_loss`.
+            ValueError: As `functional.roi_perceptual_loss`, and for images that a layer has no cell in.
         """
-        check_pair(denoised, normal_dose, "denoised", "normal_dose")
-        inputs = self.extractor(denoised)
-        with torch.no_grad():
-            targets = self.extractor(normal_dose)
+        if isinstance(denoised, Tensor) and isinstance(normal_dose, Tensor):
+            return self._of_batch(denoised, normal_dose, boxes, box_weights, sample_ids, self.reduction)
+        if isinstance(boxes, Tensor) or not len(denoised) == len(normal_dose) == len(boxes) > 0:
+            raise ValueError("lists of images need as many normal-dose images and Tensors of boxes, at least one")
+        starts = np.cumsum([0, *(len(of_image) for of_image in boxes)])
+        weights = as_box_weights(box_weights, denoised[0].new_empty(starts[-1], dtype=compute_dtype(denoised[0].dtype)))
+        losses, rows = [], []
+        for shape in dict.fromkeys(image.shape for image in denoised):
+            members = [number for number, image in enumerate(denoised) if image.shape == shape]
+            of_shape = self._of_batch(
+                torch.stack([denoised[n] for n in members]),
+                torch.stack([normal_dose[n] for n in members]),
+                [boxes[n] for n in members],
+                None,
+                None if sample_ids is None else [sample_ids[n] for n in members],
+                "none",
+            )
+            losses.append(of_shape)
+            rows += [row for n in members for row in range(starts[n], starts[n + 1])]
+        return _reduce(_in_order(losses, rows), weights, self.reduction)
+
+    def _of_batch(
+        self,
+        denoised: Tensor,
+        normal_dose: Tensor,
+        boxes: Boxes,
+        box_weights: Tensor | None,
+        sample_ids: Sequence[Hashable] | None,
+        reduction: str,
+    ) -> Tensor:
+        check_pair(denoised, normal_dose, "denoised", "normal_dose", volumes=True)
+        self.extractor.check_images(denoised)
+        rois = _rois_on_host(boxes, denoised)
+        weights = as_box_weights(box_weights, denoised.new_empty(len(rois), dtype=rois.dtype))
+        if sample_ids is not None and len(sample_ids) != len(denoised):
+            raise ValueError(f"sample_ids must have one for each image, {len(denoised)}, got {len(sample_ids)}")
+        self._warn_of_boxes_outside(rois, denoised.shape[2:])
+        return _reduce(self._losses(denoised, normal_dose, rois, sample_ids), weights, reduction)
+
+    def _apply(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        result = super()._apply(*args, **kwargs)
+        if self.windows is not None:
+            self.windows.renew()
+        return result
+
+    def plan(self, image_size: Sequence[int], boxes: Boxes, images: int | None = None) -> Plan:
+        """Which windows, or whole images and why, `forward` would compute.
+
+        Args:
+            image_size: (H, W), or (D, H, W).
+            boxes: As in `forward`.
+            images: In the batch; needed for boxes that aren't a list.
+
+        Raises:
+            ValueError: As `forward`.
+        """
+        count = len(boxes) if not isinstance(boxes, Tensor) else images
+        if count is None:
+            raise ValueError("images must be given for boxes that aren't a list")
+        return self._plan(_rois_on_host(boxes, torch.empty(()).expand(count, 1, *image_size)), image_size, count)
+
+    def _plan(self, rois: Tensor, image_size: Sequence[int], images: int) -> Plan:
+        if self.windows is None:
+            whole = {int(image): self._no_windows for image in rois[:, 0].unique()}
+            return Plan(window_of_box=np.full(len(rois), -1), whole=whole, relative_cost=len(whole) / max(images, 1))
+        return self.windows.planner(image_size).plan(rois.double().numpy(), images, self.aligned)
+
+    @torch.compiler.disable
+    def _losses(
+        self, denoised: Tensor, normal_dose: Tensor, rois: Tensor, sample_ids: Sequence[Hashable] | None
+    ) -> Tensor:
+        """The loss of each box, [K], all layers together."""
+        plan = self._plan(rois, denoised.shape[2:], len(denoised))
+        # Without boxes, an empty part of the images keeps the loss in their graph.
+        nothing = torch.empty(0, denoised.ndim - 1, dtype=torch.int64)
+        parts = [fast.roi_windows(denoised, nothing, (1,) * (denoised.ndim - 2)).flatten().to(rois.dtype)]
+        rows: list[int] = []
+        if plan.windows:
+            parts_of_windows, rows = self._in_windows(plan, denoised, normal_dose, rois, sample_ids)
+            parts += parts_of_windows
+        if plan.whole:
+            images = sorted(plan.whole)
+            of_whole = np.flatnonzero(plan.window_of_box < 0)
+            local = rois[of_whole]
+            local[:, 0] = torch.from_numpy(np.searchsorted(images, local[:, 0].numpy())).to(local.dtype)
+            chosen = slice(None) if len(images) == len(denoised) else torch.tensor(images, device=denoised.device)
+            inputs = self.extractor(denoised[chosen])
+            with torch.no_grad():
+                targets = self.extractor(normal_dose[chosen])
+            parts.append(self._compare(inputs, targets, dict.fromkeys(inputs, local), denoised.shape[2:]))
+            rows += of_whole.tolist()
+        return _in_order(parts, rows)
+
+    def _in_windows(
+        self, plan: Plan, denoised: Tensor, normal_dose: Tensor, rois: Tensor, sample_ids: Sequence[Hashable] | None
+    ) -> tuple[list[Tensor], list[int]]:
+        """Losses of the boxes in windows, kind by kind, and which boxes they are of."""
+        assert self.windows is not None
+        size = denoised.shape[2:]
+        losses, rows = [], []
+        for numbers, batch in self.windows.batches(plan, size, denoised.shape[1]):
+            inputs = self.windows.features(denoised, batch)
+            with torch.no_grad():
+                if self.cache is None or sample_ids is None:
+                    targets = self.windows.features(normal_dose, batch)
+                else:
+                    keys = [
+                        (sample_ids[plan.windows[n].image], plan.windows[n].stretches, size, denoised.dtype)
+                        for n in numbers
+                    ]
+                    targets = self._cached(normal_dose, batch, keys)
+            place = {number: row for row, number in enumerate(numbers)}
+            of_kind = [row for row, number in enumerate(plan.window_of_box.tolist()) if number in place]
+            window = torch.tensor([place[int(plan.window_of_box[row])] for row in of_kind])
+            local = {}
+            for layer, origins in batch.origins.items():
+                shift = (origins[window] / self._scale(layer)).flip(1).to(rois.dtype)
+                local[layer] = torch.hstack((window[:, None], rois[of_kind, 1:] - torch.hstack((shift, shift))))
+            losses.append(self._compare(inputs, targets, local, size))
+            rows += of_kind
+        return losses, rows
+
+    def _cached(self, normal_dose: Tensor, batch: WindowBatch, keys: Sequence[Hashable]) -> dict[str, Tensor]:
+        assert self.cache is not None and self.windows is not None
+        self.cache.keep_for((*self.extractor.parameters(), *self.extractor.buffers()))
+        absent = self.cache.missing(keys)
+        computed = {}
+        if absent:
+            computed = self.windows.features(normal_dose, batch._replace(corners=batch.corners[absent]))
+        return self.cache.merge(keys, absent, computed)
+
+    def _compare(
+        self,
+        inputs: Mapping[str, Tensor],
+        targets: Mapping[str, Tensor],
+        rois: Mapping[str, Tensor],
+        image_size: Sequence[int],
+    ) -> Tensor:
+        """The loss of each box from the features that hold it."""
         losses = [
             weight
             * fast.roi_perceptual_loss(
                 inputs[layer],
                 targets[layer],
-                boxes,
+                rois[layer].to(inputs[layer].device),
                 self.output_size,
-                spatial_scale(inputs[layer].shape[2:], denoised.shape[2:]),
+                self._scale(layer) if self.windows else spatial_scale(inputs[layer].shape[2:], image_size),
                 self.sampling_ratio,
                 self.aligned,
                 criterion=self.criterion,
-                box_weights=box_weights,
-                reduction=self.reduction,
+                reduction="none",
             )
             for layer, weight in self.layer_weights.items()
         ]
         return torch.stack(losses).sum(0)
+
+    def _scale(self, layer: str) -> float:
+        assert self.windows is not None
+        return 1 / self.windows.stride(layer)
+
+    def _warn_of_boxes_outside(self, rois: Tensor, image_size: Sequence[int]) -> None:
+        if self._warned or not len(rois):
+            return
+        axes = len(image_size)
+        sides = torch.tensor(image_size[::-1])
+        outside = ((rois[:, 1 + axes :] <= 0) | (rois[:, 1 : 1 + axes] >= sides)).any(1)
+        if bool(outside.all()):
+            self._warned = True
+            warnings.warn(
+                f"all boxes lie outside the images of {' x '.join(map(str, image_size))} pixels, the first at "
+                f"{tuple(rois[0, 1:].tolist())}: are they in pixels of these images? (said once)",
+                stacklevel=3,
+            )
 
     def extra_repr(self) -> str:
         """Layers with their weights, and the options."""
@@ -155,6 +355,28 @@ class MultiLoss(nn.Module):
     def extra_repr(self) -> str:
         """The options."""
         return f"weights={self.weights}, roi_weight={self.roi_weight}, data_range={self.data_range}"
+
+
+def _rois_on_host(boxes: Boxes, images: Tensor) -> Tensor:
+    """`as_rois` on the CPU, wherever boxes and images are."""
+    if isinstance(boxes, Tensor):
+        boxes = boxes.cpu()
+    elif isinstance(boxes, Sequence):
+        boxes = [of_image.cpu() if isinstance(of_image, Tensor) else of_image for of_image in boxes]
+    return as_rois(boxes, torch.empty((), dtype=images.dtype).expand(images.shape))
+
+
+def _reduce(losses: Tensor, box_weights: Tensor | None, reduction: str) -> Tensor:
+    # Imported here: the definitions bring torchvision, which takes seconds, and `import lidnet_fast` stays light.
+    from .reference.roi_perceptual import reduce_boxes
+
+    return reduce_boxes(losses, box_weights, reduction)
+
+
+def _in_order(losses: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
+    """One Tensor of the losses of boxes, of which the concatenated parts hold those numbered `rows`."""
+    together = torch.cat(list(losses))
+    return together[torch.tensor(rows, dtype=torch.int64, device=together.device).argsort()]
 
 
 def _layer_weights(layers: str | Sequence[str] | Mapping[str, float]) -> dict[str, float]:

@@ -33,25 +33,24 @@ def layer_names(network: nn.Module) -> list[str]:
 def spatial_scale(feature_size: Sequence[int], image_size: Sequence[int]) -> float:
     """Feature cells per image pixel of a layer.
 
-    The ratio of the sizes where it's the same whole stride along both axes. Elsewhere (sizes that the stride doesn't
+    The ratio of the sizes where it's the same whole stride along all axes. Elsewhere (sizes that the stride doesn't
     divide) the power of two nearest to it, as torchvision.ops.MultiScaleRoIAlign infers it.
 
     Args:
-        feature_size: (h, w) of the features.
-        image_size: (H, W) of the images.
+        feature_size: (h, w) of the features, or (d, h, w).
+        image_size: (H, W) of the images, or (D, H, W).
 
     Raises:
         ValueError: If the axes differ in scale.
     """
-    (h, w), (height, width) = feature_size, image_size
-    if height % h == 0 and width % w == 0 and height // h == width // w:
-        return h / height
-    exponents = round(math.log2(h / height)), round(math.log2(w / width))
-    if exponents[0] != exponents[1]:
-        raise ValueError(
-            f"features must have one scale along both axes, got {h} x {w} features of {height} x {width} images"
-        )
-    return 2.0 ** exponents[0]
+    strides = {pixels / cells for cells, pixels in zip(feature_size, image_size, strict=True)}
+    if len(strides) == 1 and next(iter(strides)).is_integer():
+        return 1 / strides.pop()
+    exponents = {round(math.log2(stride)) for stride in strides}
+    if len(exponents) > 1:
+        sizes = (" x ".join(map(str, size)) for size in (feature_size, image_size))
+        raise ValueError("features must have one scale along all axes, got {} features of {} images".format(*sizes))
+    return 2.0 ** -exponents.pop()
 
 
 # Spatial dimensions -> images, features.
@@ -135,9 +134,8 @@ class LayerExtractor(nn.Module):
         features = self.network(prepare_images(images, self.channels, self.mean, self.std))
         for layer in self.layers:
             if not isinstance(features[layer], Tensor) or features[layer].ndim != images.ndim:
-                raise ValueError(
-                    f"layer {layer!r} must give features {_LAYOUTS[self.dimensions][1]}, got {_describe(features[layer])}"
-                )
+                layout, got = _LAYOUTS[self.dimensions][1], _describe(features[layer])
+                raise ValueError(f"layer {layer!r} must give features {layout}, got {got}")
         return {layer: features[layer] for layer in self.layers}
 
     def check_images(self, images: Tensor) -> None:

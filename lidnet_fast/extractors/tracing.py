@@ -44,7 +44,10 @@ _POINTWISE_METHODS = {
     *("relu_", "sigmoid", "tanh", "clamp", "contiguous", "clone", "detach", "float", "half", "bfloat16", "double"),
 }
 # What does nothing in evaluation, and which argument says so.
-_DROPOUTS = {**dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"), 2), "stochastic_depth": 3}
+_DROPOUTS = {
+    **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"), 2),
+    "stochastic_depth": 3,
+}
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Refused:
     reason: str
 
 
-class _Refusal(Exception):
+class _RefusedError(Exception):
     pass
 
 
@@ -70,7 +73,7 @@ def traced_throughout(network: fx.GraphModule) -> fx.GraphModule:
     import torchvision
 
     try:
-        graph = fx.Tracer(autowrap_modules=(math, torchvision.ops)).trace(network)
+        graph = fx.Tracer(autowrap_modules=(math, torchvision.ops)).trace(network)  # type: ignore[arg-type]
     except Exception:  # whatever the forward of a block raises that was never meant to be traced
         return network
     return fx.GraphModule(network, graph)
@@ -127,16 +130,16 @@ class _Reader(fx.Interpreter):
                 operation = self._of_function(node.target, args, kwargs)  # type: ignore[arg-type]
             else:
                 if node.target not in _POINTWISE_METHODS:
-                    raise _Refusal(f"the method {node.target!r} isn't known to keep to a receptive field")
+                    raise _RefusedError(f"the method {node.target!r} isn't known to keep to a receptive field")
                 self._check_constants(args, kwargs)
                 operation = Pointwise()
-        except _Refusal as refusal:
+        except _RefusedError as refusal:
             what = f" ({node.target})" if node.op == "call_module" and node.target != node.name else ""
             return Refused(f"node {node.name!r}{what}: {refusal}")
         self.operations[node] = operation
         return Map(node)
 
-    def _of_module(self, module: nn.Module) -> Operation:
+    def _of_module(self, module: Any) -> Operation:
         kind = type(module)
         if kind in _CONVOLUTIONS:
             return self._convolution(module)
@@ -146,7 +149,7 @@ class _Reader(fx.Interpreter):
             return Pointwise()
         if kind in (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d):
             return self._max_pool(
-                module.kernel_size,  # type: ignore[arg-type]
+                module.kernel_size,
                 module.stride,
                 module.padding,
                 module.dilation,
@@ -155,7 +158,7 @@ class _Reader(fx.Interpreter):
             )
         if kind in (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d):
             return self._average_pool(
-                module.kernel_size,  # type: ignore[arg-type]
+                module.kernel_size,
                 module.stride,
                 module.padding,
                 module.ceil_mode,
@@ -168,7 +171,7 @@ class _Reader(fx.Interpreter):
             if kind.__name__.startswith(f"{name}Pad"):
                 mode = {"Reflection": "reflect", "Replication": "replicate"}.get(name, "constant")
                 return self._padding(module.padding, mode, getattr(module, "value", 0.0))
-        raise _Refusal(_why(kind.__name__))
+        raise _RefusedError(_why(kind.__name__))
 
     def _of_function(self, function: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation:
         name = getattr(function, "__name__", str(function))
@@ -177,15 +180,15 @@ class _Reader(fx.Interpreter):
             return Pointwise()
         if function in (torch.cat, torch.concat):
             if _argument(args, kwargs, 1, "dim", 0) not in (1, -self.dimensions - 1):
-                raise _Refusal("concatenates along another dimension than channels")
+                raise _RefusedError("concatenates along another dimension than channels")
             return Pointwise()
         if name in _DROPOUTS:
             if _argument(args, kwargs, _DROPOUTS[name], "training", True):
-                raise _Refusal(f"{name} is in training mode")
+                raise _RefusedError(f"{name} is in training mode")
             return Pointwise()
         if function is F.batch_norm:
             if _argument(args, kwargs, 5, "training", False):
-                raise _Refusal("batch_norm in training mode depends on the whole batch")
+                raise _RefusedError("batch_norm in training mode depends on the whole batch")
             return Pointwise()
         if function in (F.interpolate, F.upsample):
             given = [_argument(args, kwargs, position, key, default) for position, key, default in _INTERPOLATE]
@@ -201,19 +204,21 @@ class _Reader(fx.Interpreter):
             return self._average_pool(*(_argument(args, kwargs, *option) for option in _AVERAGE_POOL))
         if function is operator.getitem:
             return self._slicing(args[1])
-        raise _Refusal(_why(name))
+        raise _RefusedError(_why(name))
 
     def _check_constants(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Other tensors may differ from channel to channel, but not from place to place."""
         for value in (*args, *kwargs.values()):
             if isinstance(value, Tensor) and any(size != 1 for size in value.shape[-self.dimensions :]):
-                raise _Refusal(f"is combined with a tensor of shape {tuple(value.shape)}, which ties it to one place")
+                raise _RefusedError(
+                    f"is combined with a tensor of shape {tuple(value.shape)}, which ties it to one place"
+                )
 
     def _each_axis(self, value: Any) -> tuple[int, ...]:
         values = tuple(value) if isinstance(value, list | tuple) else (value,)
         values = values * self.dimensions if len(values) == 1 else values
         if len(values) != self.dimensions:
-            raise _Refusal(f"is for {len(values)} spatial dimensions, and the images have {self.dimensions}")
+            raise _RefusedError(f"is for {len(values)} spatial dimensions, and the images have {self.dimensions}")
         return values
 
     def _functional_convolution(
@@ -238,7 +243,9 @@ class _Reader(fx.Interpreter):
         """Of a module, or what has its attributes."""
         kernel, dilation = self._each_axis(module.kernel_size), self._each_axis(module.dilation)
         if module.padding_mode == "circular":
-            raise _Refusal("circular padding reads the opposite edge of the image; zeros, reflect or replicate don't")
+            raise _RefusedError(
+                "circular padding reads the opposite edge of the image; zeros, reflect or replicate don't"
+            )
         if isinstance(module.padding, str):
             total = [(k - 1) * d if module.padding == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
             before = tuple(n // 2 for n in total)
@@ -262,7 +269,9 @@ class _Reader(fx.Interpreter):
         self, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool, indices: bool
     ) -> Operation:
         if indices:
-            raise _Refusal("returns indices of maxima, which count from the map's first cell; return_indices=False")
+            raise _RefusedError(
+                "returns indices of maxima, which count from the map's first cell; return_indices=False"
+            )
         sides = self._each_axis(padding)
         return MaxPooling(
             self._each_axis(kernel),
@@ -290,22 +299,24 @@ class _Reader(fx.Interpreter):
 
     def _resizing(self, size: Any, scale_factor: Any, mode: str, align_corners: bool | None, *_: Any) -> Operation:
         if size is not None:
-            raise _Refusal("resizes to a given size; a whole scale_factor has a finite receptive field")
+            raise _RefusedError("resizes to a given size; a whole scale_factor has a finite receptive field")
         factors = self._each_axis(scale_factor)
         if not all(float(factor).is_integer() and factor >= 1 for factor in factors):
-            raise _Refusal(f"resizes by {scale_factor}; whole factors have a finite receptive field")
+            raise _RefusedError(f"resizes by {scale_factor}; whole factors have a finite receptive field")
         if mode not in ("nearest", "nearest-exact", "linear", "bilinear", "trilinear"):
-            raise _Refusal(f"resizes with mode {mode!r}; nearest and linear interpolation are known")
+            raise _RefusedError(f"resizes with mode {mode!r}; nearest and linear interpolation are known")
         if align_corners:
-            raise _Refusal("resizes with align_corners=True, which depends on the image's size; False doesn't")
+            raise _RefusedError("resizes with align_corners=True, which depends on the image's size; False doesn't")
         return Resizing(tuple(map(int, factors)), "nearest" if mode.startswith("nearest") else "linear")
 
     def _padding(self, widths: Any, mode: str, value: float) -> Operation:
         widths = list(widths) if isinstance(widths, list | tuple) else [widths] * 2 * self.dimensions
         if len(widths) > 2 * self.dimensions or not all(isinstance(width, int) for width in widths):
-            raise _Refusal(f"pads by {widths}: only the image's axes can be padded")
+            raise _RefusedError(f"pads by {widths}: only the image's axes can be padded")
         if mode == "circular":
-            raise _Refusal("circular padding reads the opposite edge of the image; constant, reflect, replicate don't")
+            raise _RefusedError(
+                "circular padding reads the opposite edge of the image; constant, reflect, replicate don't"
+            )
         widths += [0] * (2 * self.dimensions - len(widths))
         return Padding(tuple(widths[-2::-2]), tuple(widths[::-2]), mode, float(value))
 
@@ -317,12 +328,12 @@ class _Reader(fx.Interpreter):
             index = (*index[:place], *[slice(None)] * missing, *index[place + 1 :])
         index = (*index, *[slice(None)] * (self.dimensions + 2 - len(index)))
         if not all(isinstance(part, slice) for part in index) or index[0] != slice(None):
-            raise _Refusal(f"is indexed with {index}; slices of channels and of the image's axes are known")
+            raise _RefusedError(f"is indexed with {index}; slices of channels and of the image's axes are known")
         for part in index[2:]:
             if not all(isinstance(value, int | None) for value in (part.start, part.stop, part.step)):
-                raise _Refusal(f"is sliced with {part}; a slice of fixed numbers has a finite receptive field")
+                raise _RefusedError(f"is sliced with {part}; a slice of fixed numbers has a finite receptive field")
             if (part.start or 0) < 0:
-                raise _Refusal(f"is sliced with {part}, from a place that depends on the image's size")
+                raise _RefusedError(f"is sliced with {part}, from a place that depends on the image's size")
         return Slicing(index[1], tuple(index[2:]))
 
 
@@ -350,9 +361,9 @@ def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name
 
 def _batch_norm(module: Any) -> Operation:
     if module.training:
-        raise _Refusal("BatchNorm in training mode depends on the whole batch; call eval() on the network")
+        raise _RefusedError("BatchNorm in training mode depends on the whole batch; call eval() on the network")
     if module.running_mean is None:
-        raise _Refusal("BatchNorm without running statistics depends on the whole batch; track_running_stats=True")
+        raise _RefusedError("BatchNorm without running statistics depends on the whole batch; track_running_stats=True")
     return Pointwise()
 
 

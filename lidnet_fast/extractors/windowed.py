@@ -12,7 +12,7 @@ from .. import functional as fast
 from .layers import LayerExtractor, prepare_images
 from .operations import Cells, Convolution, Frame, Part, cut
 from .receptive_field import LayerGraph
-from .windows import Axis, Plan, Stretch, Window, WindowPlanner
+from .windows import Axis, Plan, Window, WindowPlanner
 
 __all__ = ["WindowBatch", "WindowedExtractor"]
 
@@ -36,7 +36,7 @@ class WindowBatch(NamedTuple):
     origins: dict[str, Tensor]
 
 
-class WindowedExtractor(nn.Module):
+class WindowedExtractor:
     """Features of a `LayerExtractor` in windows of the images, exactly those of the whole images.
 
     Each kind of window (its size, the image's edges that it touches) has a network of its own, derived from the
@@ -54,29 +54,32 @@ class WindowedExtractor(nn.Module):
     """
 
     def __init__(self, extractor: LayerExtractor, truncated: int | None = None, compiled: bool = False) -> None:
-        super().__init__()
         self.extractor = extractor
         self.truncated = truncated
         self.compiled = compiled
-        self._derive()
+        self.renew()
 
-    def _derive(self) -> None:
+    def renew(self) -> None:
+        """Derive all from the extractor again, after it has moved to another device or dtype."""
         self.graph = LayerGraph(self.extractor.network, self.extractor.dimensions)
         self._planners: dict[tuple[int, ...], WindowPlanner] = {}
         self._networks: OrderedDict[tuple, nn.Module] = OrderedDict()
-
-    def _apply(self, *args, **kwargs):  # type: ignore[no-untyped-def]
-        # Buffers are replaced when a module moves, and what is derived from the graph holds some of them.
-        result = super()._apply(*args, **kwargs)
-        self._derive()
-        return result
+        for layer in self.graph.layers:
+            self.stride(layer)
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in vars(self).items() if name not in ("graph", "_planners", "_networks")}
 
     def __setstate__(self, state: dict) -> None:
-        super().__setstate__(state)
-        self._derive()
+        vars(self).update(state)
+        self.renew()
+
+    def stride(self, layer: str) -> float:
+        """Pixels per cell of a layer, the same along all axes."""
+        strides = self.graph.strides[self.graph.layers[layer]]
+        if len(set(strides)) > 1:
+            raise ValueError(f"layer {layer!r} has strides {' x '.join(map(str, strides))}; they must be the same")
+        return float(strides[0])
 
     def planner(self, image_size: Sequence[int]) -> WindowPlanner:
         """The planner for images of a size."""
@@ -91,7 +94,9 @@ class WindowedExtractor(nn.Module):
         of_kind: dict[tuple, list[int]] = {}
         for number, window in enumerate(plan.windows):
             of_kind.setdefault(window.kind, []).append(number)
-        return [(numbers, self._batch([plan.windows[n] for n in numbers], axes, channels)) for numbers in of_kind.values()]
+        return [
+            (numbers, self._batch([plan.windows[n] for n in numbers], axes, channels)) for numbers in of_kind.values()
+        ]
 
     def _batch(self, windows: Sequence[Window], axes: Sequence[Axis], channels: int) -> WindowBatch:
         first = windows[0]
@@ -99,7 +104,9 @@ class WindowedExtractor(nn.Module):
         pixels = [of_axis[self.graph.image] for of_axis in needed]
         key = (first.kind, channels)
         if key not in self._networks:
-            network: nn.Module = self.extractor if self.truncated is not None else self._network(axes, first, needed, channels)
+            network: nn.Module = (
+                self.extractor if self.truncated is not None else self._network(axes, first, needed, channels)
+            )
             self._networks[key] = torch.compile(network) if self.compiled else network  # type: ignore[assignment]
             if len(self._networks) > MOST_KINDS:
                 self._networks.popitem(last=False)
@@ -109,7 +116,8 @@ class WindowedExtractor(nn.Module):
         corners = torch.tensor([cells.start for cells in pixels]) + shift
         images = torch.tensor([[window.image] for window in windows])
         origins = {
-            layer: units * torch.tensor([axis.ratios[node] for axis in axes]) for layer, node in self.graph.layers.items()
+            layer: units * torch.tensor([axis.ratios[node] for axis in axes])
+            for layer, node in self.graph.layers.items()
         }
         size = tuple(cells.stop - cells.start for cells in pixels)
         return WindowBatch(self._networks[key], torch.hstack((images, corners)), size, origins)
@@ -133,15 +141,17 @@ class WindowedExtractor(nn.Module):
         graph = self.graph
         part = Part(fx.Graph(), {})
         image, mean, std = (part.graph.placeholder(name) for name in ("images", "mean", "std"))
-        folded = all(
-            isinstance(step, Convolution) and step.groups == 1 and step.mode == "zeros"
-            for node, step in graph.steps.items()
-            if graph.image in graph.inputs[node]
-        ) and graph.image not in graph.layers.values()
+        folded = (
+            all(
+                isinstance(step, Convolution) and step.groups == 1 and step.mode == "zeros"
+                for node, step in graph.steps.items()
+                if graph.image in graph.inputs[node]
+            )
+            and graph.image not in graph.layers.values()
+        )
         if not folded:
             image = part.call(prepare_images, image, self.extractor.channels, mean, std)
         part.maps[graph.image] = image
-        with_bias: fx.Node | None = None
         for node, step in graph.steps.items():
             sizes = [axis.sizes[graph.inputs[node][0]] for axis in axes]
             made = [of_axis[node] for of_axis in needed]
@@ -154,7 +164,7 @@ class WindowedExtractor(nn.Module):
                 read: cut(part, part.maps[read], [of_axis[read] for of_axis in needed], held)
                 for read in graph.inputs[node]
             }
-            if folded and graph.image in inputs:
+            if folded and isinstance(step, Convolution) and graph.image in inputs:
                 part.maps[node] = _emit_folded(part, step, node, inputs[graph.image], frames, mean, std, channels)
             else:
                 part.maps[node] = step.emit(part, node, inputs, frames)
@@ -218,4 +228,3 @@ def fold(
 def with_ones(images: Tensor, mean: Tensor | None) -> Tensor:
     """Images with a channel of ones, where a mean is folded into its weights."""
     return images if mean is None else torch.cat((images, torch.ones_like(images[:, :1])), 1)
-

@@ -2,8 +2,8 @@
 
 Along each axis images are counted in units: as many pixels as the graph's alignment, so that every layer has whole
 cells in a unit. A window is a range of units of the layers that the boxes read; what it needs of the image is that and
-the receptive field around it. A window of which that touches the image's edge is extended to the edge, so that there are
-few kinds of windows: those inside, which differ in nothing but their place, and those at an edge.
+the receptive field around it. A window for which that passes the image's edge is extended to the edge, so that there
+are few kinds of windows: those inside, which differ in nothing but their place, and those at an edge.
 """
 
 import math
@@ -88,9 +88,9 @@ class Axis:
         self.graph, self.axis, self.pixels, self.truncated = graph, axis, pixels, truncated
         self.alignment = graph.alignment[axis]
         self.sizes = graph.sizes(axis, pixels)
-        for layer, node in graph.layers.items():
-            if min(self.sizes.values()) < 1:
-                raise ValueError(f"images of {pixels} pixels along an axis are too small for layer {layer!r}")
+        if min(self.sizes.values()) < 1:
+            layers = ", ".join(map(repr, graph.layers))
+            raise ValueError(f"images of {pixels} pixels along an axis are too small for {layers}: no cell is left")
         self.ratios = {node: int(self.alignment / graph.strides[node][axis]) for node in graph.layers.values()}
         self.units = max(-(-self.sizes[node] // ratio) for node, ratio in self.ratios.items())
         # Of every map, a window of units [a, b) needs the cells [per_unit * a + first, per_unit * b + last).
@@ -121,7 +121,8 @@ class Axis:
 
     def units_of(self, low: np.ndarray, high: np.ndarray, aligned: bool) -> tuple[np.ndarray, np.ndarray]:
         """Units that RoIAlign of the layers reads for boxes from `low` to `high`, in pixels."""
-        starts, stops = [], []
+        starts: list[np.ndarray] = []
+        stops: list[np.ndarray] = []
         for node, ratio in self.ratios.items():
             stride = float(self.graph.strides[node][self.axis])
             # Samples lie in the box, and each is interpolated from the cell before it and the cell behind it.
@@ -220,7 +221,7 @@ class WindowPlanner:
             aligned: As in `functional.roi_perceptual_loss`.
         """
         dimensions = len(self.axes)
-        low, high = rois[:, dimensions:0:-1], rois[:, : dimensions : -1]
+        low, high = rois[:, dimensions:0:-1], rois[:, :dimensions:-1]
         plan = Plan(window_of_box=np.full(len(rois), -1, np.int64))
         units = [axis.units_of(low[:, n], high[:, n], aligned) for n, axis in enumerate(self.axes)]
         needed_start = np.stack([start for start, _ in units], -1) if len(rois) else np.empty((0, dimensions), int)
@@ -239,7 +240,9 @@ class WindowPlanner:
             total += cost
             plan.window_of_box[boxes] = len(plan.windows) + window_of_box
             plan.windows += [
-                Window(int(image), tuple(axis.stretch(int(a), int(b)) for axis, a, b in zip(self.axes, *ends, strict=True)))
+                Window(
+                    int(image), tuple(axis.stretch(int(a), int(b)) for axis, a, b in zip(self.axes, *ends, strict=True))
+                )
                 for ends in zip(start, stop, strict=True)
             ]
         plan.relative_cost = total / (images * self.whole_cost)

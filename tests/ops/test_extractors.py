@@ -102,7 +102,7 @@ def test_spatial_scale(feature_size, image_size, scale):
 
 
 def test_spatial_scale_must_be_the_same_on_both_axes():
-    with pytest.raises(ValueError, match="one scale along both axes, got 32 x 16 features of 64 x 64 images"):
+    with pytest.raises(ValueError, match="one scale along all axes, got 32 x 16 features of 64 x 64 images"):
         spatial_scale((32, 16), (64, 64))
 
 

@@ -1,0 +1,61 @@
+"""Networks by name, and their layers under the names that papers use."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+__all__ = ["load_network", "node_names"]
+
+
+def load_network(name: str, weights: object = None) -> nn.Module:
+    """One of torchvision's networks, in evaluation mode.
+
+    Args:
+        name: As torchvision.models.list_models gives them: "vgg19", "resnet18", ...
+        weights: None for random ones, a torchvision weights enum or its name ("DEFAULT" and others are downloaded at
+            the first use), or the path of a state dict.
+
+    Raises:
+        ValueError: For an unknown name or weights, or a state dict that isn't the network's.
+        FileNotFoundError: If `weights` is a path that isn't there.
+    """
+    from torchvision.models import get_model, list_models
+
+    if name not in list_models():
+        near = [known for known in list_models() if known.startswith(name[:3])]
+        raise ValueError(f"torchvision has no network {name!r}; near it are {', '.join(near[:8]) or 'none'}")
+    path = Path(weights) if isinstance(weights, str | Path) else None
+    if path is None or not (path.suffix or path.exists() or len(path.parts) > 1):
+        return get_model(name, weights=weights).eval()
+    network = get_model(name, weights=None)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{path} doesn't hold weights of {name}: {str(error).splitlines()[-1].strip()}") from error
+    return network.eval()
+
+
+def node_names(network: nn.Module, layers: Iterable[str]) -> list[str]:
+    """Names of the nodes behind layers: of a torchvision VGG, conv3_4, relu3_4 and pool3 too (Simonyan, Zisserman)."""
+    from torchvision.models import VGG
+
+    names = _vgg_names(network) if isinstance(network, VGG) else {}
+    return [names.get(layer, layer) for layer in layers]
+
+
+def _vgg_names(network: nn.Module) -> dict[str, str]:
+    names, block, number = {}, 1, 0
+    for index, module in enumerate(network.features):  # type: ignore[arg-type]
+        node = f"features.{index}"
+        if isinstance(module, nn.Conv2d):
+            number += 1
+            names[f"conv{block}_{number}"] = node
+        elif isinstance(module, nn.ReLU):
+            names[f"relu{block}_{number}"] = node
+        elif isinstance(module, nn.MaxPool2d):
+            names[f"pool{block}"] = node
+            block, number = block + 1, 0
+    return names
