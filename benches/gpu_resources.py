@@ -21,7 +21,7 @@ from unittest import mock
 
 import torch
 import triton
-from lidnet_fast.kernels import roi_perceptual
+from lidnet_fast.kernels import roi_perceptual, roi_windows
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
@@ -65,7 +65,8 @@ def compiled(target: GPUTarget) -> Iterator[dict[str, Any]]:
         bound, specialization, options = binder(*args, debug=False, **kwargs)
         options, signature, constexprs, attrs = self._pack_args(backend, kwargs, bound, specialization, options)
         source = ASTSource(self, signature, constexprs, attrs)
-        name = self.__name__ + (" backward" if kwargs.get("CRITERION") is not None and args[8] is not None else "")
+        backward = kwargs.get("CRITERION") is not None and args[8] is not None
+        name = self.__name__ + (" backward" if backward else "")
         kernels[name] = triton.compile(source, target=target, options=options.__dict__)
 
     with mock.patch.object(JITFunction, "run", compile_only):
@@ -93,6 +94,10 @@ def launch(dtype: torch.dtype, channels_last: bool = False, levels: int = 1, vol
     )
     roi_perceptual.roi_perceptual_losses(*arguments)
     roi_perceptual.roi_perceptual_losses_backward(torch.empty(256), *arguments)
+    images, size = torch.empty(2, 1, *extent, dtype=dtype), (40,) * len(extent)
+    corners = torch.empty(8, 1 + len(extent), dtype=torch.int64)
+    windows = roi_windows.roi_windows(images, corners, size)
+    roi_windows.roi_windows_backward(windows, corners, images.shape)
 
 
 def nvidia_resources(kernel: Any, target: str) -> dict[str, Any]:

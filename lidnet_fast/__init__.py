@@ -9,6 +9,7 @@ from .functional import (
     multi_loss_jacobian,
     multiscale_roi_perceptual_loss,
     roi_perceptual_loss,
+    roi_windows,
 )
 from .losses import MultiLoss, ROIPerceptualLoss
 from .multitask import mtl_backward
@@ -25,6 +26,7 @@ __all__ = [
     "multi_loss_jacobian",
     "multiscale_roi_perceptual_loss",
     "roi_perceptual_loss",
+    "roi_windows",
 ]
 
 __version__ = "0.1.0"

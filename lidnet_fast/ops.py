@@ -20,12 +20,13 @@ __all__ = [
     "multi_loss_jacobian",
     "multiscale_roi_perceptual_loss",
     "roi_perceptual_loss",
+    "roi_windows",
 ]
 
 # Which of them the kernels of each kind compute, by the names of `backend.missing_kernels`.
 KERNELS = {
     "cpu": frozenset(__all__),
-    "cuda, Triton": frozenset({"multiscale_roi_perceptual_loss", "roi_perceptual_loss"}),
+    "cuda, Triton": frozenset({"multiscale_roi_perceptual_loss", "roi_perceptual_loss", "roi_windows"}),
     "cuda, C++": frozenset({"combine_gradients", "gradient_gramian", "multi_loss", "multi_loss_jacobian"}),
 }
 
@@ -60,6 +61,14 @@ _library.define(
 _library.define("gradient_gramian(Tensor gradients, bool per_sample) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 _library.define(
     "combine_gradients(Tensor gradients, Tensor coefficients) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
+)
+
+_library.define(
+    "roi_windows(Tensor images, Tensor corners, SymInt[] size) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
+)
+_library.define(
+    "roi_windows_backward(Tensor grad_windows, Tensor corners, SymInt[] shape) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
 )
 
 
@@ -181,6 +190,11 @@ def combine_gradients(gradients: Tensor, coefficients: Tensor, dtype: torch.dtyp
     return torch.ops.lidnet_fast.combine_gradients(gradients, coefficients.to(dtype))
 
 
+def roi_windows(images: Tensor, corners: Tensor, size: Sequence[int]) -> Tensor:
+    """`lidnet_fast.reference.roi_windows`, in one pass, and with a gradient that is the same every time."""
+    return torch.ops.lidnet_fast.roi_windows(images, corners, size)
+
+
 def _dense(inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Each pair contiguous, or channels_last where the input is: what the kernels on the CPU read."""
     pairs = []
@@ -231,6 +245,16 @@ def _(gradients: Tensor, per_sample: bool) -> Tensor:
 @torch.library.register_fake("lidnet_fast::combine_gradients")
 def _(gradients: Tensor, coefficients: Tensor) -> Tensor:
     return gradients.new_empty(gradients.shape[1:])
+
+
+@torch.library.register_fake("lidnet_fast::roi_windows")
+def _(images: Tensor, corners: Tensor, size: Sequence[int]) -> Tensor:
+    return images.new_empty((corners.shape[0], images.shape[1], *size))
+
+
+@torch.library.register_fake("lidnet_fast::roi_windows_backward")
+def _(grad_windows: Tensor, corners: Tensor, shape: Sequence[int]) -> Tensor:
+    return grad_windows.new_empty(tuple(shape))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -300,6 +324,20 @@ def _combine_backward(ctx: Any, grad_combined: Tensor) -> tuple[Tensor | None, T
     )
 
 
+def _save_corners(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, corners, _ = inputs
+    ctx.save_for_backward(corners)
+    ctx.shapes = inputs[0].shape, output.shape
+
+
+def _add_windows(ctx: Any, grad_windows: Tensor) -> tuple[Any, ...]:
+    return torch.ops.lidnet_fast.roi_windows_backward(grad_windows, *ctx.saved_tensors, ctx.shapes[0]), None, None
+
+
+def _cut_windows(ctx: Any, grad_images: Tensor) -> tuple[Any, ...]:
+    return torch.ops.lidnet_fast.roi_windows(grad_images, *ctx.saved_tensors, ctx.shapes[0][2:]), None, None
+
+
 def _refuse_double_backward(ctx: Any, *grads: Any) -> None:
     raise NotImplementedError(
         "the fused losses can't be differentiated twice; "
@@ -326,6 +364,8 @@ torch.library.register_autograd("lidnet_fast::multi_loss", _scale_gradient, setu
 torch.library.register_autograd("lidnet_fast::multi_loss_backward", _refuse_double_backward)
 torch.library.register_autograd("lidnet_fast::gradient_gramian", _gramian_backward, setup_context=_save_inputs)
 torch.library.register_autograd("lidnet_fast::combine_gradients", _combine_backward, setup_context=_save_inputs)
+torch.library.register_autograd("lidnet_fast::roi_windows", _add_windows, setup_context=_save_corners)
+torch.library.register_autograd("lidnet_fast::roi_windows_backward", _cut_windows, setup_context=_save_corners)
 torch.library.register_vmap("lidnet_fast::multi_loss", _refuse_vmap_of_images)
 torch.library.register_vmap("lidnet_fast::multi_loss_jacobian", _refuse_vmap_of_images)
 torch.library.register_vmap("lidnet_fast::roi_perceptual_losses", _refuse_vmap)
@@ -349,3 +389,17 @@ def _(*arguments: Any) -> list[Tensor]:
     from .kernels.roi_perceptual import roi_perceptual_losses_backward
 
     return roi_perceptual_losses_backward(*arguments)
+
+
+@torch.library.impl(_library, "roi_windows", "CUDA")
+def _(*arguments: Any) -> Tensor:
+    from .kernels.roi_windows import roi_windows
+
+    return roi_windows(*arguments)
+
+
+@torch.library.impl(_library, "roi_windows_backward", "CUDA")
+def _(*arguments: Any) -> Tensor:
+    from .kernels.roi_windows import roi_windows_backward
+
+    return roi_windows_backward(*arguments)

@@ -130,7 +130,7 @@ class _Reader(fx.Interpreter):
                 operation = self._of_function(node.target, args, kwargs)  # type: ignore[arg-type]
             else:
                 if node.target not in _POINTWISE_METHODS:
-                    raise _RefusedError(f"the method {node.target!r} isn't known to keep to a receptive field")
+                    raise _RefusedError(_why(str(node.target)))
                 self._check_constants(args, kwargs)
                 operation = Pointwise()
         except _RefusedError as refusal:

@@ -20,7 +20,7 @@ from .receptive_field import LayerGraph
 __all__ = ["Axis", "Plan", "Stretch", "Window", "WindowPlanner"]
 
 # Of consecutive sizes of windows, the larger has to be longer by so much: few sizes, little waste.
-BUCKET_GROWTH = 1.08
+BUCKET_GROWTH = 1.1
 # What a cell of a convolution's output costs besides its multiply-adds (activations, pooling, memory), per channel and
 # in multiply-adds.
 CELL_COST = 64
@@ -159,7 +159,7 @@ class Axis:
         """The window of units start, ..., stop - 1."""
         at_first, at_last = start < self.first_free, stop > self.last_free
         if self.truncated is not None:
-            at_first, at_last = False, stop == self.units and self.pixels % self.alignment != 0
+            at_first, at_last = False, stop == self.units and self.units * self.alignment != self.pixels
         if at_first and at_last:
             return Stretch(start, stop, ("all", self.pixels))
         if at_last:
@@ -177,7 +177,8 @@ class Axis:
         """The cells of every map that a window is computed from."""
         if self.truncated is not None:
             start = stretch.start * self.alignment
-            return {self.graph.image: Cells(start, min(stretch.stop * self.alignment, self.pixels))}
+            stop = self.pixels if stretch.stop == self.units else stretch.stop * self.alignment
+            return {self.graph.image: Cells(start, stop)}
         return self.graph.demand(self.axis, self.wanted(stretch), self.sizes)
 
 

@@ -1,0 +1,89 @@
+"""The Triton kernels of roi_windows against slicing: in the interpreter, or on the GPU where there is one."""
+
+import pytest
+import torch
+
+kernels = pytest.importorskip("lidnet_fast.kernels.roi_windows")
+pytestmark = pytest.mark.interpreter
+
+CASES = {
+    "images": ((2, 3, 8, 10), [[0, 0, 0], [1, 3, 4], [0, 2, 1], [1, 4, 4], [1, 3, 4]], (4, 6)),
+    "volumes": ((2, 2, 4, 6, 7), [[1, 0, 2, 1], [0, 2, 0, 3], [1, 1, 2, 2]], (2, 3, 4)),
+    "several blocks": ((1, 1, 40, 60), [[0, 1, 2], [0, 3, 5]], (35, 50)),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request, device):
+    shape, corners, size = CASES[request.param]
+    return shape, torch.tensor(corners, device=device), size
+
+
+def slices(corner, size):
+    image, *place = corner.tolist()
+    return (image, slice(None), *(slice(a, a + n) for a, n in zip(place, size, strict=True)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_values_and_gradients(case, device, dtype):
+    shape, corners, size = case
+    torch.manual_seed(0)
+    images = torch.randn(shape, dtype=torch.float64).to(dtype).to(device)
+    windows = kernels.roi_windows(images, corners, size)
+    assert torch.equal(windows, torch.stack([images[slices(corner, size)] for corner in corners]))
+    upstream = torch.randn(windows.shape, dtype=torch.float64).to(dtype).to(device)
+    gradient = kernels.roi_windows_backward(upstream, corners, shape)
+    expected = torch.zeros(shape, dtype=torch.float64, device=device)
+    for corner, of_window in zip(corners, upstream, strict=True):
+        expected[slices(corner, size)] += of_window
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-6}.get(dtype, 1e-2)
+    assert gradient.dtype == dtype
+    assert (gradient.double() - expected).norm() <= tolerance * expected.norm()
+    assert torch.equal(gradient, kernels.roi_windows_backward(upstream, corners, shape))
+
+
+def test_memory(case, device, watched):
+    """No access outside the tensors, no pixel stored twice, and nothing read that isn't needed but corners."""
+    shape, corners, size = case
+    images, allocated = torch.randn(shape, device=device), []
+    allocated += [images, corners]
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in ((torch.Tensor, "new_empty"), (torch, "cat")):
+            allocate = getattr(owner, name)
+
+            def kept(*args, _allocate=allocate, **kwargs):
+                allocated.append(_allocate(*args, **kwargs))
+                return allocated[-1]
+
+            patch.setattr(owner, name, kept)
+        with watched(lambda: allocated) as traffic:
+            windows = kernels.roi_windows(images, corners, size)
+            assert traffic.stored == windows.nbytes
+            gradient = kernels.roi_windows_backward(windows, corners, shape)
+    assert traffic.stored == windows.nbytes + gradient.nbytes
+
+
+def test_windows_that_would_leave_the_images_stay_inside(watched, device):
+    images = torch.randn(2, 1, 6, 7, device=device)
+    corners = torch.tensor([[9, 1, 1], [-3, 1, 1], [0, -5, 99], [1, 2**40, -(2**40)]], device=device)
+    allocated = [images, corners]
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in ((torch.Tensor, "new_empty"), (torch, "cat")):
+            allocate = getattr(owner, name)
+
+            def kept(*args, _allocate=allocate, **kwargs):
+                allocated.append(_allocate(*args, **kwargs))
+                return allocated[-1]
+
+            patch.setattr(owner, name, kept)
+        with watched(lambda: allocated):
+            windows = kernels.roi_windows(images, corners, (3, 4))
+            kernels.roi_windows_backward(windows, corners, images.shape)
+    assert torch.equal(windows[2], images[0, :, :3, 3:])
+
+
+def test_no_windows(device):
+    corners = torch.empty(0, 3, dtype=torch.int64, device=device)
+    assert kernels.roi_windows(torch.zeros(1, 2, 5, 5, device=device), corners, (2, 2)).shape == (0, 2, 2, 2)
+    gradient = kernels.roi_windows_backward(torch.zeros(0, 2, 2, 2, device=device), corners, (1, 2, 5, 5))
+    assert torch.equal(gradient, torch.zeros(1, 2, 5, 5, device=device))
