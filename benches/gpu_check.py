@@ -14,9 +14,11 @@ import boxes as box_sets
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.models import vgg19
 from torchvision.ops import roi_align
 
 from lidnet_fast import (
+    ROIPerceptualLoss,
     backend,
     combine_gradients,
     gradient_gramian,
@@ -112,6 +114,29 @@ def pixel_parity() -> dict[str, Any]:
         }
         results[f"{name}, {dtype}"] = {**errors, "ok": max(errors.values()) < TOLERANCES[dtype]}
     return results
+
+
+def window_parity() -> dict[str, Any]:
+    """Losses on windows against those of whole images."""
+    results = {}
+    boxes = [of_image.cuda() for of_image in box_sets.lidc_slices(4)]
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-2)):
+        pair = images(4, 1, 512, 512, dtype=dtype)
+        windows, whole = window_losses("relu2_2", dtype)
+        actual = with_gradient(lambda x, y: windows(x, y, boxes), *pair)  # noqa: B023
+        expected = with_gradient(lambda x, y: whole(x, y, boxes), *pair)  # noqa: B023
+        errors = [relative_error(*values) for values in zip(actual, expected, strict=True)]
+        results[f"ROI windows, vgg19 relu2_2, {dtype}"] = {"errors": errors, "ok": max(errors) <= tolerance}
+    return results
+
+
+def window_losses(layer: str, dtype: torch.dtype) -> tuple[ROIPerceptualLoss, ROIPerceptualLoss]:
+    """A loss on windows, and the same one on whole images."""
+    torch.manual_seed(0)
+    network = vgg19()
+    losses = [ROIPerceptualLoss(network, layer).to("cuda", dtype) for _ in "ab"]
+    losses[1].windows.planner((512, 512)).whole_cost = 1e-9  # whatever windows cost, it's more
+    return losses[0], losses[1]
 
 
 def behaviour(step: Callable[..., tuple[Tensor, ...]], arguments: list[Tensor]) -> dict[str, bool]:
@@ -225,6 +250,24 @@ def pixel_speed() -> dict[str, Any]:
     return results
 
 
+def window_speed() -> dict[str, Any]:
+    """Medians in ms, forward and backward, of losses on windows and on whole images."""
+    results = {}
+    boxes = box_sets.lidc_slices(4)
+    for layer in ("relu2_2", "relu3_4", "relu4_4"):
+        pair, losses = images(4, 1, 512, 512), window_losses(layer, torch.float32)
+        windows, whole = (
+            median_ms(lambda turn, loss=loss: with_gradient(lambda x, y: loss(x, y, boxes), *pair))  # noqa: B023
+            for loss in losses
+        )
+        results[f"ROI windows, vgg19 {layer}, 4x1x512x512"] = {
+            "ours": windows,
+            "whole image": whole,
+            "times as fast as whole image": whole / windows,
+        }
+    return results
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
@@ -233,11 +276,15 @@ def main() -> None:
         sys.exit("gpu_check: torch sees no CUDA device here")
     backend.use("fused")
     torch.manual_seed(0)
-    report = {"machine": machine_facts(), "parity": parity() | pixel_parity(), "behaviour": behaviours()}
+    report = {
+        "machine": machine_facts(),
+        "parity": parity() | pixel_parity() | window_parity(),
+        "behaviour": behaviours(),
+    }
     failed = [name for name, result in report["parity"].items() if not result["ok"]]
     failed += [name for name, ok in report["behaviour"].items() if not ok]
     if not failed:  # what isn't right isn't timed
-        report["speed"] = speed() | pixel_speed()
+        report["speed"] = speed() | pixel_speed() | window_speed()
     write_text(out, json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))
     if failed:

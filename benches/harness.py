@@ -41,13 +41,14 @@ class Row:
     rounds: int
     ours_ms: float
     peers_ms: dict[str, float]
-    floor_ms: float
+    floor_ms: float | None
     extra_mb: dict[str, float | None]
 
     @property
     def ratios(self) -> dict[str, float]:
         """How many times as long as ours each peer takes, and ours as the floor."""
-        return {name: ms / self.ours_ms for name, ms in self.peers_ms.items()} | {"floor": self.ours_ms / self.floor_ms}
+        peers = {name: ms / self.ours_ms for name, ms in self.peers_ms.items()}
+        return peers if self.floor_ms is None else peers | {"floor": self.ours_ms / self.floor_ms}
 
 
 class Race:
@@ -69,8 +70,8 @@ class Race:
         ours: Contestant,
         peers: Mapping[str, Contestant],
         expected: Sequence[Tensor],
-        tolerance: float,
-        floor_bytes: int,
+        tolerance: float | Mapping[str, float],
+        floor_bytes: int | None = None,
     ) -> None:
         """Run one race.
 
@@ -81,12 +82,12 @@ class Race:
             ours: The contestant that the others are compared with.
             peers: Name -> contestant. The first one's memory is in the table.
             expected: What every contestant has to return, in float64.
-            tolerance: Relative L2 error allowed in each Tensor.
-            floor_bytes: What any implementation has to read and write at least.
+            tolerance: Relative L2 error allowed in each Tensor, of all contestants or by the name of each.
+            floor_bytes: What any implementation has to read and write at least; None where memory isn't the limit.
         """
         contestants = {OURS: ours, **peers}
         for name, contestant in contestants.items():
-            check_parity(name, contestant(), expected, tolerance)
+            check_parity(name, contestant(), expected, tolerance[name] if isinstance(tolerance, Mapping) else tolerance)
         if self._benchmark.disabled:
             self._benchmark.pedantic(ours)
             return
@@ -115,7 +116,7 @@ class Race:
             rounds,
             ours_ms=1e3 * self._benchmark.stats["median"],
             peers_ms={name: 1e3 * statistics.median(seconds) for name, seconds in of_peers.items()},
-            floor_ms=1e3 * statistics.median(copies) * floor_bytes / (2 * COPIED_BYTES),
+            floor_ms=floor_bytes and 1e3 * statistics.median(copies) * floor_bytes / (2 * COPIED_BYTES),
             extra_mb=extra_mb,
         )
         self._benchmark.extra_info.update(asdict(row), ratios=row.ratios)
@@ -175,17 +176,19 @@ def report(rows: Sequence[Row], facts: Mapping[str, str]) -> str:
     for op in dict.fromkeys(row.op for row in rows):
         of_op = [row for row in rows if row.op == op]
         peers = list(dict.fromkeys(name for row in of_op for name in row.peers_ms))
-        head = [op, "", "ours", *peers, "floor", "extra MiB"]
-        parts.append(_table(head, [_cells(row, peers) for row in of_op]))
+        floor = any(row.floor_ms is not None for row in of_op)
+        head = [op, "", "ours", *peers, *(["floor"] if floor else []), "extra MiB"]
+        parts.append(_table(head, [_cells(row, peers, floor) for row in of_op]))
     return "\n".join(parts)
 
 
-def _cells(row: Row, peers: Iterable[str]) -> list[str]:
+def _cells(row: Row, peers: Iterable[str], floor: bool) -> list[str]:
     cells = [row.case, row.mode, _number(row.ours_ms)]
     for name in peers:
         timed = name in row.peers_ms
         cells.append(f"{_number(row.peers_ms[name])} ({_number(row.ratios[name])}x)" if timed else "")
-    cells.append(f"{_number(row.floor_ms)} ({_number(row.ratios['floor'])}x)")
+    if floor:
+        cells.append("" if row.floor_ms is None else f"{_number(row.floor_ms)} ({_number(row.ratios['floor'])}x)")
     ours_mb, *peers_mb = [_number(mb) if mb is not None else "?" for mb in row.extra_mb.values()]
     cells.append(f"{ours_mb} ({peers_mb[0]})" if peers_mb else ours_mb)
     return cells

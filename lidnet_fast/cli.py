@@ -162,13 +162,21 @@ def prepare(arguments: Sequence[str]) -> None:
 
 
 def info(arguments: Sequence[str]) -> None:
-    """What is installed and which implementations are used."""
+    """What is installed and which implementations are used; of an extractor, what its ROI windows bring."""
     import argparse
 
-    argparse.ArgumentParser(prog="lidnet-fast info", description=info.__doc__).parse_args(arguments)
-    from lidnet_fast.info import describe
+    parser = argparse.ArgumentParser(prog="lidnet-fast info", description=info.__doc__)
+    add = parser.add_argument
+    add("--extractor", metavar="NETWORK:LAYERS", help="such as vgg19:relu3_4 or resnet18:layer1,layer2")
+    add("--boxes", type=Path, help="CSV of lesion boxes, see docs/box_csv.md; by default LIDC-IDRI's")
+    add("--image-size", type=int, default=512, help="side of the images in pixels")
+    options = parser.parse_args(arguments)
+    from lidnet_fast.info import describe, describe_extractor
 
-    print(describe())
+    if options.extractor is None:
+        print(describe())
+    else:
+        print(describe_extractor(options.extractor, options.boxes, options.image_size))
 
 
 def _run_config(parser, options):  # type: ignore[no-untyped-def]

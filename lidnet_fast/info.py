@@ -1,11 +1,18 @@
-"""`lidnet-fast info`: what runs here, and what is missing for more."""
+"""`lidnet-fast info`: what runs here, what is missing for more, and what windows of an extractor bring."""
 
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import torch
 
 import lidnet_fast
 from lidnet_fast import backend
+from lidnet_fast.errors import InputError
 from lidnet_fast.runtime import machine_facts
 
+_BATCH, _MOST_SLICES = 4, 400
 _TRAIN_PACKAGES = ("lightning", "torchmetrics", "faster-coco-eval", "torchjd", "pydicom", "blosc2", "pillow")
 
 
@@ -24,6 +31,97 @@ def describe() -> str:
     else:
         lines.append("trainer: complete")
     return "\n".join(lines)
+
+
+def describe_extractor(extractor: str, boxes: Path | None, image_size: int) -> str:
+    """Receptive fields of layers, and what windows cost around lesions: the lines of `lidnet-fast info --extractor`.
+
+    Args:
+        extractor: "vgg19:relu3_4", or several layers with commas between.
+        boxes: A box file (docs/box_csv.md); None for slices of LIDC-IDRI.
+        image_size: Side of the images in pixels.
+
+    Raises:
+        InputError: For an unknown network or layer, a layer without a finite receptive field, or a faulty box file.
+    """
+    from lidnet_fast.extractors import LayerExtractor, load_network, receptive_fields
+    from lidnet_fast.extractors.networks import node_names
+    from lidnet_fast.extractors.receptive_field import LayerGraph
+    from lidnet_fast.extractors.windows import WindowPlanner
+
+    name, _, layers = extractor.partition(":")
+    if not layers:
+        raise InputError(f"--extractor must be NETWORK:LAYERS, such as vgg19:relu3_4, got {extractor!r}")
+    try:
+        with torch.device("meta"):  # the weights' values don't matter
+            network = load_network(name)
+        nodes = dict(zip(layers.split(","), node_names(network, layers.split(",")), strict=True))
+        fields = receptive_fields(network, nodes.values())
+        graph = LayerGraph(LayerExtractor(network, nodes.values()).network, 2)
+        planner = WindowPlanner(graph, (image_size, image_size))
+    except ValueError as error:
+        raise InputError(f"--extractor {extractor}: {error}") from error
+    lines = []
+    for layer, node in nodes.items():
+        field = fields[node]
+        lines += [
+            f"{name} {layer}" + ("" if node == layer else f" ({node})"),
+            f"  {'stride':<16} {_sides(field.stride)} pixels",
+            f"  {'receptive field':<16} {_sides(field.size)} pixels",
+            f"  {'halo':<16} {_sides(field.before)} pixels before a cell, {_sides(field.after)} behind it",
+            f"  {'alignment':<16} {_sides(field.alignment)} pixels",
+        ]
+    slices, source = _slices_with_lesions(boxes)
+    plans = [planner.plan(batch, _BATCH) for batch in _batches(slices)]
+    cost = float(np.mean([plan.relative_cost for plan in plans]))
+    whole = sum(len(plan.whole) for plan in plans)
+    side = np.sqrt(np.concatenate([(box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]) for box in slices]))
+    lines += [
+        f"windows on {image_size} x {image_size}, lesions of {source}, median side {np.median(side):.1f} pixels",
+        f"  {'expected cost':<16} {cost:.1%} of whole images, a gain of {1 / cost:.0f}x, in batches of {_BATCH} images "
+        "with lesions; those without cost nothing",
+        f"  {'planned whole':<16} {whole} of {_BATCH * len(plans)} images",
+    ]
+    return "\n".join(lines)
+
+
+def _slices_with_lesions(path: Path | None) -> tuple[list[np.ndarray], str]:
+    """Boxes [n, 4] of each slice that has some, a sample of so many at most, and where they are from."""
+    if path is None:
+        from lidnet_fast.data.lidc import load_lidc_boxes
+
+        table = load_lidc_boxes(min_readers=2)
+        _, slice_of_box = np.unique(table[["scan", "z"]], return_inverse=True)
+        corners = np.stack([table[name] for name in ("x1", "y1", "x2", "y2")], axis=1).astype(np.float64)
+        source = "LIDC-IDRI"
+    else:
+        from lidnet_fast.data.boxes import COLUMNS, SLICE_COLUMNS
+        from lidnet_fast.data.csv_input import read_rows
+
+        column, rows = read_rows(path, COLUMNS, SLICE_COLUMNS)
+        if not rows:
+            raise InputError(f"{path}: there are no boxes in it")
+        places = [f"{row['series_uid']} {row[str(column)]}" for _, row in rows]
+        _, slice_of_box = np.unique(places, return_inverse=True)
+        try:
+            corners = np.array([[float(row[name]) for name in COLUMNS[1:]] for _, row in rows])
+        except ValueError as error:
+            raise InputError(f"{path}: {error}") from error
+        source = str(path)
+    drawn = np.random.default_rng(0).permutation(slice_of_box.max() + 1)[:_MOST_SLICES]
+    return [corners[slice_of_box == number] for number in drawn], f"{len(drawn)} slices of {source}"
+
+
+def _batches(slices: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Rois [K, 5] of full batches; the slices are repeated where there are too few."""
+    count = max(len(slices) // _BATCH, 1) * _BATCH
+    filled = [slices[number % len(slices)] for number in range(count)]
+    rois = [np.insert(boxes, 0, number % _BATCH, axis=1) for number, boxes in enumerate(filled)]
+    return [np.concatenate(rois[first : first + _BATCH]) for first in range(0, count, _BATCH)]
+
+
+def _sides(values: Sequence[object]) -> str:
+    return " x ".join(map(str, values))
 
 
 def _version(package: str) -> str:

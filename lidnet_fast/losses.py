@@ -39,8 +39,7 @@ class ROIPerceptualLoss(nn.Module):
             "relu3_4" and the like too.
         halo: "exact": windows with the whole receptive field; the layers must have finite ones. "auto": so too, and
             whole images where a layer has none. A number: only so many pixels around the boxes, at whose end the
-            extractor pads as if the image ended there. Cheaper and approximate; how far off, `benches/bench_windows.py`
-            measures.
+            extractor pads as if the image ended there; cheaper and approximate (docs/performance.md says how far off).
         output_size: As in `functional.roi_perceptual_loss`, like the four that follow.
         sampling_ratio: Samples per bin and axis.
         aligned: Whether the boxes are in pixel-edge coordinates.
@@ -192,18 +191,19 @@ class ROIPerceptualLoss(nn.Module):
             raise ValueError("images must be given for boxes that aren't a list")
         return self._plan(_rois_on_host(boxes, torch.empty(()).expand(count, 1, *image_size)), image_size, count)
 
-    def _plan(self, rois: Tensor, image_size: Sequence[int], images: int) -> Plan:
+    def _plan(self, rois: Tensor, image_size: Sequence[int], images: int, share_kinds: bool = True) -> Plan:
         if self.windows is None:
             whole = {int(image): self._no_windows for image in rois[:, 0].unique()}
             return Plan(window_of_box=np.full(len(rois), -1), whole=whole, relative_cost=len(whole) / max(images, 1))
-        return self.windows.planner(image_size).plan(rois.double().numpy(), images, self.aligned)
+        return self.windows.planner(image_size).plan(rois.double().numpy(), images, self.aligned, share_kinds)
 
     @torch.compiler.disable
     def _losses(
         self, denoised: Tensor, normal_dose: Tensor, rois: Tensor, sample_ids: Sequence[Hashable] | None
     ) -> Tensor:
         """The loss of each box, [K], all layers together."""
-        plan = self._plan(rois, denoised.shape[2:], len(denoised))
+        cached = self.cache is not None and sample_ids is not None
+        plan = self._plan(rois, denoised.shape[2:], len(denoised), share_kinds=not cached)
         # Without boxes, an empty part of the images keeps the loss in their graph.
         nothing = torch.empty(0, denoised.ndim - 1, dtype=torch.int64)
         parts = [fast.roi_windows(denoised, nothing, (1,) * (denoised.ndim - 2)).flatten().to(rois.dtype)]
@@ -237,9 +237,10 @@ class ROIPerceptualLoss(nn.Module):
                 if self.cache is None or sample_ids is None:
                     targets = self.windows.features(normal_dose, batch)
                 else:
+                    kind = denoised.device.type
+                    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else denoised.dtype
                     keys = [
-                        (sample_ids[plan.windows[n].image], plan.windows[n].stretches, size, denoised.dtype)
-                        for n in numbers
+                        (sample_ids[plan.windows[n].image], plan.windows[n].stretches, size, dtype) for n in numbers
                     ]
                     targets = self._cached(normal_dose, batch, keys)
             place = {number: row for row, number in enumerate(numbers)}

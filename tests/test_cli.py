@@ -1,5 +1,6 @@
 """Bad input ends as one line that names what is wrong, exit status 2, and nothing written."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -76,6 +77,38 @@ def test_config_file_that_does_not_exist(capsys: pytest.CaptureFixture[str], tmp
 
 def test_evaluate_a_folder_that_is_no_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "not the folder of a run" in refused(capsys, ["evaluate", str(tmp_path)])
+
+
+def test_info_of_an_extractor(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    main(["info", "--extractor", "vgg11:relu2_1,features.7"])
+    text = capsys.readouterr().out
+    assert "vgg11 relu2_1 (features.4)\n" in text
+    assert "receptive field  8 x 8 pixels" in text
+    assert "400 slices of LIDC-IDRI" in text
+    assert re.search(r"expected cost    \d.\d% of whole images", text)
+    boxes = tmp_path / "boxes.csv"
+    boxes.write_text("series_uid,slice,x1,y1,x2,y2\n1.2,4,3,4,250,251\n1.2,5,10,10,20,20\n")
+    main(["info", "--extractor", "resnet18:layer1", "--boxes", str(boxes), "--image-size", "256"])
+    text = capsys.readouterr().out
+    assert f"windows on 256 x 256, lesions of 2 slices of {boxes}, median side 128.5 pixels" in text
+    assert "planned whole    2 of 4 images" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--extractor", "vgg19"], "--extractor must be NETWORK:LAYERS"),
+        (["--extractor", "vgg99:relu1_1"], "torchvision has no network 'vgg99'; near it are vgg11"),
+        (["--extractor", "vgg11:relu9_1"], "has no layer 'relu9_1'"),
+        (["--extractor", "resnet18:avgpool"], "AdaptiveAvgPool2d pools over the whole image"),
+        (["--extractor", "vgg11:relu3_1", "--image-size", "3"], "images of 3 pixels along an axis are too small"),
+        (["--extractor", "resnet18:layer1", "--boxes", "nowhere.csv"], "nowhere.csv: there is no such file"),
+    ],
+)
+def test_bad_extractors(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["info", *arguments])
+    assert message in capsys.readouterr().err
 
 
 def test_info(capsys: pytest.CaptureFixture[str]) -> None:

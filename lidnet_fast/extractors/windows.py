@@ -24,6 +24,11 @@ BUCKET_GROWTH = 1.1
 # What a cell of a convolution's output costs besides its multiply-adds (activations, pooling, memory), per channel and
 # in multiply-adds.
 CELL_COST = 64
+# What each kind of window costs besides, in multiply-adds: for every operation that is called, and for every weight,
+# which convolutions bring into another order at each call. As measured on two cores (benches/profile_windows.py), like:
+COST_PER_CALL, COST_PER_WEIGHT = 1.5e7, 40
+# how much longer a multiply-add takes in windows than in whole images.
+WINDOW_PENALTY = 1.15
 # Every two windows of an image are compared: above so many, boxes that lie near each other share one to begin with.
 MOST_WINDOWS = 256
 
@@ -166,6 +171,23 @@ class Axis:
             return Stretch(start, stop, ("last", stop - start, self.pixels))
         return Stretch(start, stop, ("first" if at_first else "inside", stop - start))
 
+    def can_hold(self, stretch: Stretch, units: np.ndarray) -> np.ndarray:
+        """Whether windows of such a kind can have so many units."""
+        if stretch.kind[0] == "inside":
+            return units <= self.last_free - self.first_free
+        if stretch.kind[0] == "first":
+            return units <= self.last_free
+        return units <= (self.units - self.first_free if stretch.kind[0] == "last" else self.units)
+
+    def grown(self, stretch: Stretch, units: int) -> Stretch:
+        """The window with so many units; `can_hold` says whether there are."""
+        if stretch.kind[0] == "inside":
+            start = stretch.start - (units - (stretch.stop - stretch.start)) // 2
+            start = min(max(start, self.first_free), self.last_free - units)
+        else:
+            start = 0 if stretch.kind[0] == "first" else stretch.stop - units
+        return self.stretch(start, start + units)
+
     def wanted(self, stretch: Stretch) -> dict[fx.Node, Cells]:
         """The cells of the layers in a window."""
         return {
@@ -201,6 +223,8 @@ class WindowPlanner:
         for node, convolution in graph.convolutions.items():
             self._costs[nodes.index(node)] = convolution.macs + CELL_COST * convolution.out_channels
         self._costs[nodes.index(graph.image)] += CELL_COST
+        weights = sum(convolution.macs for convolution in graph.convolutions.values())
+        self.kind_cost = COST_PER_CALL * len(graph.steps) + COST_PER_WEIGHT * weights
         self.whole_cost = float(math.prod(axis._most for axis in self.axes) @ self._costs)  # type: ignore[operator]
 
     def cost(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
@@ -213,13 +237,15 @@ class WindowPlanner:
         fitted = [axis.fit(start[..., number], stop[..., number]) for number, axis in enumerate(self.axes)]
         return np.stack([first for first, _ in fitted], -1), np.stack([last for _, last in fitted], -1)
 
-    def plan(self, rois: np.ndarray, images: int, aligned: bool = True) -> Plan:
+    def plan(self, rois: np.ndarray, images: int, aligned: bool = True, share_kinds: bool = True) -> Plan:
         """Windows for boxes: one that overlaps others is merged with them where that costs less.
 
         Args:
             rois: [K, 5], (image, x1, y1, x2, y2), or [K, 7], (image, x1, y1, z1, x2, y2, z2), in pixels.
             images: In the batch.
             aligned: As in `functional.roi_perceptual_loss`.
+            share_kinds: Enlarge windows where computing them with others, as one batch, costs less. Otherwise the
+                windows of an image don't depend on what else is in the batch.
         """
         dimensions = len(self.axes)
         low, high = rois[:, dimensions:0:-1], rois[:, :dimensions:-1]
@@ -227,27 +253,66 @@ class WindowPlanner:
         units = [axis.units_of(low[:, n], high[:, n], aligned) for n, axis in enumerate(self.axes)]
         needed_start = np.stack([start for start, _ in units], -1) if len(rois) else np.empty((0, dimensions), int)
         needed_stop = np.stack([stop for _, stop in units], -1) if len(rois) else needed_start
-        total = 0.0
-        for image in np.unique(rois[:, 0]).astype(int):
+        for image in np.unique(rois[:, 0]).astype(int).tolist():
             boxes = np.flatnonzero(rois[:, 0] == image)
             start, stop, window_of_box = self._merged(needed_start[boxes], needed_stop[boxes])
-            cost = float(self.cost(start, stop).sum())
-            if cost >= self.whole_cost:
-                plan.whole[int(image)] = (
-                    f"windows for {len(boxes)} boxes would cost {cost / self.whole_cost:.2f} of the whole image"
-                )
-                total += self.whole_cost
-                continue
-            total += cost
-            plan.window_of_box[boxes] = len(plan.windows) + window_of_box
-            plan.windows += [
-                Window(
-                    int(image), tuple(axis.stretch(int(a), int(b)) for axis, a, b in zip(self.axes, *ends, strict=True))
-                )
+            windows = [
+                Window(image, tuple(axis.stretch(int(a), int(b)) for axis, a, b in zip(self.axes, *ends, strict=True)))
                 for ends in zip(start, stop, strict=True)
             ]
-        plan.relative_cost = total / (images * self.whole_cost)
+            windows = self._sharing_kinds(windows) if share_kinds else windows
+            cost = self._cost_of(windows)
+            if cost >= self.whole_cost:
+                share = cost / self.whole_cost
+                plan.whole[image] = f"windows for {len(boxes)} boxes would cost {share:.2f} of the whole image"
+                continue
+            plan.window_of_box[boxes] = len(plan.windows) + window_of_box
+            plan.windows += windows
+        plan.windows = self._sharing_kinds(plan.windows) if share_kinds else plan.windows
+        total = self._cost_of(plan.windows) + len(plan.whole) * self.whole_cost
+        plan.relative_cost = total / (max(images, 1) * self.whole_cost)
         return plan
+
+    def _cost_of(self, windows: Sequence[Window]) -> float:
+        sizes = np.array([[stretch.stop - stretch.start for stretch in window.stretches] for window in windows])
+        kinds = len({window.kind for window in windows})
+        of_windows = float(self.cost(np.zeros_like(sizes), sizes).sum()) if windows else 0.0
+        return WINDOW_PENALTY * (kinds * self.kind_cost + of_windows)
+
+    def _sharing_kinds(self, windows: Sequence[Window]) -> list[Window]:
+        """Windows of fewer kinds: two kinds that differ in size only become one where that costs less."""
+        result = list(windows)
+        alike: dict[tuple, list[int]] = {}
+        for number, window in enumerate(windows):
+            alike.setdefault(tuple((kind[0], *kind[2:]) for kind in window.kind), []).append(number)
+        for members in alike.values():
+            sizes = np.array([[s.stop - s.start for s in windows[number].stretches] for number in members])
+            kinds, kind_of_window = np.unique(sizes, axis=0, return_inverse=True)
+            kind_of_window = kind_of_window.reshape(-1)
+            counts = np.bincount(kind_of_window).astype(float)
+            while len(kinds) > 1:
+                together = np.maximum(kinds[:, None], kinds)
+                each, both = self.cost(np.zeros_like(kinds), kinds), self.cost(np.zeros_like(together), together)
+                growth = (both - each[:, None]) * counts[:, None] + (both - each) * counts
+                fits = [
+                    axis.can_hold(stretch, together[..., number])
+                    for number, (axis, stretch) in enumerate(zip(self.axes, windows[members[0]].stretches, strict=True))
+                ]
+                growth = np.where(np.all(fits, axis=0), growth, np.inf)
+                np.fill_diagonal(growth, np.inf)
+                if growth.min() >= self.kind_cost:
+                    break
+                kept, gone = sorted(np.unravel_index(growth.argmin(), growth.shape))
+                kinds[kept] = together[kept, gone]
+                counts[kept] += counts[gone]
+                kind_of_window[kind_of_window == gone] = kept
+                kind_of_window[kind_of_window > gone] -= 1
+                kinds, counts = np.delete(kinds, gone, 0), np.delete(counts, gone)
+            for number, kind in zip(members, kind_of_window, strict=True):
+                stretches = zip(self.axes, windows[number].stretches, kinds[kind].tolist(), strict=True)
+                grown = tuple(axis.grown(stretch, units) for axis, stretch, units in stretches)
+                result[number] = windows[number]._replace(stretches=grown)
+        return result
 
     def _merged(self, start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Windows [L, axes] for the needs [K, axes] of boxes, and the window of each box."""

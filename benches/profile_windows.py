@@ -1,0 +1,111 @@
+"""What lesions cost `ROIPerceptualLoss`: time against their number, on windows, on whole images, and as planned.
+
+    python -m benches.profile_windows                      # prints tables; about four minutes on two cores
+    python -m benches.profile_windows --plot windows.svg   # and draws them; needs matplotlib
+
+One 512x512 image, VGG19, lesions of LIDC-IDRI's sizes anywhere in it, forward and backward, medians of interleaved
+runs. "As planned" is what users get: windows, or the whole image where the planner expects it to cost less. A second
+table shows what a truncated halo saves, and how far off it is.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+import torchvision
+
+from benches.boxes import lesions
+from lidnet_fast import ROIPerceptualLoss
+from lidnet_fast.runtime import keep_freed_memory, machine_facts
+
+SIDE = 512
+LAYERS = ("relu2_2", "relu3_4", "relu4_4")
+COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+HALOS = (0, 4, 8, 12, 16, 20)
+ROUNDS = 3
+
+
+def medians(runs: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    """Milliseconds of each, in turns."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(ROUNDS + 1):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if number:
+                times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def against_lesions(network: torch.nn.Module, layer: str) -> dict[int, dict[str, float]]:
+    """Lesions -> milliseconds of "as planned", "windows" and "whole image"."""
+    losses = {name: ROIPerceptualLoss(network, layer) for name in ("as planned", "windows", "whole image")}
+    for name, cost in (("windows", float("inf")), ("whole image", 1e-9)):
+        losses[name].windows.planner((SIDE, SIDE)).whole_cost = cost
+    denoised, normal_dose = torch.rand(1, 1, SIDE, SIDE, requires_grad=True), torch.rand(1, 1, SIDE, SIDE)
+    rows = {}
+    for count in COUNTS:
+        boxes = lesions((SIDE, SIDE), 1, count)
+        runs = {name: lambda l=loss: l(denoised, normal_dose, boxes).backward() for name, loss in losses.items()}  # noqa: B023, E741
+        rows[count] = medians(runs)
+        plan = losses["as planned"].plan((SIDE, SIDE), boxes)
+        chosen = "whole image" if plan.whole else f"{len(plan.windows)} windows"
+        cells = " | ".join(f"{rows[count][name]:.0f}" for name in losses)
+        print(f"| {layer} | {count} | {cells} | {chosen} |", flush=True)
+    return rows
+
+
+def against_halo(network: torch.nn.Module, layer: str) -> None:
+    denoised, normal_dose = torch.rand(1, 1, SIDE, SIDE), torch.rand(1, 1, SIDE, SIDE)
+    boxes = lesions((SIDE, SIDE), 1, 8)
+
+    def run(loss: ROIPerceptualLoss) -> tuple[torch.Tensor, torch.Tensor]:
+        leaf = denoised.detach().requires_grad_()
+        value = loss(leaf, normal_dose, boxes)
+        return value.detach(), torch.autograd.grad(value, leaf)[0]
+
+    losses = {halo: ROIPerceptualLoss(network, layer, halo) for halo in ("exact", *HALOS)}
+    times = medians({str(halo): lambda l=loss: run(l) for halo, loss in losses.items()})  # noqa: E741
+    value, gradient = run(losses["exact"])
+    for halo, loss in losses.items():
+        approximate, of_approximate = run(loss)
+        errors = abs(float(approximate / value) - 1), float((of_approximate - gradient).norm() / gradient.norm())
+        print(f"| {layer} | {halo} | {times[str(halo)]:.0f} | {errors[0]:.1%} | {errors[1]:.1%} |", flush=True)
+
+
+def plot(path: Path, times: Mapping[str, Mapping[int, Mapping[str, float]]]) -> None:
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, len(times), figsize=(4 * len(times), 3.4), layout="constrained")
+    for panel, (layer, rows) in zip(panels, times.items(), strict=True):
+        for name, style in (("whole image", "--"), ("windows", ":"), ("as planned", "-")):
+            panel.plot(list(rows), [row[name] for row in rows.values()], style, label=name, lw=2)
+        panel.set(xscale="log", yscale="log", title=f"VGG19 {layer}", xlabel="lesions in a 512x512 image", ylabel="ms")
+        panel.grid(alpha=0.3)
+    panels[0].legend()
+    figure.savefig(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plot", type=Path, help="file to draw to")
+    options = parser.parse_args()
+    keep_freed_memory()
+    torch.manual_seed(0)
+    network = torchvision.models.vgg19()
+    print(", ".join(f"{name} {fact}" for name, fact in machine_facts().items()), end=".\n\n")
+    print("| layer | lesions | as planned, ms | windows, ms | whole image, ms | planned |")
+    print("| --- | ---: | ---: | ---: | ---: | --- |")
+    times = {layer: against_lesions(network, layer) for layer in LAYERS}
+    print("\n| layer | halo, pixels | ms | error of the loss | error of the gradient |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    against_halo(network, "relu3_4")
+    if options.plot:
+        plot(options.plot, times)
+
+
+if __name__ == "__main__":
+    main()
