@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functional as fast
-from ._checks import Boxes, as_box_weights, as_rois, check_pair, check_positive, compute_dtype
+from ._checks import Boxes, as_box_weights, as_rois, check_float, check_pair, check_positive, compute_dtype
 from .extractors.cache import FeatureCache
 from .extractors.layers import LayerExtractor, spatial_scale
 from .extractors.networks import node_names
@@ -130,10 +130,15 @@ class ROIPerceptualLoss(nn.Module):
             TypeError: As `functional.roi_perceptual_loss`.
             ValueError: As `functional.roi_perceptual_loss`, and for images that a layer has no cell in.
         """
-        if isinstance(denoised, Tensor) and isinstance(normal_dose, Tensor):
-            return self._of_batch(denoised, normal_dose, boxes, box_weights, sample_ids, self.reduction)
+        if not isinstance(denoised, list | tuple):
+            return self._of_batch(denoised, normal_dose, boxes, box_weights, sample_ids, self.reduction)  # type: ignore[arg-type]
         if isinstance(boxes, Tensor) or not len(denoised) == len(normal_dose) == len(boxes) > 0:
             raise ValueError("lists of images need as many normal-dose images and Tensors of boxes, at least one")
+        for number, (image, target) in enumerate(zip(denoised, normal_dose, strict=True)):
+            name, target_name = f"denoised[{number}]", f"normal_dose[{number}]"
+            check_float(name, image)
+            check_float(target_name, target)
+            check_pair(image[None], target[None], name, target_name, volumes=True)
         starts = np.cumsum([0, *(len(of_image) for of_image in boxes)])
         weights = as_box_weights(box_weights, denoised[0].new_empty(starts[-1], dtype=compute_dtype(denoised[0].dtype)))
         losses, rows = [], []

@@ -6,13 +6,15 @@ from pathlib import Path
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_operator_example_runs() -> None:
+def test_examples_run() -> None:
     examples = [
         code for code in re.findall(r"```python\n(.*?)```", README.read_text(), re.S) if "runs/mine" not in code
     ]
-    assert len(examples) == 1
+    assert len(examples) == 2
     scope: dict = {}
-    exec(examples[0], scope)
+    for example in examples:
+        exec(example, scope)
+    assert scope["value"].requires_grad
     assert scope["features"].grad.abs().sum() > 0
     assert scope["denoised"].grad.abs().sum() > 0
 

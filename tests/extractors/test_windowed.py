@@ -186,6 +186,12 @@ def test_images_of_different_sizes():
     assert torch.allclose(value, torch.stack(parts).sum())
     with pytest.raises(ValueError, match="lists of images need as many normal-dose images and Tensors of boxes"):
         loss(images[0], images[1][:3], boxes)
+    with pytest.raises(ValueError, match=r"normal_dose\[0\] must have the shape of denoised\[0\], .* got \(1, 1, 64"):
+        loss(images[0], images[1][::-1], boxes)
+    with pytest.raises(TypeError, match=r"denoised\[0\] must be a Tensor, got str"):
+        loss(["image"], images[1][:1], boxes[:1])
+    with pytest.raises(TypeError, match="denoised must be a Tensor, got str"):
+        loss("image", images[1][0], boxes[:1])
 
 
 def test_images_without_boxes_cost_nothing():
