@@ -96,7 +96,7 @@ def test_lesions_that_cover_the_image_have_it_computed_as_a_whole():
     boxes = np.array([[1, 2, 2, 99, 94], [0, 5, 5, 9, 9]], float)
     plan = planner().plan(boxes, 2)
     assert list(plan.whole) == [1]
-    assert "windows for 1 boxes would cost 1.0. of the whole image" in plan.whole[1]
+    assert "windows for 1 boxes would cost 1.00 of the whole image" in plan.whole[1]
     assert plan.window_of_box.tolist() == [-1, 0]
     assert 0.5 < plan.relative_cost < 0.6
 
