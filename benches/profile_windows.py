@@ -42,9 +42,9 @@ def medians(runs: Mapping[str, Callable[[], object]]) -> dict[str, float]:
 
 def against_lesions(network: torch.nn.Module, layer: str) -> dict[int, dict[str, float]]:
     """Lesions -> milliseconds of "as planned", "windows" and "whole image"."""
-    losses = {name: ROIPerceptualLoss(network, layer) for name in ("as planned", "windows", "whole image")}
-    for name, cost in (("windows", float("inf")), ("whole image", 1e-9)):
-        losses[name].windows.planner((SIDE, SIDE)).whole_cost = cost
+    halos = {"as planned": "exact", "windows": "exact", "whole image": "whole"}
+    losses = {name: ROIPerceptualLoss(network, layer, halo) for name, halo in halos.items()}
+    losses["windows"].windows.planner((SIDE, SIDE)).whole_cost = float("inf")
     denoised, normal_dose = torch.rand(1, 1, SIDE, SIDE, requires_grad=True), torch.rand(1, 1, SIDE, SIDE)
     rows = {}
     for count in COUNTS:

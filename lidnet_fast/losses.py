@@ -19,6 +19,8 @@ from .functional import MultiLossOutput
 
 __all__ = ["MultiLoss", "ROIPerceptualLoss"]
 
+_HALOS = ("exact", "auto", "whole")
+
 
 class ROIPerceptualLoss(nn.Module):
     """Perceptual loss inside lesion boxes: features of the denoised and the normal-dose image, compared in the boxes.
@@ -38,8 +40,9 @@ class ROIPerceptualLoss(nn.Module):
         layers: Name of a layer, names (each of weight 1), or name -> weight; nodes of the network, and of a VGG
             "relu3_4" and the like too.
         halo: "exact": windows with the whole receptive field; the layers must have finite ones. "auto": so too, and
-            whole images where a layer has none. A number: only so many pixels around the boxes, at whose end the
-            extractor pads as if the image ended there; cheaper and approximate (docs/performance.md says how far off).
+            whole images where a layer has none. "whole": whole images, to compare with. A number: only so many pixels
+            around the boxes, at whose end the extractor pads as if the image ended there; an approximation
+            (docs/performance.md says how far off).
         output_size: As in `functional.roi_perceptual_loss`, like the four that follow.
         sampling_ratio: Samples per bin and axis.
         aligned: Whether the boxes are in pixel-edge coordinates.
@@ -77,8 +80,8 @@ class ROIPerceptualLoss(nn.Module):
         cache_bytes: int = 0,
     ) -> None:
         super().__init__()
-        if isinstance(halo, bool) or not (halo in ("exact", "auto") or (isinstance(halo, int) and halo >= 0)):
-            raise ValueError(f'halo must be "exact", "auto" or a number of pixels, got {halo!r}')
+        if isinstance(halo, bool) or not (halo in _HALOS or (isinstance(halo, int) and halo >= 0)):
+            raise ValueError(f'halo must be "exact", "auto", "whole" or a number of pixels, got {halo!r}')
         if cache_bytes < 0:
             raise ValueError(f"cache_bytes must be at least 0, got {cache_bytes}")
         weights = _layer_weights(layers)
@@ -94,8 +97,10 @@ class ROIPerceptualLoss(nn.Module):
         self.reduction = reduction
         self.cache = FeatureCache(cache_bytes) if cache_bytes else None
         self._warned = False
-        self._no_windows = ""
+        self._no_windows = 'halo="whole"'
         self.windows: WindowedExtractor | None = None
+        if halo == "whole":
+            return
         try:
             self.windows = WindowedExtractor(self.extractor, None if isinstance(halo, str) else halo, compiled)
         except ValueError as error:

@@ -21,14 +21,18 @@ def load_network(name: str, weights: object = None) -> nn.Module:
         ValueError: For an unknown name or weights, or a state dict that isn't the network's.
         FileNotFoundError: If `weights` is a path that isn't there.
     """
-    from torchvision.models import get_model, list_models
+    from torchvision.models import get_model, get_model_weights, list_models
 
     if name not in list_models():
         near = [known for known in list_models() if known.startswith(name[:3])]
         raise ValueError(f"torchvision has no network {name!r}; near it are {', '.join(near[:8]) or 'none'}")
     path = Path(weights) if isinstance(weights, str | Path) else None
     if path is None or not (path.suffix or path.exists() or len(path.parts) > 1):
-        return get_model(name, weights=weights).eval()
+        try:
+            return get_model(name, weights=weights).eval()
+        except KeyError:
+            known = ", ".join(weight.name for weight in get_model_weights(name))
+            raise ValueError(f"{name} has no weights {weights!r}; it has {known}, or give a file") from None
     network = get_model(name, weights=None)
     state = torch.load(path, map_location="cpu", weights_only=True)
     try:

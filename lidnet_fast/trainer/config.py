@@ -85,6 +85,13 @@ class ObjectiveConfig:
     proposal_score: float = 0.3
     """Proposals scoring less than this are not regions; the others count with their score as weight."""
     proposals_per_image: int = 8
+    roi_extractor: float = 0.0
+    """Weight of an ROI perceptual loss, over the same regions, of another network's features: their mean square
+    difference as it is."""
+    extractor: str = "vgg19:relu3_4"
+    """That network of torchvision's and its layer, or layers with commas between."""
+    extractor_weights: str | None = None
+    """Its weights: a state dict, the name of torchvision's ("DEFAULT" downloads them), or none for random ones."""
 
 
 @dataclass
@@ -119,8 +126,9 @@ class RunConfig:
 
     out: str = "runs/lidnet"
     seed: int = 0
-    ops: Literal["reference", "fused"] = "reference"
-    """Implementation of the losses."""
+    ops: Literal["auto", "reference", "fused"] = "auto"
+    """Implementation of the losses: the library's kernels and ROI windows, or the plain definitions on whole images;
+    "auto" is "fused" where kernels are available."""
     balance: Literal["none", "sum", "mean", "upgrad", "dualproj", "mgda", "pcgrad", "aligned_mtl", "imtl_g"] = "none"
     """How a denoiser step weighs the losses' gradients at the denoised image, by `lidnet_fast.mtl_backward`; "none"
     sums the losses. All others also log the gradients' norms, weights and cosines."""
@@ -186,6 +194,7 @@ def validate(config: RunConfig) -> None:
         "collaborate.objective.perceptual": config.collaborate.objective.perceptual,
         "collaborate.objective.roi_perceptual": config.collaborate.objective.roi_perceptual,
         "collaborate.objective.detection": config.collaborate.objective.detection,
+        "collaborate.objective.roi_extractor": config.collaborate.objective.roi_extractor,
         "data.workers": config.data.workers,
         "seed": config.seed,
     }
@@ -198,7 +207,7 @@ def validate(config: RunConfig) -> None:
         )
     if not config.window.low < config.window.high:
         raise InputError(f"window.low ({config.window.low} HU) must be below window.high ({config.window.high} HU)")
-    if config.ops not in backend.available():
+    if config.ops != "auto" and config.ops not in backend.available():
         raise InputError(f"ops: {config.ops!r} isn't available here (available: {', '.join(backend.available())})")
     if config.balance != "none":
         try:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from scipy.stats import t as student_t
 
+from lidnet_fast import backend
 from lidnet_fast.errors import InputError
 from lidnet_fast.models.hu import HUDenoiser
 from lidnet_fast.report.data import Metric
@@ -28,7 +29,7 @@ def controls(lidnet: ObjectiveConfig, quick: bool) -> dict[str, ObjectiveConfig]
 
     All share LIDnet's pixel terms, warm start, samples and number of steps; each also trains its own detector.
     """
-    plain = replace(lidnet, roi_perceptual=0.0, detection=0.0)
+    plain = replace(lidnet, roi_perceptual=0.0, detection=0.0, roi_extractor=0.0)
     arms = {CONTROL: plain}
     if not quick:
         # The same weight on the whole map as LIDnet gives to its regions; and, without any features, pixels weighted
@@ -96,7 +97,7 @@ def run_demo(config: RunConfig, study: Study, *, seeds: int = 1, quick: bool = F
         },
     )
     facts = {
-        "run": {"seeds": seeds, "low dose": f"{study.dose_fraction:.2%} of normal", "ops": config.ops},
+        "run": {"seeds": seeds, "low dose": f"{study.dose_fraction:.2%} of normal", "ops": backend.current()},
         "seconds per phase": {name: round(value["seconds"], 1) for name, value in cost.items()},
         "peak memory, MiB": {name: round(value["peak_memory_mb"]) for name, value in cost.items()},
     }

@@ -5,10 +5,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lidnet_fast import functional
+from lidnet_fast import backend, functional
+from lidnet_fast.errors import InputError
+from lidnet_fast.extractors import load_network
+from lidnet_fast.losses import ROIPerceptualLoss
 from lidnet_fast.models.detectors import LesionDetector
 from lidnet_fast.models.windowing import HUWindow
 from lidnet_fast.trainer.config import ObjectiveConfig
+
+# What networks trained on ImageNet expect of images in [0, 1].
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -16,7 +22,8 @@ class Objective:
     """The objective of one batch: `total` is the sum of `losses`."""
 
     losses: dict[str, Tensor]
-    """The weighted losses that meet in the denoised image: pixel, detection, perceptual, roi_perceptual."""
+    """The weighted losses that meet in the denoised image: pixel, detection, perceptual, roi_perceptual and
+    roi_extractor."""
     terms: dict[str, Tensor]
     """Every term's detached, unweighted value."""
 
@@ -40,11 +47,16 @@ class JointObjective:
     """Weighted sum of the terms of `ObjectiveConfig`; a term of weight 0 is not computed.
 
     The detector's backbone sees the denoised image once: its features serve the detection loss, the perceptual loss on
-    whole maps and the ROI perceptual loss alike.
+    whole maps and the ROI perceptual loss alike. Another extractor's features are computed in windows around the
+    regions, or of whole images where the ops run on their definitions.
+
+    Raises:
+        InputError: `config.extractor` or its weights can't be used.
     """
 
     def __init__(self, config: ObjectiveConfig, window: HUWindow) -> None:
         self.config, self.window = config, window
+        self._extractor_loss = _extractor_loss(config) if config.roi_extractor else None
 
     def __call__(
         self, denoised: Tensor, normal_dose: Tensor, boxes: list[Tensor], detector: LesionDetector
@@ -60,7 +72,7 @@ class JointObjective:
         config = self.config
         pixel, terms = self.pixel(denoised, normal_dose, boxes)
         losses = {"pixel": pixel}
-        if not (config.perceptual or config.roi_perceptual or config.detection):
+        if not (config.perceptual or config.roi_perceptual or config.detection or config.roi_extractor):
             return Objective(losses, terms)
 
         images = self.window.clamp(denoised)
@@ -69,7 +81,7 @@ class JointObjective:
             detection = torch.stack(list(detector.losses(images, boxes, features).values())).sum()
             losses["detection"] = config.detection * detection
             terms["detection"] = detection.detach()
-        if config.perceptual or config.roi_perceptual:
+        if config.perceptual or config.roi_perceptual or config.roi_extractor:
             with torch.no_grad():
                 normal_images = self.window.clamp(normal_dose)
                 normal_features = detector.features(normal_images)
@@ -82,8 +94,9 @@ class JointObjective:
             ).mean()
             losses["perceptual"] = config.perceptual * whole
             terms["perceptual"] = whole.detach()
-        if config.roi_perceptual:
+        if config.roi_perceptual or config.roi_extractor:
             regions = self.regions(normal_images, normal_features, boxes, detector)
+        if config.roi_perceptual:
             roi = torch.stack(
                 [
                     functional.roi_perceptual_loss(
@@ -100,6 +113,11 @@ class JointObjective:
             ).mean()
             losses["roi_perceptual"] = config.roi_perceptual * roi
             terms["roi_perceptual"] = roi.detach()
+        if self._extractor_loss is not None:
+            loss = self._extractor_loss.to(images.device)
+            seen = loss(images.float(), normal_images.float(), regions.boxes, regions.weights)
+            losses["roi_extractor"] = config.roi_extractor * seen
+            terms["roi_extractor"] = seen.detach()
         return Objective(losses, terms)
 
     def pixel(self, denoised: Tensor, normal_dose: Tensor, boxes: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -140,3 +158,18 @@ class JointObjective:
         limit = images.new_tensor([width, height, width, height])
         outward = images.new_tensor([-grow, -grow, grow, grow])
         return [torch.minimum((b + outward).clamp_min(0), limit) for b in boxes]
+
+
+def _extractor_loss(config: ObjectiveConfig) -> ROIPerceptualLoss:
+    name, _, layers = config.extractor.partition(":")
+    halo = "auto" if backend.current() == "fused" else "whole"
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # random weights are the same in every run, and when it resumes
+            network = load_network(name, config.extractor_weights)
+        return ROIPerceptualLoss(
+            network, layers.split(","), halo, output_size=config.roi_size, mean=IMAGENET_MEAN, std=IMAGENET_STD
+        )
+    except (ValueError, OSError) as error:
+        key = "collaborate.objective.extractor"
+        raise InputError(f"{key} {config.extractor!r}, weights {config.extractor_weights!r}: {error}") from error

@@ -44,7 +44,7 @@ class Run:
 
     def __init__(self, config: RunConfig) -> None:
         validate(config)
-        backend.use(config.ops)
+        backend.use(backend.available()[-1] if config.ops == "auto" else config.ops)
         self.config, self.out = config, Path(config.out)
         self.window = HUWindow(config.window.low, config.window.high)
         _check_parts(config)
@@ -79,7 +79,8 @@ class Run:
         config = self.config
         denoiser = self._new_network("denoiser", config.denoiser, "denoiser")
         # The warm start serves every objective, so lesions count in it as any other pixel.
-        objective = JointObjective(replace(config.collaborate.objective, roi_weight=1.0), self.window)
+        plain = replace(config.collaborate.objective, roi_weight=1.0, roi_extractor=0.0)
+        objective = JointObjective(plain, self.window)
         self._fit(
             "denoiser",
             lambda: DenoiserPhase(denoiser, objective, config.denoiser_phase, config.seed, self.window),

@@ -16,7 +16,7 @@ def images():
     return [torch.rand(2, 1, 16, 32, dtype=torch.float64) for _ in range(2)]
 
 
-@pytest.mark.parametrize("halo", ["exact", "auto"])
+@pytest.mark.parametrize("halo", ["exact", "auto", "whole"])
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 def test_roi_perceptual_loss_is_the_weighted_sum_over_layers(assert_near, reduction, halo):
     extractor, (denoised, normal_dose) = network(), images()
@@ -75,7 +75,7 @@ def test_autocast_of_the_extractor_gives_a_float32_loss(assert_near):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"halo": -1}, 'halo must be "exact", "auto" or a number of pixels, got -1'),
+        ({"halo": -1}, 'halo must be "exact", "auto", "whole" or a number of pixels, got -1'),
         ({"halo": True}, "halo must be .*got True"),
         ({"halo": "tight"}, "halo must be .*got 'tight'"),
         ({"cache_bytes": -1}, "cache_bytes must be at least 0, got -1"),

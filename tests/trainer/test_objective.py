@@ -6,10 +6,13 @@ import pytest
 import torch
 
 import lidnet_fast
+from lidnet_fast import backend
+from lidnet_fast.errors import InputError
+from lidnet_fast.models.denoisers import build_denoiser
 from lidnet_fast.models.detectors import build_detector
 from lidnet_fast.models.windowing import HUWindow
 from lidnet_fast.trainer.config import ObjectiveConfig
-from lidnet_fast.trainer.objective import JointObjective
+from lidnet_fast.trainer.objective import IMAGENET_MEAN, IMAGENET_STD, JointObjective
 
 BOXES = [torch.tensor([[10.0, 12, 22, 26]]), torch.zeros(0, 4)]
 PLAIN = ObjectiveConfig(roi_perceptual=0.0, detection=0.0)
@@ -95,3 +98,73 @@ def test_roi_weight_raises_the_lesions_share(images) -> None:
     heavy = objective(replace(PLAIN, roi_weight=1e6, grow=0.0))(denoised, normal, BOXES, None).total
     lesion = (denoised - normal)[0, 0, 12:26, 10:22].square().mean()
     torch.testing.assert_close(heavy, lesion, rtol=1e-2, atol=0)
+
+
+EXTRACTOR = replace(PLAIN, roi_extractor=0.5, extractor="vgg11:relu2_1", regions="boxes", grow=0.0)
+
+
+def test_extractor_term_is_the_public_loss_on_imagenets_scale(images) -> None:
+    denoised, normal = images
+    detector = build_detector("faster_rcnn_small").eval().requires_grad_(False)
+    found = objective(EXTRACTOR)(denoised, normal, BOXES, detector)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = lidnet_fast.extractors.load_network("vgg11")
+    loss = lidnet_fast.ROIPerceptualLoss(network, "relu2_1", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    window = HUWindow()
+    expected = loss(window.clamp(denoised), window.clamp(normal), BOXES)
+    torch.testing.assert_close(found.terms["roi_extractor"], expected.detach())
+    torch.testing.assert_close(found.losses["roi_extractor"], 0.5 * expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"extractor": "vgg99:relu1_1"}, "extractor 'vgg99:relu1_1', weights None: torchvision has no network 'vgg99'"),
+        ({"extractor": "vgg11:relu9_1"}, "has no layer 'relu9_1'"),
+        ({"extractor_weights": "nowhere/vgg.pt"}, "weights 'nowhere/vgg.pt': .*No such file"),
+        ({"extractor_weights": "NEWEST"}, "vgg11 has no weights 'NEWEST'; it has IMAGENET1K_V1, or give a file"),
+    ],
+)
+def test_bad_extractors(change, message) -> None:
+    with pytest.raises(InputError, match=message):
+        objective(replace(EXTRACTOR, **change))
+
+
+@pytest.mark.slow
+def test_fused_and_reference_training_agree(detector) -> None:
+    """Two hundred steps of a small denoiser under all terms: the same losses and weights, but for rounding."""
+    config = replace(
+        EXTRACTOR,
+        pixel={"mse": 1.0, "ssim": 0.1, "edge": 0.05},
+        roi_weight=3.0,
+        roi_perceptual=0.01,
+        detection=0.005,
+        regions="both",
+        proposal_score=0.0,
+    )
+    histories, weights = [], []
+    for ops in ("reference", "fused"):
+        if ops not in backend.available():
+            pytest.skip("no kernels here")
+        backend.use(ops)
+        torch.manual_seed(0)
+        denoiser, joint = build_denoiser("small", channels=4), objective(config)
+        optimizer = torch.optim.SGD(denoiser.parameters(), 0.02)
+        generator = torch.Generator().manual_seed(1)
+        history = []
+        for step in range(200):
+            normal = torch.nn.functional.avg_pool2d(torch.rand(2, 1, 52, 52, generator=generator), 5, 1)
+            low = normal + 0.1 * torch.randn(normal.shape, generator=generator)
+            torch.manual_seed(step)
+            total = joint(denoiser(low), normal, BOXES, detector).total
+            optimizer.zero_grad()
+            total.backward()
+            optimizer.step()
+            history.append(float(total.detach()))
+        histories.append(torch.tensor(history))
+        weights.append(torch.cat([p.detach().flatten() for p in denoiser.parameters()]))
+    backend.use(None)
+    assert histories[0][-20:].mean() < histories[0][:20].mean()
+    torch.testing.assert_close(histories[1], histories[0], rtol=1e-3, atol=1e-5)
+    assert (weights[1] - weights[0]).norm() <= 1e-3 * weights[0].norm()

@@ -1,0 +1,45 @@
+import pytest
+import torch
+import torchvision
+
+from lidnet_fast.extractors import load_network
+from lidnet_fast.extractors.networks import node_names
+
+
+def test_weights_from_a_file(tmp_path):
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18()
+    path = tmp_path / "resnet18.pt"
+    torch.save(network.state_dict(), path)
+    loaded = load_network("resnet18", path)
+    assert not loaded.training
+    assert torch.equal(loaded.conv1.weight, network.conv1.weight)
+    assert torch.equal(load_network("resnet18", str(path)).fc.bias, network.fc.bias)
+    with pytest.raises(ValueError, match=r"resnet18.pt doesn't hold weights of resnet34: "):
+        load_network("resnet34", path)
+
+
+def test_layers_of_vggs_have_the_papers_names():
+    network = load_network("vgg19")
+    assert node_names(network, ["conv1_1", "relu3_4", "pool5", "features.2"]) == [
+        "features.0",
+        "features.17",
+        "features.36",
+        "features.2",
+    ]
+    with_norm = load_network("vgg11_bn")
+    assert node_names(with_norm, ["relu2_1"]) == ["features.6"]
+    assert node_names(torchvision.models.resnet18(), ["layer1"]) == ["layer1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("vgg20",), ValueError, "torchvision has no network 'vgg20'; near it are vgg11, vgg11_bn"),
+        (("resnet18", "NEWEST"), ValueError, "resnet18 has no weights 'NEWEST'; it has IMAGENET1K_V1, or give a file"),
+        (("resnet18", "weights/none.pt"), FileNotFoundError, "weights/none.pt"),
+    ],
+)
+def test_bad_requests(arguments, error, message):
+    with pytest.raises(error, match=message):
+        load_network(*arguments)
