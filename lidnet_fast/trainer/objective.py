@@ -114,8 +114,9 @@ class JointObjective:
             losses["roi_perceptual"] = config.roi_perceptual * roi
             terms["roi_perceptual"] = roi.detach()
         if self._extractor_loss is not None:
-            loss = self._extractor_loss.to(images.device)
-            seen = loss(images.float(), normal_images.float(), regions.boxes, regions.weights)
+            if next(self._extractor_loss.parameters()).device != images.device:  # moving derives all windows anew
+                self._extractor_loss.to(images.device)
+            seen = self._extractor_loss(images.float(), normal_images.float(), regions.boxes, regions.weights)
             losses["roi_extractor"] = config.roi_extractor * seen
             terms["roi_extractor"] = seen.detach()
         return Objective(losses, terms)
