@@ -122,20 +122,25 @@ def window_parity() -> dict[str, Any]:
     boxes = [of_image.cuda() for of_image in box_sets.lidc_slices(4)]
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-2)):
         pair = images(4, 1, 512, 512, dtype=dtype)
-        windows, whole = window_losses("relu2_2", dtype)
-        actual = with_gradient(lambda x, y: windows(x, y, boxes), *pair)  # noqa: B023
-        expected = with_gradient(lambda x, y: whole(x, y, boxes), *pair)  # noqa: B023
-        errors = [relative_error(*values) for values in zip(actual, expected, strict=True)]
-        results[f"ROI windows, vgg19 relu2_2, {dtype}"] = {"errors": errors, "ok": max(errors) <= tolerance}
+        losses = window_losses("relu2_2", dtype)
+        expected = with_gradient(lambda x, y: losses["whole image"](x, y, boxes), *pair)  # noqa: B023
+        for name in ("ours", "ours, compiled"):
+            actual = with_gradient(lambda x, y: losses[name](x, y, boxes), *pair)  # noqa: B023
+            errors = [relative_error(*values) for values in zip(actual, expected, strict=True)]
+            results[f"ROI windows, {name}, vgg19 relu2_2, {dtype}"] = {"errors": errors, "ok": max(errors) <= tolerance}
     return results
 
 
-def window_losses(layer: str, dtype: torch.dtype) -> tuple[ROIPerceptualLoss, ROIPerceptualLoss]:
-    """A loss on windows, and the same one on whole images."""
+def window_losses(layer: str, dtype: torch.dtype) -> dict[str, ROIPerceptualLoss]:
+    """A loss on windows, also compiled (CUDA graphs), and the same one on whole images."""
     torch.manual_seed(0)
     network = vgg19()
-    windows, whole = (ROIPerceptualLoss(network, layer, halo).to("cuda", dtype) for halo in ("exact", "whole"))
-    return windows, whole
+    losses = {
+        "ours": ROIPerceptualLoss(network, layer),
+        "ours, compiled": ROIPerceptualLoss(network, layer, compiled=True),
+        "whole image": ROIPerceptualLoss(network, layer, "whole"),
+    }
+    return {name: loss.to("cuda", dtype) for name, loss in losses.items()}
 
 
 def behaviour(step: Callable[..., tuple[Tensor, ...]], arguments: list[Tensor]) -> dict[str, bool]:
@@ -254,16 +259,13 @@ def window_speed() -> dict[str, Any]:
     results = {}
     boxes = box_sets.lidc_slices(4)
     for layer in ("relu2_2", "relu3_4", "relu4_4"):
-        pair, losses = images(4, 1, 512, 512), window_losses(layer, torch.float32)
-        windows, whole = (
-            median_ms(lambda turn, loss=loss: with_gradient(lambda x, y: loss(x, y, boxes), *pair))  # noqa: B023
-            for loss in losses
-        )
-        results[f"ROI windows, vgg19 {layer}, 4x1x512x512"] = {
-            "ours": windows,
-            "whole image": whole,
-            "times as fast as whole image": whole / windows,
+        pair = images(4, 1, 512, 512)
+        row = {
+            name: median_ms(lambda turn, loss=loss: with_gradient(lambda x, y: loss(x, y, boxes), *pair))  # noqa: B023
+            for name, loss in window_losses(layer, torch.float32).items()
         }
+        row["times as fast as whole image"] = row["whole image"] / row["ours"]
+        results[f"ROI windows, vgg19 {layer}, 4x1x512x512"] = row
     return results
 
 

@@ -3,7 +3,8 @@
     python benches/profile_step.py            both scales, about four minutes on two cores
 
 Each part runs on detached inputs, so that its backward ends where the part ends; parts are interleaved, so that a busy
-moment of the machine hits all of them. The tables are Markdown, for docs/performance.md.
+moment of the machine hits all of them. What the library computes runs on its definitions ("reference", whole images)
+and on its kernels ("fused", ROI windows). The tables are Markdown, for docs/performance.md.
 """
 
 import argparse
@@ -18,12 +19,15 @@ import torchvision
 from torch import Tensor
 
 import lidnet_fast
+from lidnet_fast import backend
 from lidnet_fast.data.dose import DoseSimulation, noise_variance_maps, sample_generator, sector_noise
 from lidnet_fast.data.lidc import load_lidc_boxes
 from lidnet_fast.models.windowing import HUWindow
 from lidnet_fast.runtime import keep_freed_memory, machine_facts
 from lidnet_fast.trainer.config import NetworkConfig
 from lidnet_fast.trainer.networks import build_network
+
+OPS = ("reference", "fused")
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,8 @@ SCALES = (
 )
 
 
-def parts_of(scale: Scale) -> dict[str, Callable[[], None]]:
-    """The parts of a step as functions that run one forward and backward each."""
+def parts_of(scale: Scale) -> tuple[dict[str, Callable[[], None]], dict[str, Callable[[], None]]]:
+    """The parts of a step as functions that run one forward and backward each: those of others, and the library's."""
     torch.manual_seed(0)
     n, side = scale.images, scale.size
     window = HUWindow()
@@ -120,22 +124,34 @@ def parts_of(scale: Scale) -> dict[str, Callable[[], None]]:
         "detector backbone, denoised image": backbone_denoised,
         "detector backbone, normal dose (no graph)": backbone_normal,
         "detection loss (RPN, box head)": detection_heads,
+    }
+    ours: dict[str, Callable[[], None]] = {
         "ROI perceptual: RoIAlign and loss": roi_perceptual,
         f"pixel losses ({', '.join(scale.pixel)})": pixel_losses,
     }
     if scale.vgg:
-        # Random weights cost what trained ones do. Up to relu3_4.
-        vgg = torchvision.models.vgg19(weights=None).features[:18].eval().requires_grad_(False)
-        vgg = vgg.to(memory_format=torch.channels_last)
+        # Random weights cost what trained ones do.
+        vgg = torchvision.models.vgg19(weights=None)
+        losses = {
+            ops: lidnet_fast.ROIPerceptualLoss(vgg, "relu3_4", halo)
+            for ops, halo in (("reference", "whole"), ("fused", "exact"))
+        }
 
         def vgg_perceptual() -> None:
-            with torch.no_grad():
-                target = vgg(normal.expand(-1, 3, -1, -1))
-            found = vgg(leaf(denoised).expand(-1, 3, -1, -1))
-            (found - target).square().mean().backward()
+            losses[backend.current()](leaf(denoised), normal, boxes).backward()
 
-        parts["VGG19 relu3_4 perceptual, whole image"] = vgg_perceptual
-    return parts
+        ours["ROI perceptual: VGG19 relu3_4"] = vgg_perceptual
+    return parts, ours
+
+
+def on(ops: str, part: Callable[[], None]) -> Callable[[], None]:
+    """The part, computed by these implementations."""
+
+    def run() -> None:
+        backend.use(ops)
+        part()
+
+    return run
 
 
 def leaf(tensor: Tensor) -> Tensor:
@@ -178,12 +194,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{facts['processor']}, torch {facts['torch']}, {facts['date']}")
     for scale in SCALES:
         repeats = options.repeats if not scale.vgg else max(3, options.repeats // 2)
-        times = medians(parts_of(scale), repeats)
-        total = sum(times.values())
-        print(f"\n| {scale.name} | ms | share |\n| --- | ---: | ---: |")
-        for name, seconds in times.items():
-            print(f"| {name} | {seconds * 1e3:.1f} | {seconds / total:.0%} |")
-        print(f"| **sum** | **{total * 1e3:.0f}** | |")
+        parts, ours = parts_of(scale)
+        of_both = {f"{ops} {name}": on(ops, part) for name, part in ours.items() for ops in OPS}
+        times = medians({**parts, **of_both}, repeats)
+        columns = {ops: [times.get(f"{ops} {name}", times.get(name, 0.0)) for name in (*parts, *ours)] for ops in OPS}
+        totals = {ops: sum(column) for ops, column in columns.items()}
+        print(f"\n| {scale.name} | reference, ms | fused, ms | share of fused |\n| --- | ---: | ---: | ---: |")
+        for name, reference, fused in zip((*parts, *ours), *columns.values(), strict=True):
+            print(f"| {name} | {reference * 1e3:.1f} | {fused * 1e3:.1f} | {fused / totals['fused']:.0%} |")
+        print(f"| **sum** | **{totals['reference'] * 1e3:.0f}** | **{totals['fused'] * 1e3:.0f}** | |")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The losses as modules on images."""
 
+import logging
 import math
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
@@ -20,6 +21,7 @@ from .functional import MultiLossOutput
 __all__ = ["MultiLoss", "ROIPerceptualLoss"]
 
 _HALOS = ("exact", "auto", "whole")
+_log = logging.getLogger(__name__)
 
 
 class ROIPerceptualLoss(nn.Module):
@@ -51,11 +53,12 @@ class ROIPerceptualLoss(nn.Module):
         mean: Per channel, subtracted from the images before the extractor; None for nothing. A network trained on
             ImageNet expects its mean and std on images in [0, 1].
         std: Per channel, divides the images after that; None for nothing.
-        compiled: Put the networks of the windows through torch.compile, one for each kind of window.
+        compiled: Put the networks of the windows through torch.compile, one for each kind of window; on CUDA they are
+            captured as CUDA graphs.
         cache_bytes: Memory for normal-dose features of windows, for calls with `sample_ids`; 0 for no cache.
 
     Attributes:
-        cache: The `extractors.FeatureCache`, which knows its hit rate, or None.
+        cache: The `extractors.FeatureCache`, which knows its hit rate (also logged, level DEBUG), or None.
 
     Raises:
         TypeError: If the extractor isn't a module.
@@ -271,7 +274,14 @@ class ROIPerceptualLoss(nn.Module):
         computed = {}
         if absent:
             computed = self.windows.features(normal_dose, batch._replace(corners=batch.corners[absent]))
-        return self.cache.merge(keys, absent, computed)
+        found = self.cache.merge(keys, absent, computed)
+        _log.debug(
+            "normal-dose features: %d windows kept in %.1f MiB, hit rate %.1f %%",
+            len(self.cache),
+            self.cache.bytes / 2**20,
+            100 * self.cache.hit_rate,
+        )
+        return found
 
     def _compare(
         self,

@@ -107,7 +107,7 @@ class WindowedExtractor:
             network: nn.Module = (
                 self.extractor if self.truncated is not None else self._network(axes, first, needed, channels)
             )
-            self._networks[key] = torch.compile(network) if self.compiled else network  # type: ignore[assignment]
+            self._networks[key] = self._compiled(network) if self.compiled else network
             if len(self._networks) > MOST_KINDS:
                 self._networks.popitem(last=False)
         self._networks.move_to_end(key)
@@ -121,6 +121,11 @@ class WindowedExtractor:
         }
         size = tuple(cells.stop - cells.start for cells in pixels)
         return WindowBatch(self._networks[key], torch.hstack((images, corners)), size, origins)
+
+    def _compiled(self, network: nn.Module) -> nn.Module:
+        """The network through torch.compile; on CUDA as CUDA graphs, one for each number of windows."""
+        on_cuda = next(self.extractor.parameters()).device.type == "cuda"
+        return torch.compile(network, mode="reduce-overhead" if on_cuda else None)  # type: ignore[return-value]
 
     def features(self, images: Tensor, batch: WindowBatch) -> dict[str, Tensor]:
         """Layer -> features of a batch of windows.

@@ -285,7 +285,8 @@ def test_new_weights_are_used_at_once():
     assert not torch.allclose(loss(*images, boxes), value)
 
 
-def test_normal_dose_features_are_cached():
+def test_normal_dose_features_are_cached(caplog):
+    caplog.set_level("DEBUG", logger="lidnet_fast.losses")
     loss = ROIPerceptualLoss(NETWORKS["pooling"][0], ["1", "3"], cache_bytes=2**20, reduction="none").double()
     sides = (96, 104)
     boxes = boxes_of(sides)
@@ -299,6 +300,7 @@ def test_normal_dose_features_are_cached():
     swapped = loss(denoised.flip(0), torch.full_like(denoised, torch.nan), boxes[::-1], sample_ids=["b", "a"])
     assert torch.allclose(swapped, torch.cat((expected[len(boxes[0]) :], expected[: len(boxes[0])])), rtol=1e-12)
     assert loss.cache.hit_rate == 0.5
+    assert "windows kept" in caplog.text and "hit rate 50.0 %" in caplog.text
     fresh = loss(denoised, normal_dose, boxes, sample_ids=["a", "c"])
     assert torch.allclose(fresh, expected, rtol=1e-12)
     with pytest.raises(ValueError, match="sample_ids must have one for each image, 2, got 1"):
