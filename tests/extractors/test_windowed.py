@@ -4,6 +4,7 @@ import copy
 import pickle
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -90,6 +91,24 @@ def test_every_operation_on_windows_is_exact(name, sides):
     kinds = {kind[0] for window in plan.windows for kind in window.kind}
     # Two of them end with what pads at the first edge only.
     assert kinds >= ({"inside", "first"} if name in ("divisor", "padding modules") else {"inside", "first", "last"})
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", STRIDES)
+def test_random_boxes_on_random_images(name, seed):
+    """Images down to where no window fits, boxes on and beyond their edges, some without an area."""
+    generator = np.random.default_rng(seed)
+    sides = tuple(
+        (4 * generator.integers(10, 30, 2)).tolist() if "u-net" in name else generator.integers(30, 120, 2).tolist()
+    )
+    boxes = []
+    for count in generator.integers(0, 8, 2):
+        low = generator.uniform(-15, np.array(sides[::-1]) + 10, (count, 2))
+        high = low + generator.uniform(0, 25, (count, 2)) * generator.integers(0, 2, (count, 1))
+        boxes.append(torch.from_numpy(np.hstack((low, high))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # all boxes may lie outside
+        check(NETWORKS[name][0], STRIDES[name], sides, boxes, output_size=2)
 
 
 def test_volumes_are_exact():
