@@ -73,6 +73,21 @@ class Cropping(nn.Module):
         return self.last(torch.cat((first[:, :, 1:-1, 1:-1], second), 1))
 
 
+class Functions(nn.Module):
+    """The same operations as functions, with weights of the module's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(3, 1, 3, 3)), nn.Parameter(torch.randn(3))
+        self.scale = nn.Parameter(torch.rand(1, 3, 1, 1))
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(F.conv2d(x, self.weight, bias=self.bias, padding=1)) * self.scale, 2)
+        x = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
+        x = F.dropout(torch.max_pool2d(x, 3, stride=1, padding=1), 0.5, self.training)
+        return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
 def networks():
     """Name -> (network, layers, image sizes), in evaluation mode and with weights that let every path be seen."""
     torch.manual_seed(0)
@@ -122,6 +137,7 @@ def networks():
         "u-net": (UNet(), ["down", "leave"]),
         "u-net, nearest": (UNet("nearest"), ["leave"]),
         "cropping": (Cropping(), ["last"]),
+        "functions": (Functions(), ["interpolate"]),
         "volumes": (
             nn.Sequential(nn.Conv3d(1, 3, 3, padding=1), nn.ReLU(), nn.MaxPool3d(2), nn.Conv3d(3, 4, 3, padding=1)),
             ["1", "3"],

@@ -77,6 +77,7 @@ STRIDES = {
     "u-net": {"down": 2, "leave": 1},
     "u-net, nearest": {"leave": 1},
     "cropping": {"last": 1},
+    "functions": {"interpolate": 1},
 }
 
 
