@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lidnet_fast.data.lidc import lesion_geometry, load_lidc_boxes
+from lidnet_fast.data.lidc import boxes_of_slices, lesion_geometry
 
 LESIONS_PER_IMAGE = 10
 ANCHOR_SIDES = (16, 32, 64, 128, 256)
@@ -35,11 +35,9 @@ def lesions(extent: Sequence[int], images: int, per_image: int = LESIONS_PER_IMA
 
 def lidc_slices(images: int, seed: int = 0) -> list[Tensor]:
     """The boxes of slices of LIDC-IDRI, 512x512, drawn from those that two radiologists found a nodule on."""
-    table = load_lidc_boxes(min_readers=2)
-    slices, slice_of_box = np.unique(table[["scan", "z"]], return_inverse=True)
+    slices = boxes_of_slices()
     drawn = np.random.default_rng(seed).choice(len(slices), images, replace=False)
-    corners = np.stack([table[side] for side in ("x1", "y1", "x2", "y2")], axis=1)
-    return [torch.from_numpy(corners[slice_of_box == number]) for number in drawn]
+    return [torch.from_numpy(slices[number].astype(np.float32)) for number in drawn]
 
 
 def proposals(extent: Sequence[int], images: int, total: int, seed: int = 0) -> list[Tensor]:

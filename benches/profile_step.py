@@ -172,7 +172,7 @@ def lidc_boxes(images: int, side: int) -> list[Tensor]:
     return boxes
 
 
-def medians(parts: Mapping[str, Callable[[], None]], repeats: int) -> dict[str, float]:
+def medians(parts: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Median seconds of each part, the parts interleaved."""
     for part in parts.values():
         part()

@@ -9,15 +9,14 @@ table shows what a truncated halo saves, and how far off it is.
 """
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import torchvision
 
 from benches.boxes import lesions
+from benches.profile_step import medians
 from lidnet_fast import ROIPerceptualLoss
 from lidnet_fast.runtime import keep_freed_memory, machine_facts
 
@@ -26,18 +25,6 @@ LAYERS = ("relu2_2", "relu3_4", "relu4_4")
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 HALOS = (0, 4, 8, 12, 16, 20)
 ROUNDS = 3
-
-
-def medians(runs: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-    """Milliseconds of each, in turns."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(ROUNDS + 1):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if number:
-                times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def against_lesions(network: torch.nn.Module, layer: str) -> dict[int, dict[str, float]]:
@@ -50,7 +37,7 @@ def against_lesions(network: torch.nn.Module, layer: str) -> dict[int, dict[str,
     for count in COUNTS:
         boxes = lesions((SIDE, SIDE), 1, count)
         runs = {name: lambda l=loss: l(denoised, normal_dose, boxes).backward() for name, loss in losses.items()}  # noqa: B023, E741
-        rows[count] = medians(runs)
+        rows[count] = {name: 1e3 * seconds for name, seconds in medians(runs, ROUNDS).items()}
         plan = losses["as planned"].plan((SIDE, SIDE), boxes)
         chosen = "whole image" if plan.whole else f"{len(plan.windows)} windows"
         cells = " | ".join(f"{rows[count][name]:.0f}" for name in losses)
@@ -68,12 +55,12 @@ def against_halo(network: torch.nn.Module, layer: str) -> None:
         return value.detach(), torch.autograd.grad(value, leaf)[0]
 
     losses = {halo: ROIPerceptualLoss(network, layer, halo) for halo in ("exact", *HALOS)}
-    times = medians({str(halo): lambda l=loss: run(l) for halo, loss in losses.items()})  # noqa: E741
+    times = medians({str(halo): lambda l=loss: run(l) for halo, loss in losses.items()}, ROUNDS)  # noqa: E741
     value, gradient = run(losses["exact"])
     for halo, loss in losses.items():
         approximate, of_approximate = run(loss)
         errors = abs(float(approximate / value) - 1), float((of_approximate - gradient).norm() / gradient.norm())
-        print(f"| {layer} | {halo} | {times[str(halo)]:.0f} | {errors[0]:.1%} | {errors[1]:.1%} |", flush=True)
+        print(f"| {layer} | {halo} | {1e3 * times[str(halo)]:.0f} | {errors[0]:.1%} | {errors[1]:.1%} |", flush=True)
 
 
 def plot(path: Path, times: Mapping[str, Mapping[int, Mapping[str, float]]]) -> None:

@@ -45,17 +45,18 @@ def describe_extractor(extractor: str, boxes: Path | None, image_size: int) -> s
         InputError: For an unknown network or layer, a layer without a finite receptive field, or a faulty box file.
     """
     from lidnet_fast.extractors import LayerExtractor, load_network, receptive_fields
-    from lidnet_fast.extractors.networks import node_names
+    from lidnet_fast.extractors.networks import network_and_layers, node_names
     from lidnet_fast.extractors.receptive_field import LayerGraph
     from lidnet_fast.extractors.windows import WindowPlanner
 
-    name, _, layers = extractor.partition(":")
-    if not layers:
-        raise InputError(f"--extractor must be NETWORK:LAYERS, such as vgg19:relu3_4, got {extractor!r}")
+    try:
+        name, layers = network_and_layers(extractor)
+    except ValueError as error:
+        raise InputError(f"--extractor {error}") from error
     try:
         with torch.device("meta"):  # the weights' values don't matter
             network = load_network(name)
-        nodes = dict(zip(layers.split(","), node_names(network, layers.split(",")), strict=True))
+        nodes = dict(zip(layers, node_names(network, layers), strict=True))
         fields = receptive_fields(network, nodes.values())
         graph = LayerGraph(LayerExtractor(network, nodes.values()).network, 2)
         planner = WindowPlanner(graph, (image_size, image_size))
@@ -88,12 +89,9 @@ def describe_extractor(extractor: str, boxes: Path | None, image_size: int) -> s
 def _slices_with_lesions(path: Path | None) -> tuple[list[np.ndarray], str]:
     """Boxes [n, 4] of each slice that has some, a sample of so many at most, and where they are from."""
     if path is None:
-        from lidnet_fast.data.lidc import load_lidc_boxes
+        from lidnet_fast.data.lidc import boxes_of_slices
 
-        table = load_lidc_boxes(min_readers=2)
-        _, slice_of_box = np.unique(table[["scan", "z"]], return_inverse=True)
-        corners = np.stack([table[name] for name in ("x1", "y1", "x2", "y2")], axis=1).astype(np.float64)
-        source = "LIDC-IDRI"
+        slices, source = boxes_of_slices(), "LIDC-IDRI"
     else:
         from lidnet_fast.data.boxes import COLUMNS, SLICE_COLUMNS
         from lidnet_fast.data.csv_input import read_rows
@@ -107,9 +105,9 @@ def _slices_with_lesions(path: Path | None) -> tuple[list[np.ndarray], str]:
             corners = np.array([[float(row[name]) for name in COLUMNS[1:]] for _, row in rows])
         except ValueError as error:
             raise InputError(f"{path}: {error}") from error
-        source = str(path)
-    drawn = np.random.default_rng(0).permutation(slice_of_box.max() + 1)[:_MOST_SLICES]
-    return [corners[slice_of_box == number] for number in drawn], f"{len(drawn)} slices of {source}"
+        slices, source = [corners[slice_of_box == number] for number in range(slice_of_box.max() + 1)], str(path)
+    drawn = np.random.default_rng(0).permutation(len(slices))[:_MOST_SLICES]
+    return [slices[number] for number in drawn], f"{len(drawn)} slices of {source}"
 
 
 def _batches(slices: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -215,15 +215,15 @@ class ROIPerceptualLoss(nn.Module):
         self, denoised: Tensor, normal_dose: Tensor, rois: Tensor, sample_ids: Sequence[Hashable] | None
     ) -> Tensor:
         """The loss of each box, [K], all layers together."""
+        if not len(rois):  # an empty part of the images keeps the loss in their graph
+            nothing = torch.empty(0, denoised.ndim - 1, dtype=torch.int64)
+            return fast.roi_windows(denoised, nothing, (1,) * (denoised.ndim - 2)).flatten().to(rois.dtype)
         cached = self.cache is not None and sample_ids is not None
         plan = self._plan(rois, denoised.shape[2:], len(denoised), share_kinds=not cached)
-        # Without boxes, an empty part of the images keeps the loss in their graph.
-        nothing = torch.empty(0, denoised.ndim - 1, dtype=torch.int64)
-        parts = [fast.roi_windows(denoised, nothing, (1,) * (denoised.ndim - 2)).flatten().to(rois.dtype)]
+        parts: list[Tensor] = []
         rows: list[int] = []
         if plan.windows:
-            parts_of_windows, rows = self._in_windows(plan, denoised, normal_dose, rois, sample_ids)
-            parts += parts_of_windows
+            parts, rows = self._in_windows(plan, denoised, normal_dose, rois, sample_ids)
         if plan.whole:
             images = sorted(plan.whole)
             of_whole = np.flatnonzero(plan.window_of_box < 0)
@@ -256,15 +256,14 @@ class ROIPerceptualLoss(nn.Module):
                         (sample_ids[plan.windows[n].image], plan.windows[n].stretches, size, dtype) for n in numbers
                     ]
                     targets = self._cached(normal_dose, batch, keys)
-            place = {number: row for row, number in enumerate(numbers)}
-            of_kind = [row for row, number in enumerate(plan.window_of_box.tolist()) if number in place]
-            window = torch.tensor([place[int(plan.window_of_box[row])] for row in of_kind])
+            of_kind = np.flatnonzero(np.isin(plan.window_of_box, numbers))
+            window = torch.from_numpy(np.searchsorted(numbers, plan.window_of_box[of_kind]))
             local = {}
             for layer, origins in batch.origins.items():
                 shift = (origins[window] / self._scale(layer)).flip(1).to(rois.dtype)
                 local[layer] = torch.hstack((window[:, None], rois[of_kind, 1:] - torch.hstack((shift, shift))))
             losses.append(self._compare(inputs, targets, local, size))
-            rows += of_kind
+            rows += of_kind.tolist()
         return losses, rows
 
     def _cached(self, normal_dose: Tensor, batch: WindowBatch, keys: Sequence[Hashable]) -> dict[str, Tensor]:

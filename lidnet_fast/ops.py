@@ -327,15 +327,15 @@ def _combine_backward(ctx: Any, grad_combined: Tensor) -> tuple[Tensor | None, T
 def _save_corners(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, corners, _ = inputs
     ctx.save_for_backward(corners)
-    ctx.shapes = inputs[0].shape, output.shape
+    ctx.shape = inputs[0].shape
 
 
 def _add_windows(ctx: Any, grad_windows: Tensor) -> tuple[Any, ...]:
-    return torch.ops.lidnet_fast.roi_windows_backward(grad_windows, *ctx.saved_tensors, ctx.shapes[0]), None, None
+    return torch.ops.lidnet_fast.roi_windows_backward(grad_windows, *ctx.saved_tensors, ctx.shape), None, None
 
 
 def _cut_windows(ctx: Any, grad_images: Tensor) -> tuple[Any, ...]:
-    return torch.ops.lidnet_fast.roi_windows(grad_images, *ctx.saved_tensors, ctx.shapes[0][2:]), None, None
+    return torch.ops.lidnet_fast.roi_windows(grad_images, *ctx.saved_tensors, ctx.shape[2:]), None, None
 
 
 def _refuse_double_backward(ctx: Any, *grads: Any) -> None:

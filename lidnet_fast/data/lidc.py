@@ -68,3 +68,18 @@ def lesion_geometry(min_readers: int = 2) -> np.ndarray:
     geometry = np.concatenate([sides, np.stack([centre_x, centre_y], axis=1)], axis=1)
     geometry.setflags(write=False)
     return geometry
+
+
+def boxes_of_slices(min_readers: int = 2) -> list[np.ndarray]:
+    """Return the boxes of every slice that has some, float64 [n, 4]: (x1, y1, x2, y2) in pixels of a 512x512 image.
+
+    Args:
+        min_readers: as for :func:`load_lidc_boxes`.
+
+    Raises:
+        ValueError: ``min_readers`` is not in 1..4.
+    """
+    table = load_lidc_boxes(min_readers)
+    _, slice_of_box, counts = np.unique(table[["scan", "z"]], return_inverse=True, return_counts=True)
+    corners = np.stack([table[name] for name in ("x1", "y1", "x2", "y2")], axis=1).astype(np.float64)
+    return np.split(corners[np.argsort(slice_of_box, kind="stable")], np.cumsum(counts)[:-1])

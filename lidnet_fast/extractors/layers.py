@@ -143,7 +143,8 @@ class LayerExtractor(nn.Module):
         if images.ndim != self.dimensions + 2:
             raise ValueError(f"images must have shape {_LAYOUTS[self.dimensions][0]}, got {tuple(images.shape)}")
         if self.channels is not None and images.shape[1] not in (1, self.channels):
-            raise ValueError(f"images must have {_either(1, self.channels)} channels, got {images.shape[1]}")
+            either = " or ".join(map(str, sorted({1, self.channels})))
+            raise ValueError(f"images must have {either} channels, got {images.shape[1]}")
 
     def _per_channel(self, name: str, values: Sequence[float] | None) -> Tensor | None:
         if values is None:
@@ -172,10 +173,6 @@ def _check_layers(layers: Sequence[str], known: Sequence[str]) -> None:
             near = difflib.get_close_matches(layer, known, n=5, cutoff=0.4)
             hint = f"near it are {', '.join(near)}" if near else f"there are {', '.join(known[:8])}, ..."
             raise ValueError(f"layers: the extractor has no layer {layer!r}; {hint}")
-
-
-def _either(first: int, second: int) -> str:
-    return str(first) if first == second else f"{first} or {second}"
 
 
 def _describe(value: object) -> str:

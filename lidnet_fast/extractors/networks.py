@@ -6,7 +6,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
-__all__ = ["load_network", "node_names"]
+__all__ = ["load_network", "network_and_layers", "node_names"]
+
+
+def network_and_layers(name: str) -> tuple[str, list[str]]:
+    """("vgg19", ["relu2_2", "relu3_4"]) of "vgg19:relu2_2,relu3_4".
+
+    Raises:
+        ValueError: Without a network or layers.
+    """
+    network, _, layers = name.partition(":")
+    if not network or not layers:
+        raise ValueError(f"must be NETWORK:LAYERS, such as vgg19:relu3_4, got {name!r}")
+    return network, layers.split(",")
 
 
 def load_network(name: str, weights: object = None) -> nn.Module:

@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -148,25 +148,11 @@ class _Reader(fx.Interpreter):
         if kind in _POINTWISE_MODULES:
             return Pointwise()
         if kind in (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d):
-            return self._max_pool(
-                module.kernel_size,
-                module.stride,
-                module.padding,
-                module.dilation,
-                module.ceil_mode,
-                module.return_indices,
-            )
+            return self._max_pool(*_attributes(module, _MAX_POOL))
         if kind in (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d):
-            return self._average_pool(
-                module.kernel_size,
-                module.stride,
-                module.padding,
-                module.ceil_mode,
-                module.count_include_pad,
-                getattr(module, "divisor_override", None),
-            )
+            return self._average_pool(*_attributes(module, _AVERAGE_POOL))
         if kind in (nn.Upsample, nn.UpsamplingNearest2d):
-            return self._resizing(module.size, module.scale_factor, module.mode, module.align_corners)
+            return self._resizing(*_attributes(module, _INTERPOLATE))
         for name in ("Constant", "Zero", "Reflection", "Replication"):
             if kind.__name__.startswith(f"{name}Pad"):
                 mode = {"Reflection": "reflect", "Replication": "replicate"}.get(name, "constant")
@@ -191,8 +177,7 @@ class _Reader(fx.Interpreter):
                 raise _RefusedError("batch_norm in training mode depends on the whole batch")
             return Pointwise()
         if function in (F.interpolate, F.upsample):
-            given = [_argument(args, kwargs, position, key, default) for position, key, default in _INTERPOLATE]
-            return self._resizing(*given)
+            return self._resizing(*(_argument(args, kwargs, *option) for option in _INTERPOLATE))
         if name in ("conv1d", "conv2d", "conv3d"):
             return self._functional_convolution(*(_argument(args, kwargs, *option) for option in _CONVOLVE))
         if function is F.pad:
@@ -297,7 +282,7 @@ class _Reader(fx.Interpreter):
             divisor=divisor,
         )
 
-    def _resizing(self, size: Any, scale_factor: Any, mode: str, align_corners: bool | None, *_: Any) -> Operation:
+    def _resizing(self, size: Any, scale_factor: Any, mode: str, align_corners: bool | None) -> Operation:
         if size is not None:
             raise _RefusedError("resizes to a given size; a whole scale_factor has a finite receptive field")
         factors = self._each_axis(scale_factor)
@@ -337,6 +322,7 @@ class _Reader(fx.Interpreter):
         return Slicing(index[1], tuple(index[2:]))
 
 
+# Options of functions: position, name, which is that of the module's attribute too, and default.
 _INTERPOLATE = ((1, "size", None), (2, "scale_factor", None), (3, "mode", "nearest"), (4, "align_corners", None))
 _CONVOLVE: tuple[tuple[int, str, Any], ...] = (
     *((1, "weight", None), (2, "bias", None), (3, "stride", 1), (4, "padding", 0), (5, "dilation", 1)),
@@ -357,6 +343,10 @@ _AVERAGE_POOL: tuple[tuple[int, str, Any], ...] = (
 
 def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str, default: Any) -> Any:
     return args[position] if len(args) > position else kwargs.get(name, default)
+
+
+def _attributes(module: nn.Module, options: Sequence[tuple[int, str, Any]]) -> list[Any]:
+    return [getattr(module, name, default) for _, name, default in options]
 
 
 def _batch_norm(module: Any) -> Operation:

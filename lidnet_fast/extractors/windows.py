@@ -104,12 +104,11 @@ class Axis:
         self.per_unit = np.array([float(self.alignment / graph.strides[node][axis]) for node in self.nodes])
         first = np.array([one[node].start for node in self.nodes])
         last = np.array([one[node].stop for node in self.nodes]) - self.per_unit
-        ends = np.array([self.sizes[node] for node in self.nodes])
-        self._most = ends
+        self.most = np.array([self.sizes[node] for node in self.nodes])
         if truncated is None:
             self._extra = last - first
             self.first_free = max(0, math.ceil((-first / self.per_unit).max()))
-            self.last_free = math.floor(((ends - last) / self.per_unit).min())
+            self.last_free = math.floor(((self.most - last) / self.per_unit).min())
         else:
             self._extra = np.zeros_like(last)
             self.first_free, self.last_free = 0, self.units
@@ -148,17 +147,22 @@ class Axis:
         """The units of windows that hold those from `start` to `stop`: sizes as in `buckets`, edges where touched."""
         first, last = start < self.first_free, stop > self.last_free
         least = np.where(first, stop, np.where(last, self.units - start, stop - start))
-        size = self.buckets[np.searchsorted(self.buckets, least)]
-        inside = np.clip(start - (size - least) // 2, self.first_free, self.last_free - size)
+        return self.place(start, stop, self.buckets[np.searchsorted(self.buckets, least)])
+
+    def place(
+        self, start: np.ndarray | int, stop: np.ndarray | int, size: np.ndarray | int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The units of windows of `size` that hold those from `start` to `stop`; all units where none has room."""
+        first, last = np.less(start, self.first_free), np.greater(stop, self.last_free)
+        inside = np.clip(start - (size - (stop - start)) // 2, self.first_free, self.last_free - size)
         begin = np.where(first, 0, np.where(last, self.units - size, inside))
-        free = ~first & ~last
-        everything = np.where(free, size > self.last_free - self.first_free, first & last)
+        everything = np.where(~first & ~last, size > self.last_free - self.first_free, first & last)
         everything |= first & (size > self.last_free) | last & (begin < self.first_free)
         return np.where(everything, 0, begin), np.where(everything, self.units, begin + size)
 
     def cells(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
         """Cells of every node that windows need: [..., nodes]."""
-        return np.minimum((stop - start)[..., None] * self.per_unit + self._extra, self._most)
+        return np.minimum((stop - start)[..., None] * self.per_unit + self._extra, self.most)
 
     def stretch(self, start: int, stop: int) -> Stretch:
         """The window of units start, ..., stop - 1."""
@@ -170,23 +174,6 @@ class Axis:
         if at_last:
             return Stretch(start, stop, ("last", stop - start, self.pixels))
         return Stretch(start, stop, ("first" if at_first else "inside", stop - start))
-
-    def can_hold(self, stretch: Stretch, units: np.ndarray) -> np.ndarray:
-        """Whether windows of such a kind can have so many units."""
-        if stretch.kind[0] == "inside":
-            return units <= self.last_free - self.first_free
-        if stretch.kind[0] == "first":
-            return units <= self.last_free
-        return units <= (self.units - self.first_free if stretch.kind[0] == "last" else self.units)
-
-    def grown(self, stretch: Stretch, units: int) -> Stretch:
-        """The window with so many units; `can_hold` says whether there are."""
-        if stretch.kind[0] == "inside":
-            start = stretch.start - (units - (stretch.stop - stretch.start)) // 2
-            start = min(max(start, self.first_free), self.last_free - units)
-        else:
-            start = 0 if stretch.kind[0] == "first" else stretch.stop - units
-        return self.stretch(start, start + units)
 
     def wanted(self, stretch: Stretch) -> dict[fx.Node, Cells]:
         """The cells of the layers in a window."""
@@ -225,7 +212,7 @@ class WindowPlanner:
         self._costs[nodes.index(graph.image)] += CELL_COST
         weights = sum(convolution.macs for convolution in graph.convolutions.values())
         self.kind_cost = COST_PER_CALL * len(graph.steps) + COST_PER_WEIGHT * weights
-        self.whole_cost = float(math.prod(axis._most for axis in self.axes) @ self._costs)  # type: ignore[operator]
+        self.whole_cost = float(math.prod(axis.most for axis in self.axes) @ self._costs)  # type: ignore[operator]
 
     def cost(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
         """Of windows [..., axes], in multiply-adds of one pass through the layers."""
@@ -251,8 +238,7 @@ class WindowPlanner:
         low, high = rois[:, dimensions:0:-1], rois[:, :dimensions:-1]
         plan = Plan(window_of_box=np.full(len(rois), -1, np.int64))
         units = [axis.units_of(low[:, n], high[:, n], aligned) for n, axis in enumerate(self.axes)]
-        needed_start = np.stack([start for start, _ in units], -1) if len(rois) else np.empty((0, dimensions), int)
-        needed_stop = np.stack([stop for _, stop in units], -1) if len(rois) else needed_start
+        needed_start, needed_stop = (np.stack(ends, -1) for ends in zip(*units, strict=True))
         for image in np.unique(rois[:, 0]).astype(int).tolist():
             boxes = np.flatnonzero(rois[:, 0] == image)
             start, stop, window_of_box = self._merged(needed_start[boxes], needed_stop[boxes])
@@ -294,11 +280,9 @@ class WindowPlanner:
                 together = np.maximum(kinds[:, None], kinds)
                 each, both = self.cost(np.zeros_like(kinds), kinds), self.cost(np.zeros_like(together), together)
                 growth = (both - each[:, None]) * counts[:, None] + (both - each) * counts
-                fits = [
-                    axis.can_hold(stretch, together[..., number])
-                    for number, (axis, stretch) in enumerate(zip(self.axes, windows[members[0]].stretches, strict=True))
-                ]
-                growth = np.where(np.all(fits, axis=0), growth, np.inf)
+                for number, (axis, stretch) in enumerate(zip(self.axes, windows[members[0]].stretches, strict=True)):
+                    begin, end = axis.place(stretch.start, stretch.stop, together[..., number])
+                    growth[end - begin != together[..., number]] = np.inf  # no room
                 np.fill_diagonal(growth, np.inf)
                 if growth.min() >= self.kind_cost:
                     break
@@ -310,7 +294,8 @@ class WindowPlanner:
                 kinds, counts = np.delete(kinds, gone, 0), np.delete(counts, gone)
             for number, kind in zip(members, kind_of_window, strict=True):
                 stretches = zip(self.axes, windows[number].stretches, kinds[kind].tolist(), strict=True)
-                grown = tuple(axis.grown(stretch, units) for axis, stretch, units in stretches)
+                places = [(axis, axis.place(stretch.start, stretch.stop, units)) for axis, stretch, units in stretches]
+                grown = tuple(axis.stretch(int(begin), int(end)) for axis, (begin, end) in places)
                 result[number] = windows[number]._replace(stretches=grown)
         return result
 

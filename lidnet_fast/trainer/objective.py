@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lidnet_fast import backend, functional
 from lidnet_fast.errors import InputError
-from lidnet_fast.extractors import load_network
+from lidnet_fast.extractors.networks import load_network, network_and_layers
 from lidnet_fast.losses import ROIPerceptualLoss
 from lidnet_fast.models.detectors import LesionDetector
 from lidnet_fast.models.windowing import HUWindow
@@ -76,7 +76,8 @@ class JointObjective:
             return Objective(losses, terms)
 
         images = self.window.clamp(denoised)
-        features = detector.features(images)
+        if config.perceptual or config.roi_perceptual or config.detection:
+            features = detector.features(images)
         if config.detection:
             detection = torch.stack(list(detector.losses(images, boxes, features).values())).sum()
             losses["detection"] = config.detection * detection
@@ -85,7 +86,7 @@ class JointObjective:
             with torch.no_grad():
                 normal_images = self.window.clamp(normal_dose)
                 normal_features = detector.features(normal_images)
-            levels = list(features)[: config.levels]
+            levels = list(normal_features)[: config.levels]
             # Weights are per unit of feature variance, whatever the detector's scale.
             scales = {k: normal_features[k].float().var((0, 2, 3)).mean().clamp_min(1e-12) for k in levels}
         if config.perceptual:
@@ -162,14 +163,14 @@ class JointObjective:
 
 
 def _extractor_loss(config: ObjectiveConfig) -> ROIPerceptualLoss:
-    name, _, layers = config.extractor.partition(":")
     halo = "auto" if backend.current() == "fused" else "whole"
     try:
+        name, layers = network_and_layers(config.extractor)
         with torch.random.fork_rng():
             torch.manual_seed(0)  # random weights are the same in every run, and when it resumes
             network = load_network(name, config.extractor_weights)
         return ROIPerceptualLoss(
-            network, layers.split(","), halo, output_size=config.roi_size, mean=IMAGENET_MEAN, std=IMAGENET_STD
+            network, layers, halo, output_size=config.roi_size, mean=IMAGENET_MEAN, std=IMAGENET_STD
         )
     except (ValueError, OSError) as error:
         key = "collaborate.objective.extractor"

@@ -61,6 +61,28 @@ def watch(allowed: Callable[[], list[Tensor]]) -> Iterator[Traffic]:
         builder.create_masked_load, builder.create_masked_store = load, store
 
 
+@contextlib.contextmanager
+def recording(*places: tuple[object, str]) -> Iterator[list[Tensor]]:
+    """What the functions that allocate, named by owner and name, return meanwhile."""
+    allocated: list[Tensor] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in places:
+            allocate = getattr(owner, name)
+
+            def kept(*args, _allocate=allocate, **kwargs):
+                allocated.append(_allocate(*args, **kwargs))
+                return allocated[-1]
+
+            patch.setattr(owner, name, kept)
+        yield allocated
+
+
+@pytest.fixture
+def recorded():
+    """`recording`, for tests that say what may be accessed."""
+    return recording
+
+
 @pytest.fixture
 def watched():
     """`watch`, where kernels are interpreted."""

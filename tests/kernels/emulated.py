@@ -14,7 +14,6 @@ from torch.utils.cpp_extension import include_paths, library_paths
 from lidnet_fast import ops
 
 ROOT = Path(__file__).parents[2]
-OPERATORS = ("multi_loss", "multi_loss_jacobian", "gradient_gramian", "combine_gradients")
 
 
 def build(folder: Path, flags: Sequence[str] = ()) -> Path:
@@ -53,7 +52,7 @@ class Emulation:
     def __init__(self, path: Path) -> None:
         """Registers its operators, with the schemas of the library's own."""
         self._schemas = torch.library.Library("lidnet_fast_emulated", "DEF")
-        for name in OPERATORS:
+        for name in ops.KERNELS["cuda, C++"]:
             schema = str(getattr(torch.ops.lidnet_fast, name).default._schema)
             self._schemas.define(schema.removeprefix(f"{ops._library.ns}::"))
         torch.ops.load_library(str(path))

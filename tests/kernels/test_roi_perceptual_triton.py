@@ -10,6 +10,7 @@ pytestmark = pytest.mark.interpreter
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
 SCALE = 0.5
+ALLOCATIONS = ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty"))
 BOXES = torch.tensor(
     [
         [0, 1.5, 2, 20, 17],
@@ -161,7 +162,7 @@ def test_repeats_bitwise(device):
 
 
 @pytest.mark.parametrize("volume", [False, True])
-def test_memory(watched, volume):
+def test_memory(recorded, watched, volume):
     """No access outside the tensors, no element stored by two programs, and traffic within a budget of the floor.
 
     The floor loads the four (eight) neighbours of each sample from both maps and stores one derivative per bin; then
@@ -171,19 +172,9 @@ def test_memory(watched, volume):
     input, target = features(*shape)
     boxes, size = (BOXES_3D, [2, 2, 2]) if volume else (BOXES, [3, 3])
     upstream = torch.ones(len(boxes))
-    allocated = [input, target, boxes, upstream]
     arguments = ([input], [target], boxes, None, [SCALE], size, 2, True, "mse")
-    with pytest.MonkeyPatch.context() as patch:
-        for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
-            allocate = getattr(owner, name)
-
-            def kept(*args, _allocate=allocate, **kwargs):
-                allocated.append(_allocate(*args, **kwargs))
-                return allocated[-1]
-
-            patch.setattr(owner, name, kept)
-        with watched(lambda: allocated) as traffic:
-            (gradient,) = kernels.roi_perceptual_losses_backward(upstream, *arguments)
+    with recorded(*ALLOCATIONS) as allocated, watched(lambda: [input, target, boxes, upstream, *allocated]) as traffic:
+        (gradient,) = kernels.roi_perceptual_losses_backward(upstream, *arguments)
     bins, taps = len(boxes) * size[0] ** len(size), 2 ** (2 * len(size))
     derivatives = bins * 16 * 4
     floor_loaded, floor_stored = 2 * taps * derivatives + derivatives, derivatives + gradient.nbytes
@@ -191,23 +182,14 @@ def test_memory(watched, volume):
     assert traffic.stored <= 1.1 * floor_stored
 
 
-def test_boxes_that_make_no_sense_stay_inside_the_tensors(watched):
+def test_boxes_that_make_no_sense_stay_inside_the_tensors(recorded, watched):
     """On a GPU nothing looks at the boxes' values before the kernels do."""
     input, target = features(2, 3, 6, 7)
     inf, nan = torch.inf, torch.nan
     boxes = torch.tensor(
         [[9, 1, 1, 5, 5], [-3, 1, 1, 5, 5], [nan, 1, 1, 5, 5], [0, nan, 1, 5, 5], [0, 1, -inf, 5, inf], [0, 5, 5, 1, 1]]
     )
-    upstream, allocated = torch.ones(len(boxes)), []
+    upstream = torch.ones(len(boxes))
     arguments = ([input], [target], boxes, None, [1.0], [2, 2], 2, True, "mse")
-    with pytest.MonkeyPatch.context() as patch:
-        for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
-            allocate = getattr(owner, name)
-
-            def kept(*args, _allocate=allocate, **kwargs):
-                allocated.append(_allocate(*args, **kwargs))
-                return allocated[-1]
-
-            patch.setattr(owner, name, kept)
-        with watched(lambda: [input, target, boxes, upstream, *allocated]):
-            kernels.roi_perceptual_losses_backward(upstream, *arguments)
+    with recorded(*ALLOCATIONS) as allocated, watched(lambda: [input, target, boxes, upstream, *allocated]):
+        kernels.roi_perceptual_losses_backward(upstream, *arguments)

@@ -11,6 +11,7 @@ CASES = {
     "volumes": ((2, 2, 4, 6, 7), [[1, 0, 2, 1], [0, 2, 0, 3], [1, 1, 2, 2]], (2, 3, 4)),
     "several blocks": ((1, 1, 40, 60), [[0, 1, 2], [0, 3, 5]], (35, 50)),
 }
+ALLOCATIONS = ((torch.Tensor, "new_empty"), (torch, "cat"))
 
 
 @pytest.fixture(params=CASES)
@@ -42,43 +43,23 @@ def test_values_and_gradients(case, device, dtype):
     assert torch.equal(gradient, kernels.roi_windows_backward(upstream, corners, shape))
 
 
-def test_memory(case, device, watched):
+def test_memory(case, device, recorded, watched):
     """No access outside the tensors, no pixel stored twice, and nothing read that isn't needed but corners."""
     shape, corners, size = case
-    images, allocated = torch.randn(shape, device=device), []
-    allocated += [images, corners]
-    with pytest.MonkeyPatch.context() as patch:
-        for owner, name in ((torch.Tensor, "new_empty"), (torch, "cat")):
-            allocate = getattr(owner, name)
-
-            def kept(*args, _allocate=allocate, **kwargs):
-                allocated.append(_allocate(*args, **kwargs))
-                return allocated[-1]
-
-            patch.setattr(owner, name, kept)
-        with watched(lambda: allocated) as traffic:
-            windows = kernels.roi_windows(images, corners, size)
-            assert traffic.stored == windows.nbytes
-            gradient = kernels.roi_windows_backward(windows, corners, shape)
+    images = torch.randn(shape, device=device)
+    with recorded(*ALLOCATIONS) as allocated, watched(lambda: [images, corners, *allocated]) as traffic:
+        windows = kernels.roi_windows(images, corners, size)
+        assert traffic.stored == windows.nbytes
+        gradient = kernels.roi_windows_backward(windows, corners, shape)
     assert traffic.stored == windows.nbytes + gradient.nbytes
 
 
-def test_windows_that_would_leave_the_images_stay_inside(watched, device):
+def test_windows_that_would_leave_the_images_stay_inside(recorded, watched, device):
     images = torch.randn(2, 1, 6, 7, device=device)
     corners = torch.tensor([[9, 1, 1], [-3, 1, 1], [0, -5, 99], [1, 2**40, -(2**40)]], device=device)
-    allocated = [images, corners]
-    with pytest.MonkeyPatch.context() as patch:
-        for owner, name in ((torch.Tensor, "new_empty"), (torch, "cat")):
-            allocate = getattr(owner, name)
-
-            def kept(*args, _allocate=allocate, **kwargs):
-                allocated.append(_allocate(*args, **kwargs))
-                return allocated[-1]
-
-            patch.setattr(owner, name, kept)
-        with watched(lambda: allocated):
-            windows = kernels.roi_windows(images, corners, (3, 4))
-            kernels.roi_windows_backward(windows, corners, images.shape)
+    with recorded(*ALLOCATIONS) as allocated, watched(lambda: [images, corners, *allocated]):
+        windows = kernels.roi_windows(images, corners, (3, 4))
+        kernels.roi_windows_backward(windows, corners, images.shape)
     assert torch.equal(windows[2], images[0, :, :3, 3:])
 
 
