@@ -93,9 +93,7 @@ Tensor combine_gradients(Tensor gradients, Tensor coefficients) {
   check_gradients(gradients, 2);
   check_coefficients(coefficients, gradients);
   const Tensor dense = torch::stable::contiguous(gradients), factors = torch::stable::contiguous(coefficients);
-  std::vector<int64_t> shape;
-  for (int64_t d = 1; d < dense.dim(); ++d) shape.push_back(dense.size(d));
-  Tensor result = torch::stable::new_empty(dense, shape);
+  Tensor result = torch::stable::new_empty(dense, dense.sizes().slice(1));
   ask_for_huge_pages(result);
   dense.scalar_type() == ScalarType::Double ? combine<double>(dense, factors, result)
                                             : combine<float>(dense, factors, result);

@@ -393,8 +393,8 @@ std::tuple<Tensor, Tensor, Tensor> total(const MultiLossArguments& a, const std:
 template <typename T>
 Tensor jacobian(const MultiLossArguments& a) {
   const Images<T> images(a.input, a.target, a.rois, a.roi_weight, a.data_range);
-  std::vector<int64_t> shape{static_cast<int64_t>(a.terms.size())};
-  for (int64_t d = 0; d < a.input.dim(); ++d) shape.push_back(a.input.size(d));
+  std::vector<int64_t> shape = a.input.sizes().vec();
+  shape.insert(shape.begin(), static_cast<int64_t>(a.terms.size()));
   Tensor result = torch::stable::new_empty(a.input, shape, std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float);
   ask_for_huge_pages(result);
   std::vector<Gradient<T>> gradients;

@@ -62,16 +62,9 @@ Windows windows_of(const std::vector<int64_t>& shape, const Tensor& corners, con
   return windows;
 }
 
-std::vector<int64_t> shape_of(const Tensor& tensor) {
-  std::vector<int64_t> shape;
-  for (int64_t d = 0; d < tensor.dim(); ++d) shape.push_back(tensor.size(d));
-  return shape;
-}
-
 Tensor roi_windows(Tensor images, Tensor corners, std::vector<int64_t> size) {
   check_floating(images, "images");
-  const std::vector<int64_t> shape = shape_of(images);
-  const Windows windows = windows_of(shape, corners, size);
+  const Windows windows = windows_of(images.sizes().vec(), corners, size);
   std::vector<int64_t> result_shape{windows.count, windows.channels};
   result_shape.insert(result_shape.end(), size.begin(), size.end());
   Tensor result = torch::stable::new_empty(images, result_shape);
@@ -125,7 +118,7 @@ void scatter(const Tensor& grad_windows, const Windows& windows, Tensor& gradien
 Tensor roi_windows_backward(Tensor grad_windows, Tensor corners, std::vector<int64_t> shape) {
   check_floating(grad_windows, "grad_windows");
   STD_TORCH_CHECK(grad_windows.dim() == static_cast<int64_t>(shape.size()), "grad_windows must have the images' axes");
-  const std::vector<int64_t> of_windows = shape_of(grad_windows);
+  const std::vector<int64_t> of_windows = grad_windows.sizes().vec();
   const Windows windows = windows_of(shape, corners, {of_windows.begin() + 2, of_windows.end()});
   STD_TORCH_CHECK(of_windows[0] == windows.count && of_windows[1] == windows.channels,
                   "grad_windows must have the windows' number and the images' channels");

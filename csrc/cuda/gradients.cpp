@@ -37,9 +37,7 @@ Tensor combine_gradients(Tensor gradients, Tensor coefficients) {
   check_coefficients(coefficients, gradients);
   const OnDevice device(gradients);
   const Tensor dense = torch::stable::contiguous(gradients), factors = torch::stable::contiguous(coefficients);
-  std::vector<int64_t> shape;
-  for (int64_t d = 1; d < dense.dim(); ++d) shape.push_back(dense.size(d));
-  Tensor result = torch::stable::new_empty(dense, shape);
+  Tensor result = torch::stable::new_empty(dense, dense.sizes().slice(1));
   if (result.numel() == 0) return result;
   const CombineLaunch launch{dense.const_data_ptr(), factors.const_data_ptr(), scalar_of(dense), dense.size(0),
                              result.numel(),         result.mutable_data_ptr()};

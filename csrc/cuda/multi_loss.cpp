@@ -308,8 +308,8 @@ Tensor multi_loss_jacobian(Tensor input, Tensor target, std::vector<std::string>
                            double roi_weight, double data_range) {
   const MultiLossArguments a(input, target, names, rois, roi_weight, data_range);
   const Images images(a);
-  std::vector<int64_t> shape{static_cast<int64_t>(a.terms.size())};
-  for (int64_t d = 0; d < a.input.dim(); ++d) shape.push_back(a.input.size(d));
+  std::vector<int64_t> shape = a.input.sizes().vec();
+  shape.insert(shape.begin(), static_cast<int64_t>(a.terms.size()));
   Tensor result = images.empty(shape);
   std::optional<Tensor> maps;
   if (a.has(Term::ssim)) maps = images.windows(images.full(), true, 1 / images.windows(), nullptr, nullptr).maps;
