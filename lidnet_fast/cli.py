@@ -1,4 +1,4 @@
-"""The command line: `lidnet-fast demo | prepare | train | evaluate | info`."""
+"""The command line: `lidnet-fast demo | prepare | train | bench | evaluate | info`."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +13,7 @@ commands:
   demo       train LIDnet and its controls on phantoms, and write a report
   prepare    turn DICOM series and lesion boxes into a store to train on
   train      train detector, denoiser and both together on a store
+  bench      measure how fast a configuration trains here, and what limits it
   evaluate   score a finished run on its held-out patients
   info       what is installed and which implementations are used
 
@@ -123,6 +124,17 @@ def train(arguments: Sequence[str]) -> None:
     print(f"Trained networks: {run.out / 'collaborate'}; next: lidnet-fast evaluate {run.out}")
 
 
+def bench(arguments: Sequence[str]) -> None:
+    """`lidnet-fast bench`."""
+    parser = _run_parser("bench", "Measure how fast a configuration trains here, what limits it and what to change.")
+    parser.add_argument("--seconds", type=float, default=120.0, help="about how long it may take")
+    options = _parse(parser, arguments)
+    _prepare_process()
+    from lidnet_fast.trainer.bench import bench as run_bench
+
+    run_bench(_run_config(parser, options), options.seconds)
+
+
 def evaluate(arguments: Sequence[str]) -> None:
     """`lidnet-fast evaluate`."""
     parser = _parser("evaluate", "Score a finished run on its held-out patients: metrics.json, report.html, a table.")
@@ -189,6 +201,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "demo": demo,
     "prepare": prepare,
     "train": train,
+    "bench": bench,
     "evaluate": evaluate,
     "info": info,
 }

@@ -3,7 +3,7 @@
 import logging
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,11 +40,16 @@ class Run:
     (`<phase>/cost.json`). A finished phase is loaded instead of trained again; an interrupted one goes on from its last
     checkpoint, with the same samples, noise and random numbers as if it had not been interrupted.
 
+    Args:
+        config: of the run.
+        callbacks: of Lightning's, for every phase, beside the run's own.
+
     Raises:
         InputError: a value can't work, or the folder holds a run of another configuration.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, callbacks: Sequence[L.Callback] = ()) -> None:
+        self._callbacks = callbacks
         validate(config)
         backend.use(backend.available()[-1] if config.ops == "auto" else config.ops)
         self.out = Path(config.out)
@@ -202,6 +207,7 @@ class Run:
                     enable_version_counter=False,
                 ),
                 *([RichProgressBar()] if sys.stdout.isatty() else []),
+                *self._callbacks,
             ],
             enable_progress_bar=sys.stdout.isatty(),
             enable_model_summary=False,
