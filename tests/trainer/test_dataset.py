@@ -8,7 +8,8 @@ import torch
 
 from lidnet_fast.data.dataset import LesionPatches, Sample, make_batch
 from lidnet_fast.data.dose import DoseSimulation
-from lidnet_fast.data.store import SeriesInfo, StoreWriter
+from lidnet_fast.data.store import SeriesInfo
+from lidnet_fast.data.store_writer import StoreWriter
 from lidnet_fast.errors import InputError
 from lidnet_fast.trainer.datamodule import DrawSampler
 
