@@ -196,10 +196,10 @@ def test_what_processes_wrote_is_checked_together(tmp_path, changes, message):
 
 def _write_until_killed(path, started):
     with StoreWriter(path, key="k") as writer:
-        started.set()
         for number in range(2000):
             if f"1.{number}" not in writer.done:
                 write(writer.series_writer(), number)
+                started.set()
 
 
 def test_killed_at_any_moment(tmp_path):
