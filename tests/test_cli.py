@@ -10,7 +10,8 @@ import yaml
 
 from lidnet_fast.cli import main
 from lidnet_fast.data.dose import DoseSimulation
-from lidnet_fast.data.store import SeriesInfo, StoreWriter
+from lidnet_fast.data.store import SeriesInfo
+from lidnet_fast.data.store_writer import StoreWriter
 
 
 def refused(capsys: pytest.CaptureFixture[str], arguments: Sequence[str]) -> str:

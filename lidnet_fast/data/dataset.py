@@ -6,7 +6,7 @@ seed and the draw, so a run can be continued at any step, on any number of worke
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lidnet_fast.data.dose import DoseSimulation, noise_variance_maps, sample_generator, sector_noise
+from lidnet_fast.data.sampling import BalancedDraws
 from lidnet_fast.data.store import Store
 from lidnet_fast.errors import InputError
 
@@ -24,25 +25,55 @@ _CENTRE_MARGIN = 1.0
 _SMALLEST_SIDE = 2.0
 
 
+SampleId = tuple[int, int, int, int, bool, bool]
+"""Series, slice, first row and column of the field of view, and whether its rows and columns are reversed: what a
+normal-dose sample of one dataset depends on."""
+
+
 @dataclass(frozen=True)
 class Sample:
-    """One field of view, as it leaves a loader process: compact, converted on the batch."""
+    """One field of view as it is read: compact, and not copied before the batch is put together."""
 
-    normal_dose: Tensor
-    """int16 [H,W], HU."""
-    low_dose: Tensor | None
-    """int16 [H,W], HU; None where the low dose is simulated."""
+    id: SampleId
+    normal_dose: np.ndarray
+    """int16 [H,W], HU, flipped."""
+    low_dose: np.ndarray | None
+    """int16 [H,W], HU, flipped; None where the low dose is simulated."""
     noise_maps: Tensor | None
     """[K,h,w] variance maps of the whole slice; None where the low dose is stored."""
     image_size: tuple[int, int]
-    origin: tuple[int, int]
-    """First row and column of the field of view in its slice."""
-    flips: tuple[bool, bool]
-    """Whether rows and columns are reversed."""
-    boxes: Tensor
-    """float32 [L,4] in the (flipped) field of view."""
+    boxes: np.ndarray
+    """float32 [L,4] in the flipped field of view."""
     noise_key: tuple[int, int, int]
     """(seed, epoch, sample): what the noise is seeded with."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples put together, as they leave a loader process: a few compact arrays, converted on the device."""
+
+    ids: list[SampleId]
+    normal_dose: Tensor
+    """int16 [N,H,W], HU, flipped."""
+    low_dose: Tensor | None
+    """int16 [N,H,W], HU, flipped; None where the low dose is simulated."""
+    noise_maps: dict[tuple[int, int], Tensor]
+    """[n,K,h,w] variance maps of the whole slices, by the slices' size; empty where the low dose is stored."""
+    image_sizes: list[tuple[int, int]]
+    boxes: Tensor
+    """float32 [sum of L,4] in the flipped fields of view."""
+    boxes_per_sample: list[int]
+    noise_keys: list[tuple[int, int, int]]
+
+    def pin_memory(self) -> "Samples":
+        """Return the same in page-locked memory, from which the GPU copies while the CPU goes on."""
+        return replace(
+            self,
+            normal_dose=self.normal_dose.pin_memory(),
+            low_dose=None if self.low_dose is None else self.low_dose.pin_memory(),
+            noise_maps={size: maps.pin_memory() for size, maps in self.noise_maps.items()},
+            boxes=self.boxes.pin_memory(),
+        )
 
 
 class Batch(TypedDict):
@@ -51,10 +82,14 @@ class Batch(TypedDict):
     normal_dose: Tensor
     low_dose: Tensor
     boxes: list[Tensor]
+    ids: list[SampleId]
 
 
 class LesionPatches(Dataset[Sample]):
-    """Fields of view of one split, balanced over patients and centred near lesions in a given fraction.
+    """Fields of view of one split: in a given fraction centred near lesions, the others anywhere.
+
+    Every patient is as likely as any other; so is, within a patient, every lesion or (anywhere) every slice; and of a
+    lesion every box.
 
     Args:
         store: the prepared store's folder.
@@ -91,72 +126,54 @@ class LesionPatches(Dataset[Sample]):
         self._maps_bytes = 0
         self._cache_bytes = cache_mb * 2**20
 
-        self._slices = self.store.slices(split)
-        if not len(self._slices):
+        self._draws = BalancedDraws(self.store.index, split)
+        index, ours = self.store.index, self._draws.series
+        if not len(ours):
             raise InputError(f"{store}: the {split} split has no slices")
-        for index in np.unique(self._slices[:, 0]):
-            series = self.store.series[index]
-            if crop is not None and min(series.shape[1:]) < crop:
-                raise InputError(f"data.crop is {crop}, but series {series.series_id} has slices of {series.shape[1:]}")
-            if self.simulation is None and not series.has_low_dose:
-                raise InputError(
-                    f"{store}: series {series.series_id} has no low-dose images and the store simulates none; "
-                    "prepare it with --low-dose or --simulate-dose"
-                )
-        sizes = {self.store.series[index].shape[1:] for index in np.unique(self._slices[:, 0])}
-        if crop is None and len(sizes) > 1:
-            raise InputError(f"{store}: slices differ in size ({sorted(sizes)}): set data.crop")
-        self._all = self._by_patient(self._slices)
-        self._positive = self._by_patient(self.store.slices(split, with_boxes=True))
-
-    def _by_patient(self, slices: np.ndarray) -> list[np.ndarray]:
-        patients = np.array([self.store.series[index].patient_id for index in slices[:, 0]])
-        return [slices[patients == patient] for patient in np.unique(patients)]
+        sizes = index.shape[ours, 1:]
+        small = ours[sizes.min(1) < (crop or 0)]
+        if len(small):
+            series = self.store.series[small[0]]
+            raise InputError(f"data.crop is {crop}, but series {series.series_id} has slices of {series.shape[1:]}")
+        unpaired = ours[~index.has_low_dose[ours]]
+        if self.simulation is None and len(unpaired):
+            raise InputError(
+                f"{store}: series {self.store.series[unpaired[0]].series_id} has no low-dose images and the store "
+                "simulates none; prepare it with --low-dose or --simulate-dose"
+            )
+        different = np.unique(sizes, axis=0).tolist()
+        if crop is None and len(different) > 1:
+            raise InputError(f"{store}: slices differ in size ({different}): set data.crop")
 
     def __len__(self) -> int:
         """Slices in the split: the draws of one epoch."""
-        return len(self._slices)
+        return self._draws.slices
 
     def __getitem__(self, draw: int) -> Sample:
         """The sample of this draw, which may exceed the length: draws go on over epochs."""
         rng = np.random.default_rng([self.seed, draw])
-        positive = bool(self._positive) and rng.random() < self.positive_fraction
-        patients = self._positive if positive else self._all
-        candidates = patients[rng.integers(len(patients))]
-        index, z = (int(v) for v in candidates[rng.integers(len(candidates))])
+        lesion = None
+        if self._draws.lesions and rng.random() < self.positive_fraction:
+            index, z, lesion = self._draws.lesion(rng)
+        else:
+            index, z = self._draws.slice(rng)
         height, width = self.store.series[index].shape[1:]
-        boxes = self.store.boxes(index, z)
         rows, columns = (height, width) if self.crop is None else (self.crop, self.crop)
-        y0, x0 = self._origin(rng, boxes if positive else boxes[:0], (height, width), (rows, columns))
+        y0, x0 = _origin(rng, lesion, (height, width), (rows, columns))
         window = (y0, x0, rows, columns)
         flips = (bool(rng.integers(2)), bool(rng.integers(2))) if self.augment else (False, False)
+        flip = tuple(slice(None, None, -1 if flipped else 1) for flipped in flips)
+        simulated = self.simulation is not None
         epoch, sample = divmod(draw, len(self))
         return Sample(
-            normal_dose=torch.from_numpy(self.store.read(index, z, window)),
-            low_dose=None
-            if self.simulation is not None
-            else torch.from_numpy(self.store.read(index, z, window, low_dose=True)),
-            noise_maps=None if self.simulation is None else self._noise_maps(index, z),
+            id=(index, z, y0, x0, *flips),
+            normal_dose=self.store.read(index, z, window)[flip],
+            low_dose=None if simulated else self.store.read(index, z, window, low_dose=True)[flip],
+            noise_maps=self._noise_maps(index, z) if simulated else None,
             image_size=(height, width),
-            origin=(y0, x0),
-            flips=flips,
-            boxes=_boxes_in_view(torch.from_numpy(boxes), window, flips),
+            boxes=_boxes_in_view(self.store.boxes(index, z), window, flips),
             noise_key=(self.seed, epoch, sample),
         )
-
-    @staticmethod
-    def _origin(
-        rng: np.random.Generator, boxes: np.ndarray, image_size: tuple[int, int], size: tuple[int, int]
-    ) -> tuple[int, int]:
-        room = (image_size[0] - size[0], image_size[1] - size[1])
-        if not len(boxes):
-            return int(rng.integers(room[0] + 1)), int(rng.integers(room[1] + 1))
-        x1, y1, x2, y2 = boxes[rng.integers(len(boxes))]
-        # The lesion lies anywhere in the inner 80 % of the field of view: a fixed place would be learnt.
-        shift = rng.uniform(-0.4, 0.4, 2)
-        y0 = (y1 + y2) / 2 + shift[0] * size[0] - size[0] / 2
-        x0 = (x1 + x2) / 2 + shift[1] * size[1] - size[1] / 2
-        return int(np.clip(y0, 0, room[0])), int(np.clip(x0, 0, room[1]))
 
     def _noise_maps(self, index: int, z: int) -> Tensor:
         assert self.simulation is not None
@@ -174,42 +191,80 @@ class LesionPatches(Dataset[Sample]):
         return maps
 
 
-def _boxes_in_view(boxes: Tensor, window: tuple[int, int, int, int], flips: tuple[bool, bool]) -> Tensor:
+def _origin(
+    rng: np.random.Generator, lesion: np.ndarray | None, image_size: tuple[int, int], size: tuple[int, int]
+) -> tuple[int, int]:
+    room = (image_size[0] - size[0], image_size[1] - size[1])
+    if lesion is None:
+        return int(rng.integers(room[0] + 1)), int(rng.integers(room[1] + 1))
+    x1, y1, x2, y2 = lesion
+    # The lesion lies anywhere in the inner 80 % of the field of view: a fixed place would be learnt.
+    shift = rng.uniform(-0.4, 0.4, 2)
+    y0 = (y1 + y2) / 2 + shift[0] * size[0] - size[0] / 2
+    x0 = (x1 + x2) / 2 + shift[1] * size[1] - size[1] / 2
+    return int(np.clip(y0, 0, room[0])), int(np.clip(x0, 0, room[1]))
+
+
+def _boxes_in_view(boxes: np.ndarray, window: tuple[int, int, int, int], flips: tuple[bool, bool]) -> np.ndarray:
     y0, x0, rows, columns = window
-    boxes = boxes - torch.tensor([x0, y0, x0, y0], dtype=boxes.dtype)
-    limit = torch.tensor([columns, rows], dtype=boxes.dtype)
+    limit = np.array([columns, rows], np.float32)
+    boxes = boxes - np.array([x0, y0, x0, y0], np.float32)
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     boxes = boxes[((centres > _CENTRE_MARGIN) & (centres < limit - _CENTRE_MARGIN)).all(1)]
-    boxes = torch.cat([boxes[:, :2].clamp_min(0), torch.minimum(boxes[:, 2:], limit)], 1)
-    boxes = boxes[(boxes[:, 2:] - boxes[:, :2] > _SMALLEST_SIDE).all(1)]
-    if flips[0]:
-        boxes = torch.stack([boxes[:, 0], rows - boxes[:, 3], boxes[:, 2], rows - boxes[:, 1]], 1)
-    if flips[1]:
-        boxes = torch.stack([columns - boxes[:, 2], boxes[:, 1], columns - boxes[:, 0], boxes[:, 3]], 1)
-    return boxes
+    corners = np.clip(boxes.reshape(-1, 2, 2), 0, limit)
+    corners = corners[(corners[:, 1] - corners[:, 0] > _SMALLEST_SIDE).all(1)]
+    for axis, flipped in ((1, flips[0]), (0, flips[1])):
+        if flipped:
+            corners[:, :, axis] = limit[axis] - corners[:, ::-1, axis]
+    return corners.reshape(-1, 4)
 
 
-def make_batch(samples: Sequence[Sample], device: torch.device) -> Batch:
-    """Samples as a training batch: converted, noise added where it is simulated, and flipped, on `device`."""
-    normal = torch.stack([s.normal_dose for s in samples]).to(device).float()
-    if samples[0].noise_maps is not None:
-        rows, columns = normal.shape[1:]
-        noise = sector_noise(
-            torch.stack([s.noise_maps for s in samples if s.noise_maps is not None]).to(device),
-            samples[0].image_size,
-            [(*s.origin, rows, columns) for s in samples],
-            [sample_generator(*s.noise_key) for s in samples],
-        )
-        low = normal + noise
+def collate(samples: Sequence[Sample]) -> Samples:
+    """Put samples together; each pixel is copied once."""
+    low_dose = [s.low_dose for s in samples if s.low_dose is not None]
+    noise_maps: dict[tuple[int, int], list[Tensor]] = {}
+    for s in samples:
+        if s.noise_maps is not None:
+            noise_maps.setdefault(s.image_size, []).append(s.noise_maps)
+    return Samples(
+        ids=[s.id for s in samples],
+        normal_dose=torch.from_numpy(np.stack([s.normal_dose for s in samples])),
+        low_dose=torch.from_numpy(np.stack(low_dose)) if low_dose else None,
+        noise_maps={size: torch.stack(maps) for size, maps in noise_maps.items()},
+        image_sizes=[s.image_size for s in samples],
+        boxes=torch.from_numpy(np.concatenate([s.boxes for s in samples])),
+        boxes_per_sample=[len(s.boxes) for s in samples],
+        noise_keys=[s.noise_key for s in samples],
+    )
+
+
+def make_batch(samples: Samples, device: torch.device) -> Batch:
+    """Samples as a training batch: converted, and noise added where it is simulated, on `device`."""
+    normal = samples.normal_dose.to(device, non_blocking=True).float()
+    if samples.low_dose is None:
+        low = normal + _noise(samples, device)
     else:
-        low = torch.stack([s.low_dose for s in samples if s.low_dose is not None]).to(device).float()
+        low = samples.low_dose.to(device, non_blocking=True).float()
     return {
-        "normal_dose": _flip(normal, samples)[:, None],
-        "low_dose": _flip(low, samples)[:, None],
-        "boxes": [s.boxes.to(device) for s in samples],
+        "normal_dose": normal[:, None],
+        "low_dose": low[:, None],
+        "boxes": list(samples.boxes.to(device, non_blocking=True).split(samples.boxes_per_sample)),
+        "ids": samples.ids,
     }
 
 
-def _flip(images: Tensor, samples: Sequence[Sample]) -> Tensor:
-    axes = ([axis for axis, flipped in enumerate(s.flips) if flipped] for s in samples)
-    return torch.stack([image.flip(a) if a else image for image, a in zip(images, axes, strict=True)])
+def _noise(samples: Samples, device: torch.device) -> Tensor:
+    rows, columns = samples.normal_dose.shape[1:]
+    noise = torch.empty(samples.normal_dose.shape, device=device)
+    for size, maps in samples.noise_maps.items():
+        members = [n for n, of_sample in enumerate(samples.image_sizes) if of_sample == size]
+        noise[members] = sector_noise(
+            maps.to(device, non_blocking=True),
+            size,
+            [(*samples.ids[n][2:4], rows, columns) for n in members],
+            [sample_generator(*samples.noise_keys[n]) for n in members],
+        )
+    flips = torch.tensor([sample[4:] for sample in samples.ids]).to(device, non_blocking=True)
+    for axis in (1, 2):
+        noise = torch.where(flips[:, axis - 1, None, None], noise.flip(axis), noise)
+    return noise

@@ -167,12 +167,11 @@ def noise_variance_maps(hu: Tensor, pixel_spacing: float | Tensor, simulation: D
     size = (max(1, round(height / pitch)), max(1, round(width / pitch)))
     coarse = F.interpolate(_attenuation_per_pixel(hu, spacing)[None], size=size, mode="area")[0]
     per_sector = -(-_MAP_VIEWS // sectors)
-    angles, rays = _coarse_geometry(height, width, size, pitch, sectors, per_sector, hu.device)
-    detectors = projection.detector_count(math.ceil(height / pitch), math.ceil(width / pitch))
-    line_integrals = projection.project(coarse, angles, detectors, pitch, (height, width))
+    matrix, rays = _coarse_geometry(height, width, size, pitch, sectors, per_sector, hu.device)
+    line_integrals = (matrix.to(hu.dtype) @ coarse.flatten(1).T).T
     variance = insertion_variance(line_integrals, simulation)
     # Mean over a sector's views of the variance of the ray through each place.
-    maps = variance.reshape(samples, -1)[:, rays].reshape(samples, sectors, per_sector, *size).mean(2)
+    maps = variance.index_select(1, rays).reshape(samples, sectors, per_sector, *size).mean(2)
     scale = (math.pi / simulation.views) ** 2 * (simulation.views / sectors) * _kernel_energy()
     return maps * scale * _hu_per_attenuation(spacing).square()[..., None]
 
@@ -187,7 +186,7 @@ def _coarse_geometry(
     per_sector: int,
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """Return the coarse views' angles [V], sector by sector, and each map pixel's nearest ray [V * h * w]."""
+    """Return the coarse views' projection matrix, sector by sector, and each map pixel's nearest ray [V * h * w]."""
     views = sectors * per_sector
     # Shifted by half a sector, so that the first sector is centred on the x direction.
     angles = projection.view_angles(views, device) - math.pi / (2 * sectors)
@@ -197,7 +196,7 @@ def _coarse_geometry(
     ray = x[None, None, :] * angles.cos()[:, None, None] + y[None, :, None] * angles.sin()[:, None, None]
     nearest = (ray + (detectors - 1) / 2).round().clamp(0, detectors - 1).long()
     nearest += torch.arange(views, device=device)[:, None, None] * detectors
-    return angles, nearest.reshape(-1)
+    return projection.projection_matrix(size, angles, detectors, pitch, (height, width)), nearest.reshape(-1)
 
 
 @functools.lru_cache(maxsize=16)

@@ -12,7 +12,8 @@ from lidnet_fast.data.boxes import read_boxes
 from lidnet_fast.data.dicom import CTSeries, read_volume, scan
 from lidnet_fast.data.dose import DoseSimulation
 from lidnet_fast.data.splits import check_fractions, read_splits, split_of
-from lidnet_fast.data.store import SPLITS, SeriesInfo, StoreWriter
+from lidnet_fast.data.store import SPLITS, SeriesInfo
+from lidnet_fast.data.store_writer import StoreWriter
 from lidnet_fast.errors import InputError
 from lidnet_fast.progress import progress
 

@@ -7,6 +7,7 @@ the frequency direction ``t``.
 
 import functools
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -58,6 +59,38 @@ def project(
         sums = rays.reshape(samples, len(part), detectors, detectors).sum(2)
         sinogram[:, start : start + len(part)] = sums * pitch
     return sinogram
+
+
+def projection_matrix(
+    size: tuple[int, int], angles: Tensor, detectors: int, pitch: float, extent: Sequence[float]
+) -> Tensor:
+    """Return what `project` does to images of one size as a sparse (CSR) matrix [V * D, h * w].
+
+    A ray meets few pixels of a small image, so for one image after another this is an order of magnitude cheaper than
+    sampling each anew.
+    """
+    height, width = size
+    offsets = (torch.arange(detectors, device=angles.device) - (detectors - 1) / 2) * pitch
+    along, across = offsets[None, :, None], offsets[None, None, :]
+    cos, sin = angles.cos()[:, None, None], angles.sin()[:, None, None]
+    # Places of the samples along the rays, in pixels of the image.
+    column = (across * cos - along * sin + extent[1] / 2) * (width / extent[1]) - 0.5
+    row = (across * sin + along * cos + extent[0] / 2) * (height / extent[0]) - 0.5
+    ray = torch.arange(len(angles) * detectors, device=angles.device).reshape(-1, 1, detectors).expand(column.shape)
+    places, lengths = [], []
+    for y in (row.floor(), row.floor() + 1):
+        for x in (column.floor(), column.floor() + 1):
+            length = (1 - (row - y).abs()) * (1 - (column - x).abs()) * pitch
+            met = (length > 0) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+            places.append(torch.stack([ray[met], (y * width + x)[met].long()]))
+            lengths.append(length[met])
+    shape = (len(angles) * detectors, height * width)
+    matrix = torch.sparse_coo_tensor(torch.cat(places, 1), torch.cat(lengths), shape, check_invariants=True).coalesce()
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # CSR is "in beta state"
+        csr = matrix.to_sparse_csr()
+        # Half the bytes of an index are half the time of a product.
+        starts, pixels = csr.crow_indices().int(), csr.col_indices().int()
+        return torch.sparse_csr_tensor(starts, pixels, csr.values(), shape, check_invariants=True)
 
 
 def back_project(sinogram: Tensor, angles: Tensor, height: int, width: int) -> Tensor:

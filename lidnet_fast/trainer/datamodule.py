@@ -7,11 +7,14 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from lidnet_fast.data.dataset import Batch, LesionPatches, Sample, make_batch
+from lidnet_fast.data.dataset import Batch, LesionPatches, Sample, Samples, collate, make_batch
 from lidnet_fast.trainer.config import RunConfig
 
 # Streams of draws are kept apart, so that no phase sees another's samples.
 _STREAMS = {"detector": 0, "denoiser": 1, "collaborate": 2, "judge": 3, "val": 4, "test": 5}
+
+# Batches that each loader process keeps ready: slices differ in what they cost to decode.
+_PREFETCHED = 4
 
 
 def stream_seed(seed: int, stream: str) -> int:
@@ -61,19 +64,21 @@ class PatchData(L.LightningDataModule):
         dataset = split_patches(self.config, "train", self.stream)
         sampler = DrawSampler(self.steps, self.batch_size, self.trainer.global_rank, self.trainer.world_size)
         sampler.start = self._steps_done
+        workers = self.config.data.workers
         return DataLoader(
             dataset,
             batch_sampler=sampler,
-            collate_fn=_as_list,
-            num_workers=self.config.data.workers,
-            persistent_workers=False,
+            collate_fn=collate,
+            num_workers=workers,
+            prefetch_factor=_PREFETCHED if workers else None,
+            pin_memory=self.trainer.strategy.root_device.type == "cuda",
         )
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """The fixed validation samples."""
         return held_out_loader(self.config, "val", self.config.evaluation.validation_samples)
 
-    def transfer_batch_to_device(self, batch: list[Sample], device: torch.device, dataloader_idx: int) -> Batch:
+    def transfer_batch_to_device(self, batch: Samples, device: torch.device, dataloader_idx: int) -> Batch:
         """Conversion and noise happen here, on the batch and on its device."""
         return make_batch(batch, device)
 
@@ -106,9 +111,5 @@ def held_out_loader(config: RunConfig, split: str, samples: int) -> DataLoader[S
     return DataLoader(
         split_patches(config, split, split),
         batch_sampler=[list(range(i, min(i + 8, samples))) for i in range(0, samples, 8)],
-        collate_fn=_as_list,
+        collate_fn=collate,
     )
-
-
-def _as_list(samples: list[Sample]) -> list[Sample]:
-    return samples

@@ -9,7 +9,8 @@ import torch
 
 from lidnet_fast.data.dose import DoseSimulation, sample_generator, simulate_low_dose
 from lidnet_fast.data.phantom import PhantomOptions, make_patient
-from lidnet_fast.data.store import SeriesInfo, StoreWriter
+from lidnet_fast.data.store import SeriesInfo
+from lidnet_fast.data.store_writer import StoreWriter
 from lidnet_fast.progress import progress
 
 

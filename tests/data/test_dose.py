@@ -283,6 +283,16 @@ def test_projections_are_the_chords_of_a_disc():
     torch.testing.assert_close(sinogram[:, inner], chord[inner].expand(12, -1), rtol=0.05, atol=0)
 
 
+@pytest.mark.parametrize(("extent", "size"), [((512, 512), (64, 64)), ((96, 70), (64, 47)), ((40, 200), (13, 64))])
+def test_the_projection_matrix_does_what_projecting_does(extent, size):
+    pitch, angles = max(extent) / 64, projection.view_angles(7) - 0.2
+    detectors = projection.detector_count(*size)
+    images = torch.rand(3, *size, generator=torch.Generator().manual_seed(0)) + 0.1
+    expected = projection.project(images, angles, detectors, pitch, extent)
+    matrix = projection.projection_matrix(size, angles, detectors, pitch, extent)
+    torch.testing.assert_close((matrix @ images.flatten(1).T).T, expected.flatten(1), rtol=1e-5, atol=1e-4 * pitch)
+
+
 def test_reconstruction_returns_the_projected_image():
     image = (ellipse(128, 50, 40).float() + 0.5 * ellipse(128, 12, 9, 14, -8).float())[None]
     image = F.avg_pool2d(image, 5, 1, 2)

@@ -1,14 +1,17 @@
 """Samples are pure functions of (seed, draw), and boxes stay on their lesions."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
-from lidnet_fast.data.dataset import LesionPatches, Sample, make_batch
+from lidnet_fast.data.dataset import Batch, LesionPatches, Sample, collate, make_batch
 from lidnet_fast.data.dose import DoseSimulation
-from lidnet_fast.data.store import SeriesInfo, StoreWriter
+from lidnet_fast.data.store import SeriesInfo, Store
+from lidnet_fast.data.store_writer import StoreWriter
 from lidnet_fast.errors import InputError
 from lidnet_fast.trainer.datamodule import DrawSampler
 
@@ -44,8 +47,13 @@ def patches(store: Path, **changes) -> LesionPatches:
     return LesionPatches(store, "train", **options)
 
 
+def batch_of(data: LesionPatches, draws: Iterable[int]) -> Batch:
+    return make_batch(collate([data[draw] for draw in draws]), CPU)
+
+
 def same(a: Sample, b: Sample) -> bool:
-    return torch.equal(a.normal_dose, b.normal_dose) and torch.equal(a.boxes, b.boxes) and a.noise_key == b.noise_key
+    pixels = np.array_equal(a.normal_dose, b.normal_dose) and np.array_equal(a.boxes, b.boxes)
+    return pixels and a.id == b.id and a.noise_key == b.noise_key
 
 
 def test_a_draw_is_reproducible_and_draws_differ(tmp_path: Path) -> None:
@@ -59,8 +67,8 @@ def test_a_draw_is_reproducible_and_draws_differ(tmp_path: Path) -> None:
 
 def test_noise_does_not_depend_on_the_batch_and_is_fresh_every_epoch(tmp_path: Path) -> None:
     data = patches(write_store(tmp_path / "store"), crop=None, augment=False)
-    alone = make_batch([data[2]], CPU)
-    together = make_batch([data[0], data[2]], CPU)
+    alone = batch_of(data, [2])
+    together = batch_of(data, [0, 2])
     torch.testing.assert_close(alone["low_dose"][0], together["low_dose"][1], rtol=0, atol=1e-3)
     keys = {data[draw].noise_key for draw in range(4 * len(data))}
     assert len(keys) == 4 * len(data)
@@ -71,7 +79,7 @@ def test_boxes_lie_on_their_lesions(tmp_path: Path, augment: bool) -> None:
     data = patches(write_store(tmp_path / "store"), augment=augment)
     seen = 0
     for start in range(0, 40, 8):
-        batch = make_batch([data[draw] for draw in range(start, start + 8)], CPU)
+        batch = batch_of(data, range(start, start + 8))
         for image, boxes in zip(batch["normal_dose"][:, 0], batch["boxes"], strict=True):
             mask = torch.zeros_like(image, dtype=torch.bool)
             for x1, y1, x2, y2 in boxes.long().tolist():
@@ -86,7 +94,7 @@ def test_boxes_lie_on_their_lesions(tmp_path: Path, augment: bool) -> None:
 
 def test_paired_low_dose_is_read_and_flipped_with_its_twin(tmp_path: Path) -> None:
     data = patches(write_store(tmp_path / "store", simulate=False))
-    batch = make_batch([data[draw] for draw in range(8)], CPU)
+    batch = batch_of(data, range(8))
     assert torch.equal(batch["low_dose"], batch["normal_dose"] - 7)
 
 
@@ -117,3 +125,59 @@ def test_refusals(tmp_path: Path) -> None:
         writer.add_series(info, volume, np.zeros((0, 5)))
     with pytest.raises(InputError, match="series s has no low-dose images"):
         patches(tmp_path / "none")
+
+
+def test_an_id_says_which_pixels_a_sample_shows(tmp_path: Path) -> None:
+    path = write_store(tmp_path / "store")
+    data, store = patches(path), Store(path)
+    draws = range(40)
+    batch = batch_of(data, draws)
+    for image, (series, z, y0, x0, *flips) in zip(batch["normal_dose"][:, 0], batch["ids"], strict=True):
+        window = torch.from_numpy(store.read(series, z, (y0, x0, 64, 64))).float()
+        assert torch.equal(image, window.flip([axis for axis in (0, 1) if flips[axis]]))
+    assert len({flips for *_, a, b in batch["ids"] for flips in [(a, b)]}) == 4
+
+
+def test_noise_is_flipped_with_its_image(tmp_path: Path) -> None:
+    """The noise of a sample is that of the window, which is drawn before the flip."""
+    path = write_store(tmp_path / "store")
+    flipped, straight = batch_of(patches(path), range(8)), batch_of(patches(path, augment=False), range(8))
+    assert any(any(sample[4:]) for sample in flipped["ids"])
+    for n, (*place, flip_rows, flip_columns) in enumerate(flipped["ids"]):
+        assert place == list(straight["ids"][n][:4])
+        axes = [axis for axis, flip in ((0, flip_rows), (1, flip_columns)) if flip]
+        for name in ("normal_dose", "low_dose"):
+            assert torch.equal(flipped[name][n, 0], straight[name][n, 0].flip(axes))
+
+
+def test_slices_of_different_sizes_share_a_batch(tmp_path: Path) -> None:
+    simulation = DoseSimulation(dose_fraction=0.2).to_dict()
+    sizes = [(96, 96), (150, 70), (64, 200)]
+    with StoreWriter(tmp_path / "store", simulation=simulation) as writer:
+        for n, size in enumerate(sizes):
+            volume = np.full((2, *size), 40 * n, np.int16)
+            info = series_info(f"series{n}", f"patient{n}", "train", volume, has_low_dose=False)
+            writer.add_series(info, volume, np.zeros((0, 5)))
+    data = patches(tmp_path / "store")
+    batch = batch_of(data, range(12))
+    assert {sample[0] for sample in batch["ids"]} == {0, 1, 2}
+    for draw in range(12):
+        alone = batch_of(data, [draw])
+        torch.testing.assert_close(batch["low_dose"][draw], alone["low_dose"][0], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loading_goes_on_at_any_step_on_any_number_of_workers(tmp_path: Path, workers: int) -> None:
+    """The second half of an epoch, begun anew, is the second half: pixels, boxes and noise."""
+    data = patches(write_store(tmp_path / "store"))
+    expected = [batch_of(data, range(start, start + 3)) for start in range(0, 18, 3)]
+    for done in (0, 4):
+        sampler = DrawSampler(6, 3, 0, 1)
+        sampler.start = done
+        loader = DataLoader(patches(tmp_path / "store"), batch_sampler=sampler, collate_fn=collate, num_workers=workers)
+        batches = [make_batch(samples, CPU) for samples in loader]
+        assert len(batches) == 6 - done
+        for batch, same_batch in zip(batches, expected[done:], strict=True):
+            assert batch["ids"] == same_batch["ids"]
+            assert torch.equal(batch["low_dose"], same_batch["low_dose"])
+            assert all(torch.equal(a, b) for a, b in zip(batch["boxes"], same_batch["boxes"], strict=True))

@@ -1,0 +1,174 @@
+"""The index of a store: a few arrays that say everything of its series and boxes and open in milliseconds."""
+
+import dataclasses
+import io
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class SeriesInfo:
+    """What the store knows of one CT series apart from its pixels.
+
+    Attributes:
+        series_id: DICOM SeriesInstanceUID, or any other name that is unique in the store.
+        patient_id: the patient; all series of one patient are in one split.
+        split: "train", "val" or "test".
+        shape: (Z, H, W), slices sorted by their position along the slice normal.
+        spacing: (z, y, x) in mm; z is 0 where it is unknown (one slice without a stated thickness).
+        origin: (x, y, z) in mm, the centre of the first slice's first pixel (DICOM ImagePositionPatient).
+        orientation: six direction cosines of the rows and the columns (DICOM ImageOrientationPatient).
+        has_low_dose: whether a measured low-dose volume is stored beside the normal-dose one.
+    """
+
+    series_id: str
+    patient_id: str
+    split: str
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    origin: tuple[float, float, float]
+    orientation: tuple[float, float, float, float, float, float]
+    has_low_dose: bool = False
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Make one from its fields as JSON gives them back, with lists for tuples."""
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """The arrays, one row per series (n) or per box (m); boxes are sorted by series, then by slice.
+
+    Attributes:
+        series_id, patient_id: str [n].
+        split: uint8 [n], the place in `SPLITS`.
+        shape: int32 [n, 3].
+        spacing, origin: float64 [n, 3].
+        orientation: float64 [n, 6].
+        has_low_dose: bool [n].
+        volume: int32 [n], the number in the name of the series' volumes.
+        box_series, box_z: int32 [m].
+        box: float32 [m, 4], (x1, y1, x2, y2) in pixels.
+        lesion: int32 [m], the lesion that a box is part of; see `lesion_numbers`.
+    """
+
+    series_id: np.ndarray
+    patient_id: np.ndarray
+    split: np.ndarray
+    shape: np.ndarray
+    spacing: np.ndarray
+    origin: np.ndarray
+    orientation: np.ndarray
+    has_low_dose: np.ndarray
+    volume: np.ndarray
+    box_series: np.ndarray
+    box_z: np.ndarray
+    box: np.ndarray
+    lesion: np.ndarray
+
+    def __post_init__(self) -> None:
+        series, boxes = len(self.series_id), len(self.box)
+        for field in dataclasses.fields(self):
+            rows = boxes if field.name in ("box_series", "box_z", "box", "lesion") else series
+            if len(getattr(self, field.name)) != rows:
+                raise ValueError(f"{field.name} has {len(getattr(self, field.name))} rows, not {rows}")
+
+    @classmethod
+    def of(cls, series: Sequence[SeriesInfo], volume: Sequence[int], boxes: Sequence[np.ndarray]) -> Self:
+        """Make the index of series, the numbers of their volumes and their boxes [n, 5] (slice, x1, y1, x2, y2)."""
+        rows = np.concatenate(boxes)
+        box_series = np.repeat(np.arange(len(boxes), dtype=np.int32), [len(of_series) for of_series in boxes])
+        order = np.lexsort((rows[:, 0], box_series))
+        z, box = rows[order, 0].astype(np.int32), np.ascontiguousarray(rows[order, 1:], dtype=np.float32)
+        return cls(
+            series_id=np.array([info.series_id for info in series]),
+            patient_id=np.array([info.patient_id for info in series]),
+            split=np.array([SPLITS.index(info.split) for info in series], np.uint8),
+            shape=np.array([info.shape for info in series], np.int32),
+            spacing=np.array([info.spacing for info in series], np.float64),
+            origin=np.array([info.origin for info in series], np.float64),
+            orientation=np.array([info.orientation for info in series], np.float64),
+            has_low_dose=np.array([info.has_low_dose for info in series], bool),
+            volume=np.array(volume, np.int32),
+            box_series=box_series,
+            box_z=z,
+            box=box,
+            lesion=lesion_numbers(box_series, z, box),
+        )
+
+    def infos(self) -> list[SeriesInfo]:
+        """Return the series as objects, in their order."""
+        columns = (self.series_id, self.patient_id, self.split, self.shape, self.spacing, self.origin, self.orientation)
+        return [
+            SeriesInfo(
+                series_id,
+                patient_id,
+                SPLITS[split],
+                tuple(shape),
+                tuple(spacing),
+                tuple(origin),
+                tuple(orientation),
+                has_low_dose,
+            )
+            for series_id, patient_id, split, shape, spacing, origin, orientation, has_low_dose in zip(
+                *(column.tolist() for column in (*columns, self.has_low_dose)), strict=True
+            )
+        ]
+
+    def save(self, path: Path) -> None:
+        """Write the arrays to an .npz file."""
+        np.savez(path, **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+
+    @classmethod
+    def load(cls, content: bytes) -> Self:
+        """Read the arrays from the content of an .npz file.
+
+        Raises:
+            ValueError: this is not what `save` wrote.
+        """
+        try:
+            with np.load(io.BytesIO(content)) as arrays:
+                return cls(**{field.name: arrays[field.name] for field in dataclasses.fields(cls)})
+        except (KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(str(error)) from error
+
+
+def box_keys(series: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """One sortable int64 per (series, z)."""
+    return (series.astype(np.int64) << 32) | z.astype(np.int64)
+
+
+def lesion_numbers(series: np.ndarray, z: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """Number the lesions: boxes on neighbouring slices of a series that share area are the same lesion's.
+
+    What a chain of such boxes connects is one lesion; boxes on one slice are joined only through their neighbours.
+
+    Args:
+        series: int [m], the boxes' series.
+        z: int [m], their slices; boxes are sorted by (series, z).
+        box: float [m, 4], (x1, y1, x2, y2).
+
+    Returns:
+        int32 [m], numbers from 0 on.
+    """
+    keys = box_keys(series, z)
+    first, last = np.searchsorted(keys, [keys + 1, keys + 2])
+    # Every pair of a box and one on the slice after it.
+    counts = last - first
+    lower = np.repeat(np.arange(len(keys)), counts)
+    upper = np.repeat(first, counts) + np.arange(len(lower)) - np.repeat(np.cumsum(counts) - counts, counts)
+    shared = np.minimum(box[lower, 2:], box[upper, 2:]) - np.maximum(box[lower, :2], box[upper, :2])
+    touching = (shared > 0).all(1)
+    lower, upper = lower[touching], upper[touching]
+    links = coo_array((np.ones(len(lower), bool), (lower, upper)), shape=(len(keys), len(keys)))
+    return connected_components(links, directed=False)[1].astype(np.int32)
