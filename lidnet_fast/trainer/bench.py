@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 
-from lidnet_fast.data.dataset import make_batch
+from lidnet_fast.data.dataset import collate, make_batch
 from lidnet_fast.errors import InputError
 from lidnet_fast.runtime import machine_facts
 from lidnet_fast.trainer.clock import PARTS
@@ -150,7 +150,7 @@ def loading_speed(config: RunConfig, seconds: float) -> float:
     )
     count, start = 0, time.perf_counter()
     while (spent := time.perf_counter() - start) < seconds or not count:
-        make_batch([dataset[draw] for draw in range(count, count + size)], device)
+        make_batch(collate([dataset[draw] for draw in range(count, count + size)]), device)
         count += size
     return count / spent
 

@@ -166,7 +166,7 @@ class CollaboratePhase(DenoisingPhase):
                 self.window.scale(part["normal_dose"]),
                 part["boxes"],
                 self.detector,
-                ids=part.get("ids"),
+                ids=part["ids"],
                 clock=self.clock,
             )
             total = self.check_finite(found.total, "denoiser", batch_idx)
