@@ -24,10 +24,16 @@ _CENTRE_MARGIN = 1.0
 _SMALLEST_SIDE = 2.0
 
 
+SampleId = tuple[int, int, int, int, bool, bool]
+"""Series, slice, first row and column of the field of view, and whether its rows and columns are reversed: what a
+normal-dose sample of one dataset depends on."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """One field of view, as it leaves a loader process: compact, converted on the batch."""
 
+    id: SampleId
     normal_dose: Tensor
     """int16 [H,W], HU."""
     low_dose: Tensor | None
@@ -51,6 +57,7 @@ class Batch(TypedDict):
     normal_dose: Tensor
     low_dose: Tensor
     boxes: list[Tensor]
+    ids: list[SampleId]
 
 
 class LesionPatches(Dataset[Sample]):
@@ -132,6 +139,7 @@ class LesionPatches(Dataset[Sample]):
         flips = (bool(rng.integers(2)), bool(rng.integers(2))) if self.augment else (False, False)
         epoch, sample = divmod(draw, len(self))
         return Sample(
+            id=(index, z, y0, x0, *flips),
             normal_dose=torch.from_numpy(self.store.read(index, z, window)),
             low_dose=None
             if self.simulation is not None
@@ -207,6 +215,7 @@ def make_batch(samples: Sequence[Sample], device: torch.device) -> Batch:
         "normal_dose": _flip(normal, samples)[:, None],
         "low_dose": _flip(low, samples)[:, None],
         "boxes": [s.boxes.to(device) for s in samples],
+        "ids": [s.id for s in samples],
     }
 
 

@@ -116,11 +116,11 @@ def _number(value: float, specification: str) -> str:
 def _results(report: Report, style: ArmStyle) -> str:
     best = best_texts(report)
     rows = "".join(_row(arm, report.columns, best, style) for arm in report.arms)
-    notes = ["Underlined: best of the trained arms."] if best else []
+    notes = ["Underlined: the best, reference images aside."] if best else []
     if any(isinstance(value, tuple) for arm in report.arms for value in arm.metrics.values()):
         notes.append("Small: interval of the mean.")
     if any(arm.reference for arm in report.arms):
-        notes.append("Italic: reference images, nothing trained.")
+        notes.append("Italic: reference images, which nothing denoised.")
     meanings = "".join(
         f"<dt>{escape(f'{column.group}: ' if column.group else '')}{escape(column.label)}</dt>"
         f"<dd>{escape(column.help)}</dd>"
