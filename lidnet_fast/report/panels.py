@@ -59,13 +59,14 @@ def panels_section(report: Report, style: Callable[[str], str]) -> str:
 def _tools(report: Report, limit: float | None) -> str:
     """The tools above the panels, hidden until their script shows them; `limit` is None where there's no difference."""
     low, high = report.window
-    presets = (("run", (low + high) / 2, high - low), *_PRESETS)
+    presets = (("evaluation", (low + high) / 2, high - low), *_PRESETS)
     options = "".join(
         f'<option value="{level:g} {width:g}">{name} {_signed(level)} / {width:g}</option>'
         for name, level, width in presets
     )
     bottom, top = min(_LEVELS[0], low), max(_LEVELS[1], high)
     widest = max(_WIDTHS[1], high - low)
+    detections = "" if any(panel.detections for panel in report.panels) else " hidden"
     keys = (
         ("\N{LEFTWARDS ARROW} \N{RIGHTWARDS ARROW} or j k", "lesions"),
         ("b", "boxes"),
@@ -88,8 +89,9 @@ def _tools(report: Report, limit: float | None) -> str:
         '<output data-tool="width-text"></output></label></div>'
         '<div class="toolset" role="group" aria-label="Boxes">'
         '<label><input type="checkbox" data-tool="lesions" checked><i class="key"></i>lesions</label>'
-        '<label><input type="checkbox" data-tool="found" checked><i class="key found"></i>detections</label>'
-        f'<label>score \N{GREATER-THAN OR EQUAL TO} <input type="range" min="0" max="1" step="0.05" '
+        f'<label{detections}><input type="checkbox" data-tool="found" checked><i class="key found"></i>'
+        "detections</label>"
+        f'<label{detections}>score \N{GREATER-THAN OR EQUAL TO} <input type="range" min="0" max="1" step="0.05" '
         f'value="{report.score_threshold:g}" data-tool="score"><output data-tool="score-text"></output></label></div>'
         f"{'' if limit is None else _difference_tools(report, limit)}"
         f'<p class="hint">{hint}<output data-tool="readout" aria-hidden="true"></output></p></div>'

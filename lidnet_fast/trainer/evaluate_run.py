@@ -101,7 +101,7 @@ def evaluate_run(
     evaluation = evaluate(config, [low, *given, network_arm(DENOISED, network, detectors), normal], device)
     summary = (
         f"{config.evaluation.samples} held-out samples of {config.data.store}, denoised by {config.denoiser.name}"
-        f"{''.join(f', {name}' for name in views)}."
+        f"{' and, from images, ' if images else ''}{', '.join(views)}."
     )
     phases = {name: folder / name for name in ("detector", "denoiser", "collaborate")}
     _publish(out or folder, f"LIDnet run {folder.name}", summary, config, evaluation, images or {}, phases)
@@ -122,7 +122,7 @@ def compare_images(store: Path, images: Mapping[str, Path], out: Path, samples: 
     """
     config = _configured(RunConfig(), samples, store)
     sides = [min(info.shape[1:]) for info in Store(store).series if info.split == "test"]
-    crop = min([config.data.crop or 0, *sides])
+    crop = min(side for side in (config.data.crop, *sides) if side is not None)
     config = replace(config, data=replace(config.data, crop=crop))
     views = _views(config, images)
     low, normal = reference_arms({})
@@ -173,7 +173,7 @@ def _publish(
     write_metrics(out / "metrics.json", {"arms": evaluation.metrics, "images": folders, "machine": machine_facts()})
     facts = {"images from": folders} if folders else {}
     highlight = None if phases is None else DENOISED
-    notes = dict.fromkeys(images, "images")
+    notes = dict.fromkeys(images, "from images")
     report = build_report(title, summary, config, rows, evaluation, phases or {}, facts, highlight, list(images), notes)
     write_report(out / "report.html", report if phases is not None else replace(report, config=""))
     named = {f"{name} (images)" if name in images else name: row for name, row in rows.items()}

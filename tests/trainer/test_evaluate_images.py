@@ -83,7 +83,7 @@ def test_images_score_as_what_they_are(exported: Path, tmp_path: Path, capsys: p
     assert "judge" not in arms["perfect"]
     assert "perfect (images)" in capsys.readouterr().out
     report = (tmp_path / "report.html").read_text()
-    assert "perfect <small>images</small>" in report
+    assert "perfect <small>from images</small>" in report
     assert str(exported / "normal_dose") in report
 
 
