@@ -224,7 +224,8 @@ def test_large_view_by_keyboard(browser, images) -> None:
     )
     assert np.array_equal(np.reshape(large, (36, 36, 4))[..., :3], pixels(browser, 0, 3, 2))
     press(browser, Keys.ESCAPE)
-    assert focused(browser) == ("Sample 1", "normal dose", "normal dose, lesion 2")
+    # The focus moves when the dialog's "close" event has been dispatched.
+    WebDriverWait(browser, 5).until(lambda d: focused(d) == ("Sample 1", "normal dose", "normal dose, lesion 2"))
 
 
 def test_nothing_widens_the_page_on_a_phone(browser) -> None:
