@@ -2,24 +2,26 @@
 
 Layout::
 
-    store.json              format name and version, software version, low-dose simulation, split parameters
+    store.json              format name and version, software version, volume format, low-dose simulation, split
     index.npz               series and boxes as arrays (`lidnet_fast.data.index.Index`)
-    volumes/00000.b2nd      normal-dose volume, int16 HU [Z, H, W] (blosc2, zstd)
+    volumes/00000.b2nd      normal-dose volume, int16 HU [Z, H, W], in a format of `lidnet_fast.data.volumes`
     volumes/00000.low_dose.b2nd   its measured low-dose twin, where there is one
 
-A chunk is one slice and a block is 128 x 128 of its pixels, so that a window is read by decoding only the blocks it
-touches. Opening a store reads the two index files and no volume.
+Opening a store reads the two index files and no volume. A store with Zarr volumes may lie wherever fsspec reaches: copy
+the folder there (``aws s3 cp --recursive store s3://bucket/store``) and open it by its URL.
 """
 
 import json
+import os
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-import blosc2
 import numpy as np
+from fsspec.core import url_to_fs
 
 from lidnet_fast.data.index import SPLITS, Index, SeriesInfo, box_keys
+from lidnet_fast.data.volumes import FORMATS, Volume
 from lidnet_fast.errors import InputError
 
 STORE_FORMAT = "lidnet_fast-store"
@@ -50,21 +52,18 @@ def box_fault(z: float, box: np.ndarray, shape: tuple[int, int, int]) -> str | N
     return None
 
 
-def volume_name(number: int, low_dose: bool) -> str:
-    """Return the file name of a volume."""
-    return f"{number:05d}.low_dose.b2nd" if low_dose else f"{number:05d}.b2nd"
-
-
 class Store:
     """A store opened for reading; volumes are opened when first read, and at most `_OPEN_VOLUMES` are kept open.
 
     It pickles without its open volumes, so that it can be handed to data-loading workers.
 
     Args:
-        path: the store's folder.
+        path: the store's folder, or its URL (``s3://bucket/store``, ``memory://store``, ...). Credentials and other
+            settings of a file system are read from where its fsspec implementation and fsspec's own configuration
+            (``FSSPEC_S3_ENDPOINT_URL``, ...) look for them.
 
     Attributes:
-        path: the store's folder.
+        path: the store's folder or URL.
         index: all that is known of series and boxes, as arrays.
         series: the series, by index.
         simulation: parameters of the low-dose simulation to be used with this store, or None.
@@ -74,33 +73,38 @@ class Store:
         InputError: there is no store at `path`, it is of another version, or its index is damaged.
     """
 
-    path: Path
+    path: str
     index: Index
     series: list[SeriesInfo]
     simulation: dict[str, Any] | None
     split: dict[str, Any] | None
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = str(path).rstrip("/")
         header = self._read_header()
         self.simulation = header.get("simulation")
         self.split = header.get("split")
         try:
-            self.index = Index.load((self.path / "index.npz").read_bytes())
-        except (OSError, ValueError) as error:
+            self._format = FORMATS[header["volumes"]]
+            self.index = Index.load(self._read_file("index.npz"))
+        except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{self.path}: the store's index is damaged: {error}") from error
         self.series = self.index.infos()
         self._key = box_keys(self.index.box_series, self.index.box_z)
-        self._volumes: OrderedDict[tuple[int, bool], blosc2.NDArray] = OrderedDict()
+        self._volumes: OrderedDict[tuple[int, bool], Volume] = OrderedDict()
+        self._process = os.getpid()
+
+    def _read_file(self, name: str) -> bytes:
+        file_system, folder = url_to_fs(self.path)
+        return file_system.cat_file(f"{folder}/{name}")
 
     def _read_header(self) -> dict[str, Any]:
-        path = self.path / "store.json"
         try:
-            header = json.loads(path.read_text())
+            header = json.loads(self._read_file("store.json"))
         except FileNotFoundError as error:
-            raise InputError(f"{self.path}: isn't a store (there is no {path.name} in it)") from error
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: can't be read: {error}") from error
+            raise InputError(f"{self.path}: isn't a store (there is no store.json in it)") from error
+        except Exception as error:  # every file system has errors of its own: no credentials, no such host, ...
+            raise InputError(f"{self.path}/store.json: can't be read: {error}") from error
         found = (header.get("format"), header.get("version")) if isinstance(header, dict) else (None, None)
         if found != (STORE_FORMAT, STORE_VERSION):
             raise InputError(
@@ -112,19 +116,25 @@ class Store:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_volumes": OrderedDict()}
 
-    def _volume(self, series_index: int, low_dose: bool) -> blosc2.NDArray:
+    def _location(self, series_index: int, low_dose: bool) -> str:
+        name = volume_name(int(self.index.volume[series_index]), low_dose)
+        return f"{self.path}/volumes/{name}{self._format.suffix}"
+
+    def _volume(self, series_index: int, low_dose: bool) -> Volume:
+        if self._process != os.getpid():  # forked: connections aren't shared with the parent
+            self._volumes.clear()
+            self._process = os.getpid()
         key = (series_index, low_dose)
         volume = self._volumes.get(key)
         if volume is None:
-            path = self.path / "volumes" / volume_name(int(self.index.volume[series_index]), low_dose)
+            location = self._location(series_index, low_dose)
             try:
-                # One thread: readers run in parallel in the workers, and a slice is too small to share out.
-                volume = blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1))
+                volume = self._format.open(location)
             except (OSError, RuntimeError, ValueError) as error:
-                raise InputError(f"{path}: can't be opened: {error}") from error
+                raise InputError(f"{location}: can't be opened: {error}") from error
             if volume.shape != self.series[series_index].shape or volume.dtype != np.int16:
                 raise InputError(
-                    f"{path}: holds {volume.dtype} {list(volume.shape)}, "
+                    f"{location}: holds {volume.dtype} {list(volume.shape)}, "
                     f"the index says int16 {list(self.series[series_index].shape)}"
                 )
             self._volumes[key] = volume
@@ -166,9 +176,10 @@ class Store:
         volume = self._volume(int(series_index), bool(low_dose))
         try:
             return volume[int(z), int(y0) : int(y0 + h), int(x0) : int(x0 + w)]
-        except RuntimeError as error:
-            path = self.path / "volumes" / volume_name(int(self.index.volume[series_index]), low_dose)
-            raise InputError(f"{path}: slice {z} can't be decoded: {error}") from error
+        except (OSError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"{self._location(series_index, low_dose)}: slice {z} can't be decoded: {error}"
+            ) from error
 
     def boxes(self, series_index: int, z: int) -> np.ndarray:
         """Return the lesion boxes of one slice, float32 [L, 4] (x1, y1, x2, y2) in pixels; L may be 0."""
@@ -197,3 +208,8 @@ class Store:
             keep = np.isin(box_keys(series, z), self._key, invert=not with_boxes)
             series, z = series[keep], z[keep]
         return np.stack([series, z], axis=1)
+
+
+def volume_name(number: int, low_dose: bool) -> str:
+    """Return the name of a volume, without the suffix of its format."""
+    return f"{number:05d}.low_dose" if low_dose else f"{number:05d}"

@@ -19,17 +19,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import blosc2
 import numpy as np
 from filelock import FileLock, Timeout
 
 import lidnet_fast
 from lidnet_fast.data.index import SPLITS, Index, SeriesInfo
 from lidnet_fast.data.store import STORE_FORMAT, STORE_VERSION, box_fault, volume_name
+from lidnet_fast.data.volumes import FORMATS
 from lidnet_fast.errors import InputError
 from lidnet_fast.files import write_text
-
-_BLOCK = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +36,11 @@ class SeriesWriter:
 
     Attributes:
         folder: the unfinished store's working folder.
+        volume_format: of `lidnet_fast.data.volumes.FORMATS`.
     """
 
     folder: Path
+    volume_format: str
 
     def write(
         self, index: int, info: SeriesInfo, volume: np.ndarray, boxes: np.ndarray, low_dose: np.ndarray | None = None
@@ -59,12 +59,21 @@ class SeriesWriter:
         """
         boxes = np.asarray(boxes, dtype=np.float32)
         _check_series(info, volume, boxes, low_dose)
-        volumes = self.folder / "store" / "volumes"
-        _write_volume(volumes / volume_name(index, low_dose=False), volume)
+        self._write_volume(volume_name(index, low_dose=False), volume)
         if low_dose is not None:
-            _write_volume(volumes / volume_name(index, low_dose=True), low_dose)
+            self._write_volume(volume_name(index, low_dose=True), low_dose)
         record = {"series": dataclasses.asdict(info), "boxes": boxes.tolist()}
         write_text(self.folder / "records" / f"{index:05d}.json", json.dumps(record))
+
+    def _write_volume(self, name: str, volume: np.ndarray) -> None:
+        of_format = FORMATS[self.volume_format]
+        path = self.folder / "store" / "volumes" / (name + of_format.suffix)
+        # A worker that outlived its killed parent may be writing the same volume.
+        temporary = path.with_name(f"{path.name}.{os.getpid()}")
+        for leftover in (temporary, path):
+            _remove(leftover)
+        of_format.write(temporary, volume)
+        temporary.replace(path)
 
 
 class StoreWriter:
@@ -76,6 +85,8 @@ class StoreWriter:
         path: the store's folder; must not exist yet.
         simulation: parameters of the low-dose simulation to be used with this store (JSON-able), or None.
         split: how the patients were split (JSON-able), for the record.
+        volume_format: how the volumes are kept: "blosc2" for a local disk, or "zarr", which can also be read from
+            object storage. Either is written to a local folder; copy a finished store of zarr to where it belongs.
         key: whatever tells this store's content from another's (JSON-able), or None to start anew in any case and to
             leave nothing behind on an error.
 
@@ -95,21 +106,27 @@ class StoreWriter:
         *,
         simulation: dict[str, Any] | None = None,
         split: dict[str, Any] | None = None,
+        volume_format: str = "blosc2",
         key: Any = None,
     ):
         self.path = Path(path)
         self._simulation = simulation
         self._split = split
+        self._format = volume_format
         self._resumes = key is not None
         # A sibling, so that the final rename stays within one file system.
         self._partial = self.path.with_name(f".{self.path.name}.partial")
-        content = uuid.uuid4().hex if key is None else json.dumps([STORE_VERSION, split, key], sort_keys=True)
+        content = (
+            uuid.uuid4().hex if key is None else json.dumps([STORE_VERSION, volume_format, split, key], sort_keys=True)
+        )
         self._work = self._partial / hashlib.sha256(content.encode()).hexdigest()[:16]
         self._lock = FileLock(self._partial / "lock")
         self._patient_splits: dict[str, str] = {}
         self.done = {}
 
     def __enter__(self) -> Self:
+        if self._format not in FORMATS:
+            raise InputError(f"volume_format {self._format!r} isn't one of {', '.join(FORMATS)}")
         self._refuse_existing()
         self._partial.mkdir(parents=True, exist_ok=True)
         try:
@@ -153,7 +170,7 @@ class StoreWriter:
 
     def series_writer(self) -> SeriesWriter:
         """What worker processes write their series with; the checks across series are made when the store ends."""
-        return SeriesWriter(self._work)
+        return SeriesWriter(self._work, self._format)
 
     def _refuse_existing(self) -> None:
         if self.path.exists():
@@ -190,12 +207,13 @@ class StoreWriter:
             self._note(index, info)
         store = self._work / "store"
         numbers, infos, boxes = zip(*records, strict=True)
-        _remove_leftovers(store / "volumes", numbers, infos)
+        _remove_leftovers(store / "volumes", numbers, infos, FORMATS[self._format].suffix)
         Index.of(infos, numbers, boxes).save(store / "index.npz")
         header = {
             "format": STORE_FORMAT,
             "version": STORE_VERSION,
             "software": f"lidnet_fast {lidnet_fast.__version__}",
+            "volumes": self._format,
             "simulation": self._simulation,
             "split": self._split,
         }
@@ -230,28 +248,20 @@ def _check_series(info: SeriesInfo, volume: np.ndarray, boxes: np.ndarray, low_d
             raise InputError(f"{name}, row {row} of its boxes: {fault}")
 
 
-def _write_volume(path: Path, volume: np.ndarray) -> None:
-    _, height, width = volume.shape
-    # A worker that outlived its killed parent may be writing the same file.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    blosc2.asarray(
-        np.ascontiguousarray(volume),
-        urlpath=str(temporary),
-        mode="w",
-        chunks=(1, height, width),
-        blocks=(1, min(_BLOCK, height), min(_BLOCK, width)),
-        cparams=blosc2.CParams(codec=blosc2.Codec.ZSTD, clevel=3, filters=[blosc2.Filter.BITSHUFFLE]),
-    )
-    temporary.replace(path)
-
-
-def _remove_leftovers(volumes: Path, numbers: Sequence[int], infos: Sequence[SeriesInfo]) -> None:
+def _remove_leftovers(volumes: Path, numbers: Sequence[int], infos: Sequence[SeriesInfo], suffix: str) -> None:
     """Remove what was begun of series that were left out in the end."""
     wanted = {
-        volume_name(number, low_dose)
+        volume_name(number, low_dose) + suffix
         for number, info in zip(numbers, infos, strict=True)
         for low_dose in {False, info.has_low_dose}
     }
-    for file in volumes.iterdir():
-        if file.name not in wanted:
-            file.unlink()
+    for path in volumes.iterdir():
+        if path.name not in wanted:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ import pytest
 from lidnet_fast.data import store as store_module
 from lidnet_fast.data.store import SeriesInfo, Store
 from lidnet_fast.data.store_writer import StoreWriter
+from lidnet_fast.data.volumes import Blosc2
 from lidnet_fast.errors import InputError
 
 SHAPE = (5, 200, 150)
@@ -155,10 +156,8 @@ def test_open_volumes_are_bounded(tmp_path, monkeypatch):
         for n in range(6):
             writer.add_series(make_info(f"1.{n}", shape=(1, 8, 8)), np.full((1, 8, 8), n, np.int16), NO_BOXES)
     opened = []
-    original = store_module.blosc2.open
-    monkeypatch.setattr(
-        store_module.blosc2, "open", lambda path, **options: opened.append(path) or original(path, **options)
-    )
+    original = Blosc2.open
+    monkeypatch.setattr(Blosc2, "open", lambda self, path: opened.append(path) or original(self, path))
     store = Store(tmp_path / "s")
     for n in [0, 1, 2, 0, 1, 3, 0, 1, 2, 5]:
         assert store.read(n, 0).max() == n

@@ -1,0 +1,204 @@
+"""Stores of either volume format, on a disk and in an object store."""
+
+import builtins
+import multiprocessing
+
+import fsspec
+import numpy as np
+import pytest
+import zarr
+
+from lidnet_fast.data.dataset import LesionPatches, collate
+from lidnet_fast.data.dose import DoseSimulation
+from lidnet_fast.data.index import SeriesInfo
+from lidnet_fast.data.store import Store
+from lidnet_fast.data.store_writer import StoreWriter
+from lidnet_fast.errors import InputError
+
+SHAPES = [(3, 300, 520), (40, 48, 40)]
+
+
+def volume_of(number, shape):
+    return np.random.default_rng(number).integers(-1024, 3071, shape, dtype=np.int16)
+
+
+def write_store(path, volume_format, simulation=None):
+    with StoreWriter(path, volume_format=volume_format, simulation=simulation) as writer:
+        for number, shape in enumerate(SHAPES):
+            geometry = ((2.5, 0.7, 0.8), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0))
+            info = SeriesInfo(f"1.{number}", f"patient {number}", "train", shape, *geometry, has_low_dose=True)
+            box = np.array([[1, 3, 4, 20, 30]], np.float32)
+            writer.add_series(info, volume_of(number, shape), box, low_dose=volume_of(10 + number, shape))
+    return path
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    """A store of each format in a local folder."""
+    folder = tmp_path_factory.mktemp("local")
+    return {name: write_store(folder / name, name) for name in ("blosc2", "zarr")}
+
+
+@pytest.fixture(scope="module")
+def memory(local):
+    """The Zarr store in fsspec's object store in memory."""
+    url = "memory://bucket/deep/store"
+    fsspec.filesystem("memory").put(str(local["zarr"]), url, recursive=True)
+    yield url
+    fsspec.filesystem("memory").rm("/bucket", recursive=True)
+
+
+@pytest.fixture(scope="module")
+def s3(local):
+    """The Zarr store in a bucket of an S3 server."""
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key"}.items():
+            patch.setenv(name, value)
+        patch.setitem(fsspec.config.conf, "s3", {"endpoint_url": f"http://{host}:{port}"})
+        file_system = fsspec.filesystem("s3")
+        file_system.mkdir("bucket")
+        file_system.put(str(local["zarr"]), "s3://bucket/store", recursive=True)
+        yield "s3://bucket/store"
+    server.stop()
+
+
+@pytest.fixture(params=["blosc2", "zarr", "memory", "s3"])
+def location(request, local):
+    return local[request.param] if request.param in local else request.getfixturevalue(request.param)
+
+
+def check(store):
+    for number, shape in enumerate(SHAPES):
+        depth, height, width = shape
+        rng = np.random.default_rng(number)
+        for low_dose in (False, True):
+            volume = volume_of(number + 10 * low_dose, shape)
+            for z in (0, depth - 1, int(rng.integers(depth))):
+                np.testing.assert_array_equal(store.read(number, z, low_dose=low_dose), volume[z])
+                h, w = rng.integers(1, (height, width))
+                y, x = rng.integers(0, (height - h + 1, width - w + 1))
+                window = store.read(number, z, (int(y), int(x), int(h), int(w)), low_dose=low_dose)
+                np.testing.assert_array_equal(window, volume[z, y : y + h, x : x + w])
+                assert window.dtype == np.int16
+        assert store.boxes(number, 1).tolist() == [[3, 4, 20, 30]]
+    return True
+
+
+def test_every_window_of_every_volume(location):
+    check(Store(location))
+
+
+def _check_inherited(queue):
+    queue.put(check(INHERITED[0]))
+
+
+INHERITED = []
+
+
+def test_a_forked_worker_opens_connections_of_its_own(s3):
+    INHERITED[:] = [Store(s3)]
+    check(INHERITED[0])
+    fork = multiprocessing.get_context("fork")
+    queue = fork.Queue()
+    worker = fork.Process(target=_check_inherited, args=(queue,))
+    worker.start()
+    assert queue.get(timeout=60)
+    worker.join()
+
+
+def test_samples_are_the_same_wherever_the_store_is(tmp_path, memory):
+    simulation = DoseSimulation(dose_fraction=0.2).to_dict()
+    options = {"crop": 32, "positive_fraction": 0.5, "augment": True, "seed": 1}
+    one = LesionPatches(write_store(tmp_path / "s", "blosc2", simulation), "train", **options)
+    other = LesionPatches(write_store(tmp_path / "t", "zarr", simulation), "train", **options)
+    fsspec.filesystem("memory").put(str(tmp_path / "t"), "memory://bucket/simulated", recursive=True)
+    remote = LesionPatches("memory://bucket/simulated", "train", **options)
+    expected, *others = (collate([data[draw] for draw in range(6)]) for data in (one, other, remote))
+    for samples in others:
+        assert samples.ids == expected.ids
+        assert samples.normal_dose.equal(expected.normal_dose)
+        assert all(maps.equal(samples.noise_maps[size]) for size, maps in expected.noise_maps.items())
+
+
+def test_zarr_is_read_by_chunks_of_a_shard(local):
+    array = zarr.open_array(local["zarr"] / "volumes" / "00000.zarr", mode="r")
+    assert array.metadata.zarr_format == 3
+    assert (array.shards, array.chunks) == ((16, 512, 768), (1, 256, 256))
+    np.testing.assert_array_equal(array[:], volume_of(0, SHAPES[0]))
+
+
+def _shards(path):
+    return sorted(file for file in (path / "volumes" / "00001.zarr" / "c").rglob("*") if file.is_file())
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda shard: shard.unlink(), r"00001\.zarr: slice 20 can't be decoded: an object of it is missing"),
+        (lambda shard: shard.write_bytes(shard.read_bytes()[:-9]), r"00001\.zarr: slice 20 can't be decoded"),
+    ],
+)
+def test_a_missing_or_damaged_shard_is_noticed(tmp_path, damage, message):
+    path = write_store(tmp_path / "s", "zarr")
+    damage(_shards(path)[1])
+    store = Store(path)
+    np.testing.assert_array_equal(store.read(1, 3), volume_of(1, SHAPES[1])[3])
+    with pytest.raises(InputError, match=message):
+        store.read(1, 20)
+
+
+def test_a_missing_volume_is_noticed(tmp_path):
+    path = write_store(tmp_path / "s", "zarr")
+    (path / "volumes" / "00000.zarr" / "zarr.json").unlink()
+    with pytest.raises(InputError, match=r"00000\.zarr: can't be opened"):
+        Store(path).read(0, 0)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("memory://nowhere/store", r"memory://nowhere/store: isn't a store"),
+        ("nonsense://bucket/store", r"nonsense://bucket/store/store\.json: can't be read: .*nonsense"),
+    ],
+)
+def test_urls_that_lead_nowhere(url, message):
+    with pytest.raises(InputError, match=message):
+        Store(url)
+
+
+def test_a_bucket_that_is_not_there(s3):
+    with pytest.raises(InputError, match=r"s3://other/store"):
+        Store("s3://other/store")
+
+
+def test_blosc2_volumes_are_local(local):
+    fsspec.filesystem("memory").put(str(local["blosc2"]), "memory://bucket/blosc2", recursive=True)
+    store = Store("memory://bucket/blosc2")
+    assert len(store.series) == 2
+    with pytest.raises(InputError, match=r"00000\.b2nd: can't be opened: blosc2 volumes are read from a local folder"):
+        store.read(0, 0)
+
+
+def test_an_unknown_format(tmp_path):
+    with (
+        pytest.raises(InputError, match=r"volume_format 'tiff' isn't one of blosc2, zarr"),
+        StoreWriter(tmp_path / "s", volume_format="tiff"),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_zarr_installed(local, monkeypatch):
+    def without_zarr(name, *arguments, **options):
+        if name.split(".")[0] == "zarr":
+            raise ImportError("No module named 'zarr'")
+        return original(name, *arguments, **options)
+
+    original = builtins.__import__
+    monkeypatch.setattr(builtins, "__import__", without_zarr)
+    with pytest.raises(InputError, match=r"pip install 'lidnet_fast\[cloud\]'"):
+        Store(local["zarr"]).read(0, 0)
