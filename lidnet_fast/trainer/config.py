@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lidnet_fast import backend
+from lidnet_fast.data.volumes import is_url
 from lidnet_fast.errors import InputError
 from lidnet_fast.multitask import check_weighting
 
@@ -27,7 +28,7 @@ class DataConfig:
     """Where samples come from and what a sample is."""
 
     store: str = ""
-    """Folder made by `lidnet-fast prepare`."""
+    """Folder made by `lidnet-fast prepare`; or, with Zarr volumes, the URL that it was copied to."""
     crop: int | None = 256
     """Side of the square field of view in pixels, for training and evaluation alike; null for whole slices."""
     positive_fraction: float = 0.85
@@ -234,5 +235,5 @@ def validate(config: RunConfig) -> None:
             raise InputError(f"balance: {error}") from error
     if not config.data.store:
         raise InputError("configuration key data.store is empty: give the folder that `lidnet-fast prepare` made")
-    if not Path(config.data.store).is_dir():
+    if not is_url(config.data.store) and not Path(config.data.store).is_dir():
         raise InputError(f"data.store: there is no folder {config.data.store}")
