@@ -294,7 +294,8 @@ void round_run(const T* sums, int64_t count, S* gradient) {
 template <typename T, typename Layout>
 struct Pass {
   Layout layout;
-  int64_t channel, offset;  // the first channel, and where its map starts
+  int64_t channel, end;  // from which on, and up to which, the block's channels are still to be worked on
+  int64_t offset;        // of the first channel's map
   Strides strides;
   Strides sums_strides;
   T* sums;  // of the gradient, null in the forward
@@ -356,7 +357,7 @@ void for_each_box(const FeatureLevel& level, const ImageBoxes<T>& boxes, int64_t
     for (const BoxTables<T>* box = boxes.boxes; box != boxes.boxes + boxes.count;) {
       const BoxTables<T>* const listed = lists.list_from(box);
       for (const Row<T>* row = lists.begin(); box != listed; row += lists.count(*box), ++box) {
-        work(Pass<T, Layout>{layout, channel, offset, strides, sums_strides, sums, scratch, row}, *box);
+        work(Pass<T, Layout>{layout, channel, end, offset, strides, sums_strides, sums, scratch, row}, *box);
       }
     }
 
