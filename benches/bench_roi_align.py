@@ -1,4 +1,4 @@
-"""RoIAlign against torchvision's, on one map and on the pyramid of faster_rcnn_resnet18_fpn, as a box head samples boxes."""
+"""RoIAlign against torchvision's, of proposals as a box head samples them: on one map, and on a detector's pyramid."""
 
 import functools
 from collections.abc import Callable, Sequence
