@@ -92,7 +92,7 @@ class LesionPatches(Dataset[Sample]):
     lesion every box.
 
     Args:
-        store: the prepared store's folder.
+        store: the prepared store's folder or URL.
         split: "train", "val" or "test".
         crop: side of the field of view in pixels; None for whole slices.
         positive_fraction: fraction of draws centred near a lesion.
