@@ -191,7 +191,7 @@ def test_all_that_goes_to_the_gpu_is_pinned(tmp_path: Path, simulate: bool, monk
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: pinned.append(tensor) or tensor.clone())
     copy = pin_memory(samples)  # as a DataLoader does
-    tensors = [samples.normal_dose, samples.boxes, *samples.noise_maps.values()]
+    tensors = [samples.normal_dose, samples.boxes, *samples.attenuation.values()]
     tensors += [] if simulate else [samples.low_dose]
     assert {id(tensor) for tensor in pinned} == {id(tensor) for tensor in tensors}
     assert len(tensors) == 3
