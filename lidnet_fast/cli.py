@@ -1,4 +1,4 @@
-"""The command line: `lidnet-fast demo | prepare | train | evaluate | info`."""
+"""The command line: `lidnet-fast COMMAND`, one function per command."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +13,9 @@ commands:
   demo       train LIDnet and its controls on phantoms, and write a report
   prepare    turn DICOM series and lesion boxes into a store to train on
   train      train detector, denoiser and both together on a store
-  evaluate   score a finished run on its held-out patients
+  bench      measure how fast a configuration trains here, and what limits it
+  evaluate   score a finished run, or images that any tool denoised, on the held-out patients
+  export     write a store's held-out low-dose images for other tools to denoise
   info       what is installed and which implementations are used
 
 lidnet-fast COMMAND --help says more.
@@ -123,21 +125,56 @@ def train(arguments: Sequence[str]) -> None:
     print(f"Trained networks: {run.out / 'collaborate'}; next: lidnet-fast evaluate {run.out}")
 
 
-def evaluate(arguments: Sequence[str]) -> None:
-    """`lidnet-fast evaluate`."""
-    parser = _parser("evaluate", "Score a finished run on its held-out patients: metrics.json, report.html, a table.")
-    parser.add_argument("run", type=str, help="the run's folder")
-    parser.add_argument("--denoiser", type=str, default=None, help="another denoiser.pt than the run's own")
-    parser.add_argument("--samples", type=int, default=None, help="held-out samples; by default the run's")
+def bench(arguments: Sequence[str]) -> None:
+    """`lidnet-fast bench`."""
+    parser = _run_parser("bench", "Measure how fast a configuration trains here, what limits it and what to change.")
+    parser.add_argument("--seconds", type=float, default=120.0, help="about how long it may take")
     options = _parse(parser, arguments)
     _prepare_process()
-    from lidnet_fast.trainer.evaluate_run import evaluate_run
+    from lidnet_fast.trainer.bench import bench as run_bench
 
-    evaluate_run(
-        Path(options.run),
-        denoiser=None if options.denoiser is None else Path(options.denoiser),
-        samples=options.samples,
+    run_bench(_run_config(parser, options), options.seconds)
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """`lidnet-fast evaluate`."""
+    parser = _parser("evaluate", "Score on held-out patients: metrics.json, report.html, a table; docs/evaluate.md.")
+    add = parser.add_argument
+    add("run", type=str, nargs="?", default=None, help="folder of a finished run; without it, --images are compared")
+    add("--denoiser", type=str, default=None, help="another denoiser.pt than the run's own")
+    add("--samples", type=int, default=None, help="held-out samples; by default the run's, or 1000")
+    add("--images", type=str, action="append", default=[], metavar="NAME=FOLDER", help="denoised images; repeatable")
+    add("--store", type=str, default=None, help="another store than the run's, such as `lidnet-fast export` makes")
+    add("--out", type=str, default=None, help="where results go; by default the run's folder, or runs/comparison")
+    options = _parse(parser, arguments)
+    _prepare_process()
+    from lidnet_fast.trainer.evaluate_run import compare_images, evaluate_run, named_folders
+
+    run, denoiser, store, out = (
+        None if path is None else Path(path) for path in (options.run, options.denoiser, options.store, options.out)
     )
+    images = named_folders(options.images)
+    if run is not None:
+        evaluate_run(run, denoiser, options.samples, images=images, store=store, out=out)
+    elif store is None or not images or denoiser is not None:
+        raise InputError("evaluate needs the folder of a run, or --store and --images")
+    else:
+        compare_images(store, images, out or Path("runs/comparison"), options.samples)
+
+
+def export(arguments: Sequence[str]) -> None:
+    """`lidnet-fast export`."""
+    parser = _parser("export", "Write a split's low-dose images for other tools, and a store that holds them.")
+    add = parser.add_argument
+    add("store", type=str, help="the store's folder")
+    add("out", type=str, help="the new folder: low_dose, normal_dose and store")
+    add("--split", choices=["train", "val", "test"], default="test", help="whose series")
+    add("--format", choices=["nifti", "dicom"], default="nifti", help="of the images")
+    add("--seed", type=int, default=0, help="of the noise, where the low dose is simulated")
+    options = vars(_parse(parser, arguments))
+    from lidnet_fast.data.export import export as export_split
+
+    print("\n".join(export_split(Path(options.pop("store")), Path(options.pop("out")), **options)))
 
 
 def prepare(arguments: Sequence[str]) -> None:
@@ -189,6 +226,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "demo": demo,
     "prepare": prepare,
     "train": train,
+    "bench": bench,
     "evaluate": evaluate,
+    "export": export,
     "info": info,
 }

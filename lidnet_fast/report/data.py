@@ -93,7 +93,7 @@ class Panel:
     `images` maps a column name to a 2-D HU array; all have one shape. `boxes` [L,4] (x1, y1, x2, y2) are the annotated
     lesions in pixels, with pixel-edge coordinates; the first ones get a magnified crop. `detections` and `captions`
     (a short remark, such as the PSNR) belong to columns by name. `difference` names two columns: a last column then
-    shows the first minus the second in a diverging colour map.
+    shows the first minus the second in a diverging colour map; the reader may choose another first.
     """
 
     title: str
@@ -146,8 +146,8 @@ class Report:
     `arms` are the table's rows in order and `columns` its columns. `tradeoffs` are pairs of column keys (x, y) to
     be drawn against each other, one point per arm. `froc` maps an arm's name to its false positives per image
     (increasing) and sensitivities. `facts` are plain facts, or groups of them one level deep. `config` is the resolved
-    YAML text. `window` is the HU range that the images' 256 grey values span. `score_threshold`: detections below it
-    are hidden until the reader lowers it.
+    YAML text. `window` is the HU range that images are shown in at first, and always without scripts.
+    `score_threshold`: detections below it are hidden until the reader lowers it.
     """
 
     title: str

@@ -1,7 +1,8 @@
-"""HU arrays to PNG data URIs, and the crops around lesions."""
+"""HU arrays to text for the page, as pictures and as values, and the crops around lesions."""
 
 import base64
 import io
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,13 +10,22 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 # Blue below zero, near-black at zero (calm beside dark CT images), orange above; readable with red-green blindness.
-_DIVERGING: dict[float, tuple[int, int, int]] = {
+DIVERGING: dict[float, tuple[int, int, int]] = {
     -1.0: (150, 214, 255),
     -0.5: (34, 112, 190),
     0.0: (13, 15, 18),
     0.5: (196, 92, 22),
     1.0: (255, 214, 140),
 }
+"""Colours of differences, at multiples of the scale's end."""
+
+
+def packed_hu(image: ArrayLike) -> str:
+    """A HU array [H,W] as text that `panels.js` unpacks: rounded to int16, first all low bytes, then all high bytes
+    (which compress well apart from each other), deflated, base64."""
+    hu = np.clip(np.rint(image), -32768, 32767).astype("<i2")
+    planes = hu.view(np.uint8).reshape(-1, 2).T
+    return base64.b64encode(zlib.compress(planes.tobytes(), 9)).decode("ascii")
 
 
 def gray_png(image: ArrayLike, window: tuple[float, float]) -> str:
@@ -29,15 +39,15 @@ def difference_png(image: ArrayLike, limit: float) -> str:
     """A difference in HU [H,W] as a PNG data URI in the diverging map, saturated at -`limit` and +`limit`."""
     picture = Image.fromarray(_to_bytes(np.asarray(image, dtype=np.float32) / (2 * limit) + 0.5)).convert("P")
     ramp = np.linspace(-1, 1, 256)
-    channels = np.array(list(_DIVERGING.values()), dtype=np.float64).T
-    palette = np.stack([np.interp(ramp, list(_DIVERGING), channel) for channel in channels], axis=1)
+    channels = np.array(list(DIVERGING.values()), dtype=np.float64).T
+    palette = np.stack([np.interp(ramp, list(DIVERGING), channel) for channel in channels], axis=1)
     picture.putpalette(palette.round().astype(np.uint8).tobytes())
     return _data_uri(picture)
 
 
 def difference_gradient() -> str:
     """The diverging map as a CSS gradient, for the scale beside the panels."""
-    stops = ", ".join(f"rgb{colour} {(position + 1) * 50:g}%" for position, colour in _DIVERGING.items())
+    stops = ", ".join(f"rgb{colour} {(position + 1) * 50:g}%" for position, colour in DIVERGING.items())
     return f"linear-gradient(to right, {stops})"
 
 

@@ -8,25 +8,20 @@ from itertools import groupby
 from pathlib import Path
 from string import Template
 
-import numpy as np
-from numpy.typing import ArrayLike
-
 from lidnet_fast.report.charts import froc_chart, line_chart, tradeoff_chart
-from lidnet_fast.report.data import Arm, Column, Fact, Metric, Panel, Report, mean_of
-from lidnet_fast.report.images import difference_gradient, difference_limit, difference_png, gray_png, lesion_crop
+from lidnet_fast.report.data import Arm, Column, Fact, Metric, Report, mean_of
+from lidnet_fast.report.panels import panels_section
 
-_CROPS = 2  # magnified lesions per panel
 _MANY_COLUMNS = 10  # with more, the table is set tighter
-_DISPLAY_WINDOWS = {"lung": (-1350.0, 150.0), "soft": (-160.0, 240.0)}
-_DISPLAY_NAMES = {"lung": "lung", "soft": "soft tissue"}
 _COLOURS = 6  # s0 to s5 in report.css
 
 
 def write_report(path: str | Path, report: Report) -> Path:
     """Write `report` as one self-contained HTML file and return its path.
 
-    The page loads nothing: images are 8-bit PNG data URIs, charts inline SVG, style and script inline. It is written
-    under a temporary name and renamed, so that `path` never holds half a page; folders are made as needed.
+    The page loads nothing: images are packed HU values and PNG data URIs, charts inline SVG, style and script inline.
+    It is written under a temporary name and renamed, so that `path` never holds half a page; folders are made as
+    needed.
     """
     path = Path(path)
     page = render(report)
@@ -48,7 +43,7 @@ def render(report: Report) -> str:
     charts += [line_chart(curve, style.among(list(curve.series))) for curve in report.curves]
     sections = [_results(report, style)]
     if report.panels:
-        sections.append(_panels(report, style))
+        sections.append(panels_section(report, style))
     if charts:
         sections.append(f'<section><h2>Curves</h2><div class="plots">{"".join(charts)}</div></section>')
     if report.facts or report.config:
@@ -57,7 +52,7 @@ def render(report: Report) -> str:
         title=escape(report.title),
         summary=escape(report.summary),
         style=_asset("report.css"),
-        script=_asset("report.js"),
+        script=_asset("panels.js") + _asset("charts.js"),
         sections="\n".join(sections),
     )
 
@@ -121,11 +116,11 @@ def _number(value: float, specification: str) -> str:
 def _results(report: Report, style: ArmStyle) -> str:
     best = best_texts(report)
     rows = "".join(_row(arm, report.columns, best, style) for arm in report.arms)
-    notes = ["Underlined: best of the trained arms."] if best else []
+    notes = ["Underlined: the best, reference images aside."] if best else []
     if any(isinstance(value, tuple) for arm in report.arms for value in arm.metrics.values()):
         notes.append("Small: interval of the mean.")
     if any(arm.reference for arm in report.arms):
-        notes.append("Italic: reference images, nothing trained.")
+        notes.append("Italic: reference images, which nothing denoised.")
     meanings = "".join(
         f"<dt>{escape(f'{column.group}: ' if column.group else '')}{escape(column.label)}</dt>"
         f"<dd>{escape(column.help)}</dd>"
@@ -135,7 +130,7 @@ def _results(report: Report, style: ArmStyle) -> str:
     if meanings:
         meanings = f'<details class="meaning"><summary>What the columns mean</summary><dl>{meanings}</dl></details>'
     return (
-        '<section><h2>Results</h2><div class="card scroll">'
+        '<section><h2>Results</h2><div class="card scroll" tabindex="0" role="region" aria-label="Result table">'
         f'<table class="{"dense" if len(report.columns) > _MANY_COLUMNS else "airy"}">'
         f"<thead>{_table_head(report.columns)}</thead><tbody>{rows}</tbody></table></div>"
         f'<p class="note">{escape(" ".join(notes))}</p>{meanings}</section>'
@@ -171,103 +166,6 @@ def _row(arm: Arm, columns: Sequence[Column], best: Mapping[str, str], style: Ar
     return f'<tr class="{kind}">{head}{cells}</tr>'
 
 
-def _panels(report: Report, style: ArmStyle) -> str:
-    low, high = report.window
-    differences = [image for panel in report.panels if (image := panel.difference_image()) is not None]
-    limit = difference_limit(differences)
-    filters, options = "", f'<option value="">{_range(low, high)}</option>'
-    for name, (bottom, top) in _DISPLAY_WINDOWS.items():
-        slope, intercept = (high - low) / (top - bottom), (low - bottom) / (top - bottom)
-        channels = "".join(f'<feFunc{c} type="linear" slope="{slope:.5g}" intercept="{intercept:.5g}"/>' for c in "RGB")
-        filters += (
-            f'<filter id="window-{name}" color-interpolation-filters="sRGB">'
-            f"<feComponentTransfer>{channels}</feComponentTransfer></filter>"
-        )
-        options += f'<option value="{name}">{_DISPLAY_NAMES[name]} {_range(bottom, top)}</option>'
-    scale = ""
-    if differences:
-        scale = (
-            f'<span class="scale">difference \N{MINUS SIGN}{limit:g}'
-            f'<i style="background:{difference_gradient()}"></i>+{limit:g} HU</span>'
-        )
-    tools = (
-        '<div class="tools">'
-        '<label><input type="checkbox" data-tool="lesions" checked><i class="key"></i>lesions</label>'
-        '<label><input type="checkbox" data-tool="found" checked><i class="key found"></i>detections</label>'
-        f'<label>score \N{GREATER-THAN OR EQUAL TO} <output data-tool="threshold">{report.score_threshold:.2f}</output>'
-        f'<input type="range" min="0" max="1" step="0.05" value="{report.score_threshold:g}" data-tool="score"></label>'
-        f'<label>window <select data-tool="window">{options}</select></label>{scale}</div>'
-    )
-    panels = "".join(_panel(panel, report, limit, style) for panel in report.panels)
-    note = (
-        f"Images hold 256 grey values over {_range(low, high)} HU; narrower windows are stretched from these. "
-        "Below each slice: its lesions magnified, pixel by pixel. Click an image to flick through the columns in place."
-    )
-    return (
-        f'<section><h2>Images</h2><div class="room">{tools}{panels}'
-        f'<svg class="filters" aria-hidden="true">{filters}</svg></div><p class="note">{escape(note)}</p>'
-        '<dialog aria-label="Large view"></dialog></section>'
-    )
-
-
-def _panel(panel: Panel, report: Report, limit: float, style: ArmStyle) -> str:
-    boxes = np.asarray(panel.boxes, dtype=np.float64).reshape(-1, 4)
-    height, width = panel.shape
-    crops = [lesion_crop(box, panel.shape) for box in boxes[:_CROPS]]
-    views = [(0, 0, width, height), *((x, y, side, side) for x, y, side in crops)]
-    columns: list[tuple[str, np.ndarray, bool]] = [(name, np.asarray(im), False) for name, im in panel.images.items()]
-    difference = panel.difference_image()
-    if panel.difference is not None and difference is not None:
-        columns.append((" \N{MINUS SIGN} ".join(panel.difference), difference, True))
-    figures = ""
-    for name, image, diverging in columns:
-        pictures = ""
-        for index, (x, y, w, h) in enumerate(views):
-            part = image[y : y + h, x : x + w]
-            source = difference_png(part, limit) if diverging else gray_png(part, report.window)
-            overlay = "".join(_rectangle(box, (x, y, w, h), "lesion") for box in boxes)
-            overlay += "".join(_detection(box, score, (x, y, w, h)) for box, score in panel.detections.get(name, ()))
-            what = f"{name}, lesion {index}" if index else name
-            kind = "difference" if diverging else "gray"
-            pictures += (
-                f'<button type="button" class="view {"zoom" if index else "full"}">'
-                f'<img class="{kind}" width="{w}" height="{h}" alt="{escape(what)}" src="{source}">'
-                f'<svg aria-hidden="true">{overlay}</svg></button>'
-            )
-        swatch = f'<span class="{style(name)}"><i class="swatch"></i></span>' if style(name) else ""
-        caption = f"<small>{escape(panel.captions.get(name, ''))}</small>"
-        figures += (
-            f'<figure class="ct" data-name="{escape(name)}"><figcaption>{swatch}<b>{escape(name)}</b>{caption}'
-            f"</figcaption>{pictures}</figure>"
-        )
-    return (
-        f'<article class="panel"><h3>{escape(panel.title)}</h3>'
-        f'<div class="strip" style="--n:{len(columns)}">{figures}</div></article>'
-    )
-
-
-def _rectangle(box: ArrayLike, view: tuple[int, int, int, int], kind: str) -> str:
-    """A box as an SVG rectangle in per cent of its view, so that strokes keep their width at any size."""
-    x1, y1, x2, y2 = np.asarray(box, dtype=np.float64).tolist()
-    x, y, w, h = view
-    return (
-        f'<rect class="{kind}" x="{(x1 - x) / w:.3%}" y="{(y1 - y) / h:.3%}" '
-        f'width="{(x2 - x1) / w:.3%}" height="{(y2 - y1) / h:.3%}"/>'
-    )
-
-
-def _detection(box: ArrayLike, score: float, view: tuple[int, int, int, int]) -> str:
-    """A detection's rectangle with its score above it, or below where there is no room above."""
-    x1, y1, x2, y2 = np.asarray(box, dtype=np.float64).tolist()
-    x, y, w, h = view
-    if x2 <= x or y2 <= y or x1 >= x + w or y1 >= y + h:
-        return ""
-    left = min(max((x1 - x) / w, 0.0), 0.88)
-    top, shift = ((y1 - y) / h, -4) if (y1 - y) / h > 0.08 else ((y2 - y) / h, 12)
-    text = f'<text x="{left:.3%}" y="{top:.3%}" dy="{shift}">{score:.2f}</text>'
-    return f'<g class="found" data-score="{score:.4f}">{_rectangle(box, view, "")}{text}</g>'
-
-
 def _facts(report: Report) -> str:
     groups: dict[str, Mapping[str, Fact]] = {}
     plain = {name: value for name, value in report.facts.items() if not isinstance(value, Mapping)}
@@ -295,10 +193,6 @@ def _fact(value: Fact) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else value
-
-
-def _range(low: float, high: float) -> str:
-    return f"{low:g} \N{HORIZONTAL ELLIPSIS} {high:g}".replace("-", "\N{MINUS SIGN}")
 
 
 def _asset(name: str) -> str:

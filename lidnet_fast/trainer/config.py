@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lidnet_fast import backend
+from lidnet_fast.data.volumes import is_url
 from lidnet_fast.errors import InputError
 from lidnet_fast.multitask import check_weighting
 
@@ -27,7 +28,7 @@ class DataConfig:
     """Where samples come from and what a sample is."""
 
     store: str = ""
-    """Folder made by `lidnet-fast prepare`."""
+    """Folder made by `lidnet-fast prepare`; or, with Zarr volumes, the URL that it was copied to."""
     crop: int | None = 256
     """Side of the square field of view in pixels, for training and evaluation alike; null for whole slices."""
     positive_fraction: float = 0.85
@@ -106,6 +107,9 @@ class CollaborateConfig:
     denoiser_learning_rate: float = 1e-4
     detector_learning_rate: float = 1e-4
     detector_clip_norm: float | None = 5.0
+    cache_mb: int = 1024
+    """Bound on the cache of what networks that don't train make of normal-dose images. It serves whole slices
+    (`data.crop: null`), which come again; random fields of view don't."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
 
@@ -132,7 +136,18 @@ class RunConfig:
     balance: Literal["none", "sum", "mean", "upgrad", "dualproj", "mgda", "pcgrad", "aligned_mtl", "imtl_g"] = "none"
     """How a denoiser step weighs the losses' gradients at the denoised image, by `lidnet_fast.mtl_backward`; "none"
     sums the losses. All others also log the gradients' norms, weights and cosines."""
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    """Arithmetic of the networks; losses and weights are float32. "auto" is "bf16-mixed" where the hardware computes in
+    bfloat16, "32-true" elsewhere, and what the run began with when it goes on."""
+    compile: bool = False
+    """Compile the denoiser and the detector's backbone with torch.compile: minutes at the start of every phase."""
+    micro_batch_size: int | None = None
+    """Most samples that pass through the networks at once; gradients of a batch's parts are accumulated."""
+    activation_checkpointing: bool = False
+    """Keep fewer activations and compute them again in the backward pass: less memory for more time."""
+    ema_decay: float = 0.0
+    """Decay per step of the exponential moving average of the denoiser's weights, such as 0.999, which validation and
+    the result then use; 0 for none."""
     accelerator: str = "auto"
     devices: int = 1
     num_nodes: int = 1
@@ -171,6 +186,7 @@ def validate(config: RunConfig) -> None:
     """
     at_least_one = {
         "data.crop": config.data.crop if config.data.crop is not None else 1,
+        "micro_batch_size": config.micro_batch_size if config.micro_batch_size is not None else 1,
         "checkpoint_every": config.checkpoint_every,
         "log_every": config.log_every,
         "detector_phase.batch_size": config.detector_phase.batch_size,
@@ -195,12 +211,15 @@ def validate(config: RunConfig) -> None:
         "collaborate.objective.roi_perceptual": config.collaborate.objective.roi_perceptual,
         "collaborate.objective.detection": config.collaborate.objective.detection,
         "collaborate.objective.roi_extractor": config.collaborate.objective.roi_extractor,
+        "collaborate.cache_mb": config.collaborate.cache_mb,
         "data.workers": config.data.workers,
         "seed": config.seed,
     }
     for key, value in not_negative.items():
         if value < 0:
             raise InputError(f"configuration key {key} must not be negative, got {value}")
+    if not 0 <= config.ema_decay < 1:
+        raise InputError(f"configuration key ema_decay must lie in [0, 1), got {config.ema_decay}")
     if not 0 <= config.data.positive_fraction <= 1:
         raise InputError(
             f"configuration key data.positive_fraction must lie in [0, 1], got {config.data.positive_fraction}"
@@ -216,5 +235,5 @@ def validate(config: RunConfig) -> None:
             raise InputError(f"balance: {error}") from error
     if not config.data.store:
         raise InputError("configuration key data.store is empty: give the folder that `lidnet-fast prepare` made")
-    if not Path(config.data.store).is_dir():
+    if not is_url(config.data.store) and not Path(config.data.store).is_dir():
         raise InputError(f"data.store: there is no folder {config.data.store}")

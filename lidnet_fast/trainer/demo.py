@@ -105,7 +105,7 @@ def run_demo(config: RunConfig, study: Study, *, seeds: int = 1, quick: bool = F
     phases = {"detector": out / "seed0" / "detector", "warm-up": out / "seed0" / "denoiser", **folders}
     write_report(
         out / "report.html",
-        build_report("LIDnet demo", summary, configs[0], rows, evaluations[0], phases, facts, LIDNET, CONTROL),
+        build_report("LIDnet demo", summary, configs[0], rows, evaluations[0], phases, facts, LIDNET, [CONTROL]),
     )
     print_results(rows, f"Held-out phantom patients, {seeds} seed(s)")
     trained = {f"LIDnet minus {name}": gain for name, gain in gains.items() if name in arms}

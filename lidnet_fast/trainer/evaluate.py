@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from lidnet_fast.data.dataset import Batch, make_batch
+from lidnet_fast.data.dataset import Batch, SampleId, make_batch
 from lidnet_fast.evaluation.detection import DetectionMetrics
 from lidnet_fast.evaluation.image_quality import ImageQuality
 from lidnet_fast.files import write_text
@@ -72,6 +73,16 @@ def flatten(values: Mapping[str, Any]) -> dict[str, float | None]:
 def network_arm(name: str, denoiser: HUDenoiser, detectors: Mapping[str, LesionDetector]) -> Arm:
     """An arm that restores with a denoiser."""
     return Arm(name, lambda batch: denoiser(batch["low_dose"]), detectors)
+
+
+def images_arm(name: str, views: Mapping[SampleId, np.ndarray], detectors: Mapping[str, LesionDetector]) -> Arm:
+    """An arm that shows images denoised elsewhere; `views` has those of every sample."""
+
+    def restore(batch: Batch) -> Tensor:
+        images = np.stack([views[sample] for sample in batch["ids"]])
+        return torch.from_numpy(images).float()[:, None].to(batch["low_dose"].device)
+
+    return Arm(name, restore, detectors)
 
 
 def reference_arms(detectors: Mapping[str, LesionDetector]) -> tuple[Arm, Arm]:

@@ -87,10 +87,9 @@ def load_network(path: Path, kind: Kind, expected: NetworkConfig | None = None) 
 
 
 def build_network(kind: Kind, config: NetworkConfig) -> nn.Module:
-    """A new denoiser or detector; its initial weights come from torch's global generator."""
-    if kind == "denoiser":
-        return build_denoiser(config.name, **config.options)
-    return build_detector(config.name, **config.options).to(memory_format=torch.channels_last)
+    """A new denoiser or detector, channels last; its initial weights come from torch's global generator."""
+    build = build_denoiser if kind == "denoiser" else build_detector
+    return build(config.name, **config.options).to(memory_format=torch.channels_last)
 
 
 def without_weights(config: NetworkConfig) -> NetworkConfig:

@@ -1,5 +1,6 @@
 """The joint objective of a denoiser step (arXiv:2104.08845): pixel terms and the frozen detector's opinion."""
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -7,10 +8,12 @@ from torch import Tensor
 
 from lidnet_fast import backend, functional
 from lidnet_fast.errors import InputError
+from lidnet_fast.extractors.cache import FeatureCache
 from lidnet_fast.extractors.networks import load_network, network_and_layers
 from lidnet_fast.losses import ROIPerceptualLoss
 from lidnet_fast.models.detectors import LesionDetector
 from lidnet_fast.models.windowing import HUWindow
+from lidnet_fast.trainer.clock import StepClock
 from lidnet_fast.trainer.config import ObjectiveConfig
 
 # What networks trained on ImageNet expect of images in [0, 1].
@@ -43,6 +46,19 @@ class Regions:
     """[sum L]: 1 for a ground-truth box, a proposal's score for a proposal."""
 
 
+@dataclass(frozen=True)
+class SeenInNormalDose:
+    """What the detector makes of the normal-dose images of one batch."""
+
+    features: dict[str, Tensor]
+    """[N,C,h,w] of the levels that are compared."""
+    proposals: Tensor
+    """float32 [N,P,5], boxes and scores; rows of a negative score are none."""
+
+
+_PROPOSALS = "proposals"
+
+
 class JointObjective:
     """Weighted sum of the terms of `ObjectiveConfig`; a term of weight 0 is not computed.
 
@@ -50,16 +66,32 @@ class JointObjective:
     whole maps and the ROI perceptual loss alike. Another extractor's features are computed in windows around the
     regions, or of whole images where the ops run on their definitions.
 
+    Args:
+        config: the terms.
+        window: of the images.
+        detector_cache: bytes for what the detector makes of normal-dose images; for a detector that doesn't train.
+        extractor_cache: bytes for the other extractor's features of normal-dose images.
+
     Raises:
         InputError: `config.extractor` or its weights can't be used.
     """
 
-    def __init__(self, config: ObjectiveConfig, window: HUWindow) -> None:
+    def __init__(
+        self, config: ObjectiveConfig, window: HUWindow, *, detector_cache: int = 0, extractor_cache: int = 0
+    ) -> None:
         self.config, self.window = config, window
-        self._extractor_loss = _extractor_loss(config) if config.roi_extractor else None
+        self.cache = FeatureCache(detector_cache) if detector_cache else None
+        self._extractor_loss = _extractor_loss(config, extractor_cache) if config.roi_extractor else None
 
     def __call__(
-        self, denoised: Tensor, normal_dose: Tensor, boxes: list[Tensor], detector: LesionDetector
+        self,
+        denoised: Tensor,
+        normal_dose: Tensor,
+        boxes: list[Tensor],
+        detector: LesionDetector,
+        *,
+        ids: Sequence[Hashable] | None = None,
+        clock: StepClock | None = None,
     ) -> Objective:
         """The objective of one batch.
 
@@ -68,48 +100,53 @@ class JointObjective:
             normal_dose: windowed [N,1,H,W].
             boxes: per image [L,4] ground-truth lesion boxes.
             detector: frozen, in eval mode.
+            ids: what each normal-dose image is known by in the caches; the same id has to mean the same pixels.
+            clock: gets the laps "detector" and "losses", in the backward pass too.
         """
-        config = self.config
+        config, clock = self.config, clock or StepClock()
         pixel, terms = self.pixel(denoised, normal_dose, boxes)
+        clock.lap("losses")
         losses = {"pixel": pixel}
         if not (config.perceptual or config.roi_perceptual or config.detection or config.roi_extractor):
+            clock.lap_in_backward(denoised, "losses")
             return Objective(losses, terms)
 
+        clock.lap_in_backward(denoised, "detector")
         images = self.window.clamp(denoised)
         if config.perceptual or config.roi_perceptual or config.detection:
             features = detector.features(images)
         if config.detection:
             detection = torch.stack(list(detector.losses(images, boxes, features).values())).sum()
+            clock.lap_in_backward(detection, "losses")  # the other losses, made later, have been walked by then
             losses["detection"] = config.detection * detection
             terms["detection"] = detection.detach()
         if config.perceptual or config.roi_perceptual or config.roi_extractor:
-            with torch.no_grad():
-                normal_images = self.window.clamp(normal_dose)
-                normal_features = detector.features(normal_images)
-            levels = list(normal_features)[: config.levels]
+            normal_images = self.window.clamp(normal_dose)
+            seen = self._normal_dose(normal_images, detector, ids)
             # Weights are per unit of feature variance, whatever the detector's scale.
-            scales = {k: normal_features[k].float().var((0, 2, 3)).mean().clamp_min(1e-12) for k in levels}
+            scales = {k: f.float().var((0, 2, 3)).mean().clamp_min(1e-12) for k, f in seen.features.items()}
+        clock.lap("detector")
         if config.perceptual:
             whole = torch.stack(
-                [(features[k].float() - normal_features[k].float()).square().mean() / scales[k] for k in levels]
+                [(features[k].float() - f.float()).square().mean() / scales[k] for k, f in seen.features.items()]
             ).mean()
             losses["perceptual"] = config.perceptual * whole
             terms["perceptual"] = whole.detach()
         if config.roi_perceptual or config.roi_extractor:
-            regions = self.regions(normal_images, normal_features, boxes, detector)
+            regions = self.regions(normal_images, boxes, seen.proposals)
         if config.roi_perceptual:
             roi = torch.stack(
                 [
                     functional.roi_perceptual_loss(
                         features[k],
-                        normal_features[k],
+                        f,
                         regions.boxes,
                         config.roi_size,
                         1 / detector.feature_strides[k],
                         box_weights=regions.weights,
                     )
                     / scales[k]
-                    for k in levels
+                    for k, f in seen.features.items()
                 ]
             ).mean()
             losses["roi_perceptual"] = config.roi_perceptual * roi
@@ -117,9 +154,10 @@ class JointObjective:
         if self._extractor_loss is not None:
             if next(self._extractor_loss.parameters()).device != images.device:  # moving derives all windows anew
                 self._extractor_loss.to(images.device)
-            seen = self._extractor_loss(images.float(), normal_images.float(), regions.boxes, regions.weights)
-            losses["roi_extractor"] = config.roi_extractor * seen
-            terms["roi_extractor"] = seen.detach()
+            found = self._extractor_loss(images.float(), normal_images.float(), regions.boxes, regions.weights, ids)
+            losses["roi_extractor"] = config.roi_extractor * found
+            terms["roi_extractor"] = found.detach()
+        clock.lap("losses")
         return Objective(losses, terms)
 
     def pixel(self, denoised: Tensor, normal_dose: Tensor, boxes: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -134,25 +172,49 @@ class JointObjective:
         )
         return result.total, dict(result.terms)
 
-    @torch.no_grad()
-    def regions(
-        self, images: Tensor, features: dict[str, Tensor], boxes: list[Tensor], detector: LesionDetector
-    ) -> Regions:
-        """Where the ROI perceptual loss looks, from the normal-dose images and their features."""
+    def regions(self, images: Tensor, boxes: list[Tensor], proposals: Tensor) -> Regions:
+        """Where the ROI perceptual loss looks.
+
+        Args:
+            images: [N,1,H,W], for their size.
+            boxes: per image [L,4] ground-truth lesion boxes.
+            proposals: [N,P,5], boxes and scores; rows of a negative score are none.
+        """
         config = self.config
         regions = [b if config.regions != "proposals" else b[:0] for b in boxes]
         weights = [b.new_ones(len(b)) for b in regions]
         if config.regions != "boxes":
-            proposals = detector.proposals(
-                images,
-                features,
-                score_threshold=config.proposal_score,
-                max_per_image=config.proposals_per_image,
-                nms_threshold=0.3,
-            )
-            regions = [torch.cat([b, found.to(b)]) for b, (found, _) in zip(regions, proposals, strict=True)]
-            weights = [torch.cat([w, scores.to(w)]) for w, (_, scores) in zip(weights, proposals, strict=True)]
+            found = [rows[rows[:, 4] >= 0] for rows in proposals]
+            regions = [torch.cat([b, rows[:, :4].to(b)]) for b, rows in zip(regions, found, strict=True)]
+            weights = [torch.cat([w, rows[:, 4].to(w)]) for w, rows in zip(weights, found, strict=True)]
         return Regions(self._grown(regions, images), torch.cat(weights))
+
+    @torch.no_grad()
+    def _normal_dose(
+        self, images: Tensor, detector: LesionDetector, ids: Sequence[Hashable] | None
+    ) -> SeenInNormalDose:
+        """What the detector makes of normal-dose images, from the cache where it is known."""
+        if self.cache is None or ids is None:
+            found = self._see(images, detector)
+        else:
+            self.cache.keep_for((*detector.parameters(), *detector.buffers()))
+            absent = self.cache.missing(ids)
+            found = self.cache.merge(ids, absent, self._see(images[absent], detector) if absent else {})
+        return SeenInNormalDose(proposals=found.pop(_PROPOSALS), features=found)
+
+    def _see(self, images: Tensor, detector: LesionDetector) -> dict[str, Tensor]:
+        """The features of the levels that are compared, and under a name of its own [N,P,5] proposals."""
+        config = self.config
+        features = detector.features(images)
+        most = config.proposals_per_image if config.regions != "boxes" else 0
+        proposals = images.new_full((len(images), most, 5), -1, dtype=torch.float32)
+        if most:
+            found = detector.proposals(
+                images, features, score_threshold=config.proposal_score, max_per_image=most, nms_threshold=0.3
+            )
+            for rows, (boxes, scores) in zip(proposals, found, strict=True):
+                rows[: len(boxes)] = torch.cat([boxes, scores[:, None]], 1)
+        return {**{k: features[k] for k in list(features)[: config.levels]}, _PROPOSALS: proposals}
 
     def _grown(self, boxes: list[Tensor], images: Tensor) -> list[Tensor]:
         grow = self.config.grow
@@ -162,7 +224,7 @@ class JointObjective:
         return [torch.minimum((b + outward).clamp_min(0), limit) for b in boxes]
 
 
-def _extractor_loss(config: ObjectiveConfig) -> ROIPerceptualLoss:
+def _extractor_loss(config: ObjectiveConfig, cache_bytes: int) -> ROIPerceptualLoss:
     halo = "auto" if backend.current() == "fused" else "whole"
     try:
         name, layers = network_and_layers(config.extractor)
@@ -170,7 +232,13 @@ def _extractor_loss(config: ObjectiveConfig) -> ROIPerceptualLoss:
             torch.manual_seed(0)  # random weights are the same in every run, and when it resumes
             network = load_network(name, config.extractor_weights)
         return ROIPerceptualLoss(
-            network, layers, halo, output_size=config.roi_size, mean=IMAGENET_MEAN, std=IMAGENET_STD
+            network,
+            layers,
+            halo,
+            output_size=config.roi_size,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            cache_bytes=cache_bytes,
         )
     except (ValueError, OSError) as error:
         key = "collaborate.objective.extractor"

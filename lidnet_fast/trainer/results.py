@@ -74,10 +74,11 @@ def build_report(
     evaluation: Evaluation,
     phases: Mapping[str, Path],
     facts: Mapping[str, Any],
-    highlight: str,
-    control: str | None = None,
+    highlight: str | None,
+    others: Sequence[str] = (),
+    notes: Mapping[str, str] | None = None,
 ) -> Report:
-    """Assemble the report of a run.
+    """Assemble the report of an evaluation.
 
     Args:
         title: of the page.
@@ -87,8 +88,9 @@ def build_report(
         evaluation: examples and FROC curves (of one seed, where there are several).
         phases: curve label -> folder of the phase's logs.
         facts: shown beside the machine's.
-        highlight: the arm the report is about.
-        control: the arm shown beside it in the panels.
+        highlight: the arm the report is about, if it's about one.
+        others: the arms shown beside it in the panels.
+        notes: arm -> a remark beside its name.
     """
     columns = present_columns(rows)
     known = {c.key for c in columns}
@@ -99,10 +101,33 @@ def build_report(
             {k: v for k, v in row.items() if k in known},
             highlight=name == highlight,
             reference=name in references,
+            note=(notes or {}).get(name, ""),
         )
         for name, row in rows.items()
     ]
-    shown = [name for name in ("low dose", control, highlight, "normal dose") if name is not None]
+    froc = {}
+    for name, values in evaluation.metrics.items():
+        curve = (values.get(JUDGE) or {}).get("curve")
+        if curve is not None and len(curve["false_positives"]):
+            froc[name] = (np.asarray(curve["false_positives"]), np.asarray(curve["sensitivity"]))
+    return Report(
+        title=title,
+        summary=summary,
+        columns=columns,
+        arms=arms,
+        tradeoffs=_tradeoffs(known),
+        panels=_panels(evaluation, [*others, *([] if highlight is None else [highlight])]),
+        curves=_curves(phases),
+        froc=froc,
+        facts={**facts, "machine": machine_facts()},
+        config=yaml.safe_dump(to_dict(config), sort_keys=False),
+        window=(config.window.low, config.window.high),
+    )
+
+
+def _panels(evaluation: Evaluation, arms: Sequence[str]) -> list[Panel]:
+    """The examples as these arms restored them, between low and normal dose; the difference is the last arm's."""
+    shown = ["low dose", *arms, "normal dose"]
     panels = []
     for number, example in enumerate(evaluation.examples, 1):
         found = {
@@ -116,34 +141,10 @@ def build_report(
             for name in shown
             if name in example.detections
         }
-        panels.append(
-            Panel(
-                f"Held-out sample {number}",
-                {name: example.images[name].numpy() for name in shown},
-                example.boxes.numpy(),
-                found,
-                {},
-                (highlight, "normal dose"),
-            )
-        )
-    froc = {}
-    for name, values in evaluation.metrics.items():
-        curve = (values.get(JUDGE) or {}).get("curve")
-        if curve is not None and len(curve["false_positives"]):
-            froc[name] = (np.asarray(curve["false_positives"]), np.asarray(curve["sensitivity"]))
-    return Report(
-        title=title,
-        summary=summary,
-        columns=columns,
-        arms=arms,
-        tradeoffs=_tradeoffs(known),
-        panels=panels,
-        curves=_curves(phases),
-        froc=froc,
-        facts={**facts, "machine": machine_facts()},
-        config=yaml.safe_dump(to_dict(config), sort_keys=False),
-        window=(config.window.low, config.window.high),
-    )
+        images = {name: example.images[name].numpy() for name in shown}
+        title = f"Held-out sample {number}"
+        panels.append(Panel(title, images, example.boxes.numpy(), found, {}, (shown[-2], "normal dose")))
+    return panels
 
 
 def _tradeoffs(known: set[str]) -> Sequence[tuple[str, str]]:

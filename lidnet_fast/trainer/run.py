@@ -3,7 +3,7 @@
 import logging
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,16 @@ from lidnet_fast.files import write_text
 from lidnet_fast.models.detectors import LesionDetector
 from lidnet_fast.models.windowing import HUWindow
 from lidnet_fast.runtime import recorded_cost
-from lidnet_fast.trainer.config import NetworkConfig, ObjectiveConfig, RunConfig, to_dict, validate
+from lidnet_fast.trainer.config import CollaborateConfig, NetworkConfig, ObjectiveConfig, RunConfig, to_dict, validate
 from lidnet_fast.trainer.datamodule import PatchData, split_patches, stream_seed
+from lidnet_fast.trainer.device import evaluation_device, native_precision
 from lidnet_fast.trainer.networks import Kind, build_network, load_network, save_network, without_weights
 from lidnet_fast.trainer.objective import JointObjective
-from lidnet_fast.trainer.phases import CollaboratePhase, DenoiserPhase, DetectorPhase, Phase
+from lidnet_fast.trainer.phase import Phase
+from lidnet_fast.trainer.phases import CollaboratePhase, DenoiserPhase, DetectorPhase
 
 # What may differ between a run and its continuation, since no result depends on it.
-_FREE_KEYS = {"out", "accelerator", "log_every", "checkpoint_every", "data.workers"}
+_FREE_KEYS = {"out", "accelerator", "log_every", "checkpoint_every", "data.workers", "collaborate.cache_mb"}
 
 
 class Run:
@@ -38,17 +40,27 @@ class Run:
     (`<phase>/cost.json`). A finished phase is loaded instead of trained again; an interrupted one goes on from its last
     checkpoint, with the same samples, noise and random numbers as if it had not been interrupted.
 
+    Args:
+        config: of the run.
+        callbacks: of Lightning's, for every phase, beside the run's own.
+
     Raises:
         InputError: a value can't work, or the folder holds a run of another configuration.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, callbacks: Sequence[L.Callback] = ()) -> None:
+        self._callbacks = callbacks
         validate(config)
         backend.use(backend.available()[-1] if config.ops == "auto" else config.ops)
-        self.config, self.out = config, Path(config.out)
+        self.out = Path(config.out)
+        earlier = _earlier_config(self.out)
+        if config.precision == "auto":
+            native = native_precision(evaluation_device(config))
+            config = replace(config, precision=earlier.get("precision", native))
+        self.config = config
         self.window = HUWindow(config.window.low, config.window.high)
         _check_parts(config)
-        _claim_folder(self.out, config)
+        _claim_folder(self.out, config, earlier)
 
     def detector(self) -> LesionDetector:
         """Train the detector on normal dose; a frozen copy of it is the judge of the evaluation."""
@@ -65,12 +77,11 @@ class Run:
         assert isinstance(detector, LesionDetector)
         self._fit(
             phase,
-            lambda: DetectorPhase(detector, self.config.detector_phase, self.config.seed, self.window),
+            lambda: DetectorPhase(detector, self.config),
             {"detector": (detector, network)},
             stream,
             self.config.detector_phase.steps,
             self.config.detector_phase.batch_size,
-            clip_norm=self.config.detector_phase.clip_norm,
         )
         return detector
 
@@ -83,12 +94,11 @@ class Run:
         objective = JointObjective(plain, self.window)
         self._fit(
             "denoiser",
-            lambda: DenoiserPhase(denoiser, objective, config.denoiser_phase, config.seed, self.window),
+            lambda: DenoiserPhase(denoiser, objective, config),
             {"denoiser": (denoiser, config.denoiser)},
             "denoiser",
             config.denoiser_phase.steps,
             config.denoiser_phase.batch_size,
-            clip_norm=config.denoiser_phase.clip_norm,
         )
         return denoiser
 
@@ -108,21 +118,19 @@ class Run:
         assert isinstance(detector, LesionDetector)
         self._fit(
             phase,
-            lambda: CollaboratePhase(
-                denoiser,
-                detector,
-                JointObjective(joint.objective, self.window),
-                joint,
-                config.seed,
-                self.window,
-                config.balance,
-            ),
+            lambda: CollaboratePhase(denoiser, detector, self._objective(joint), joint, config),
             {"denoiser": (denoiser, config.denoiser), "detector": (detector, config.detector)},
             "collaborate",
             joint.steps,
             joint.batch_size,
         )
         return denoiser, detector
+
+    def _objective(self, joint: CollaborateConfig) -> JointObjective:
+        # Only whole slices come again; a detector that trains sees them differently every time.
+        cache = joint.cache_mb * 2**20 if self.config.data.crop is None else 0
+        detector_cache = cache if joint.detector_steps == 0 else 0
+        return JointObjective(joint.objective, self.window, detector_cache=detector_cache, extractor_cache=cache)
 
     def _new_network(self, kind: Any, network: NetworkConfig, stream: str) -> nn.Module:
         torch.manual_seed(stream_seed(self.config.seed, stream))
@@ -136,13 +144,12 @@ class Run:
         stream: str,
         steps: int,
         batch_size: int,
-        clip_norm: float | None = None,
     ) -> None:
         folder = self.out / phase
         files = {kind: folder / f"{kind}.pt" for kind in networks}
         if not all(path.exists() for path in files.values()):
             with recorded_cost(folder / "cost.json", steps=steps):
-                if steps and not self._train(folder, make_module, stream, steps, batch_size, clip_norm):
+                if steps and not self._train(folder, make_module, stream, steps, batch_size):
                     return
             for kind, (network, config) in networks.items():
                 save_network(files[kind], kind, network, config, self.window, to_dict(self.config))
@@ -152,30 +159,25 @@ class Run:
             network.load_state_dict(loaded.state_dict())
             network.cpu().eval()
 
-    def _train(
-        self,
-        folder: Path,
-        make_module: Callable[[], Phase],
-        stream: str,
-        steps: int,
-        batch_size: int,
-        clip_norm: float | None,
-    ) -> bool:
+    def _train(self, folder: Path, make_module: Callable[[], Phase], stream: str, steps: int, batch_size: int) -> bool:
         """Train, from the last checkpoint if there is one; whether this process is the one that writes the result."""
         last = folder / "last.ckpt"
         data = PatchData(self.config, stream, steps, batch_size)
         with warnings.catch_warnings():
             _silence_lightning()
-            trainer = self._trainer(folder, steps, clip_norm, resumed=last.exists())
+            trainer = self._trainer(folder, steps, resumed=last.exists())
+            phase = make_module()
+            phase.prepare_networks()
             try:
-                trainer.fit(make_module(), data, ckpt_path=last if last.exists() else None, weights_only=True)
+                trainer.fit(phase, data, ckpt_path=last if last.exists() else None, weights_only=True)
             except SystemExit as stop:  # what Lightning makes of Ctrl-C
                 if trainer.interrupted:
                     raise KeyboardInterrupt from stop
                 raise
+        phase.finish()
         return trainer.is_global_zero
 
-    def _trainer(self, folder: Path, steps: int, clip_norm: float | None, resumed: bool) -> L.Trainer:
+    def _trainer(self, folder: Path, steps: int, resumed: bool) -> L.Trainer:
         config = self.config
         folder.mkdir(parents=True, exist_ok=True)
         # A resumed phase logs to a folder of its own: the loggers would overwrite the one before.
@@ -185,10 +187,9 @@ class Run:
             devices=config.devices,
             num_nodes=config.num_nodes,
             strategy="auto" if config.devices * config.num_nodes == 1 else "ddp_find_unused_parameters_true",
-            precision=config.precision,
+            precision=config.precision,  # type: ignore[arg-type]  # "auto" has been decided
             # One Lightning epoch is the whole phase: batches are numbered, and there is nothing to reshuffle.
             max_epochs=1,
-            gradient_clip_val=clip_norm,
             val_check_interval=min(config.evaluation.validate_every, steps),
             num_sanity_val_steps=0,
             log_every_n_steps=config.log_every,
@@ -206,6 +207,7 @@ class Run:
                     enable_version_counter=False,
                 ),
                 *([RichProgressBar()] if sys.stdout.isatty() else []),
+                *self._callbacks,
             ],
             enable_progress_bar=sys.stdout.isatty(),
             enable_model_summary=False,
@@ -258,24 +260,31 @@ def _check_parts(config: RunConfig) -> None:
             build_network(kind, without_weights(network))
 
 
-def _claim_folder(out: Path, config: RunConfig) -> None:
+def _earlier_config(out: Path) -> dict[str, Any]:
+    """The configuration, flat, of the run that the folder holds; empty where it holds none."""
     path = out / "config.yaml"
+    if not path.exists():
+        return {}
+    try:
+        return _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, AttributeError) as error:
+        raise InputError(f"{path} is not the configuration of a run") from error
+
+
+def _claim_folder(out: Path, config: RunConfig, earlier: dict[str, Any]) -> None:
+    """Refuse a folder of something else; make it this run's."""
     mine = _flat(to_dict(config))
-    if path.exists():
-        try:
-            theirs = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
-        except (yaml.YAMLError, AttributeError) as error:
-            raise InputError(f"{path} is not the configuration of a run") from error
-        for key in sorted((mine.keys() | theirs.keys()) - _FREE_KEYS):
-            if mine.get(key) != theirs.get(key):
+    if earlier:
+        for key in sorted((mine.keys() | earlier.keys()) - _FREE_KEYS):
+            if mine.get(key) != earlier.get(key):
                 raise InputError(
-                    f"{out} holds a run with {key} = {theirs.get(key)}, not {mine.get(key)}: "
+                    f"{out} holds a run with {key} = {earlier.get(key)}, not {mine.get(key)}: "
                     "choose another --out, or give the same configuration to go on with it"
                 )
         return
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty and holds no run: choose another --out")
-    write_text(path, yaml.safe_dump(to_dict(config), sort_keys=False))
+    write_text(out / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

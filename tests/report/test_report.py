@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import zlib
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,7 +14,7 @@ from PIL import Image
 
 from lidnet_fast.report import Arm, Column, Curve, Panel, Report, write_report
 from lidnet_fast.report.charts import condense, froc_chart, linear_axis, log_axis, tradeoff_chart
-from lidnet_fast.report.images import difference_limit, difference_png, gray_png, lesion_crop
+from lidnet_fast.report.images import difference_limit, difference_png, gray_png, lesion_crop, packed_hu
 from lidnet_fast.report.page import ArmStyle, best_texts, format_metric, render
 
 VOID = {"meta", "img", "input", "link", "br", "hr"}
@@ -194,7 +195,7 @@ def test_metric_format(value, specification, expected) -> None:
 
 def test_panel_columns_overlays_and_crops() -> None:
     page = Page(render(make_report()))
-    views = [attrs for tag, attrs in page.tags if tag == "button"]
+    views = [attrs for tag, attrs in page.tags if "view" in (attrs.get("class") or "").split()]
     assert len(views) == 5 * 2  # four images and their difference; each whole and magnified
     assert page.count("zoom") == 5
     assert page.count("lesion") == 5 * 2
@@ -216,6 +217,12 @@ def test_gray_png_spans_the_window() -> None:
     picture = decode(gray_png([[-2000, -1000, -300], [400, 900, -300]], (-1000, 400)))
     assert picture.mode == "L"
     assert np.array_equal(picture, [[0, 0, 128], [255, 255, 128]])
+
+
+def test_packed_hu_is_lossless() -> None:
+    hu = np.array([[-32768, -1024, -1], [0, 255, 256], [3071, 32767, 40]], np.float32)
+    low, high = np.split(np.frombuffer(zlib.decompress(base64.b64decode(packed_hu(hu + 0.3))), np.uint8), 2)
+    assert np.array_equal((high.astype(np.int16) << 8 | low).reshape(3, 3), hu)
 
 
 def test_difference_png_is_blue_below_and_orange_above() -> None:

@@ -37,6 +37,7 @@ def tiny_config(tiny_store: Path, tmp_path: Path) -> RunConfig:
     config = RunConfig(
         out=str(tmp_path / "run"),
         accelerator="cpu",
+        precision="32-true",
         data=DataConfig(store=str(tiny_store), crop=64),
         denoiser=NetworkConfig("small", {"channels": 8}),
         detector=NetworkConfig("faster_rcnn_small"),

@@ -77,7 +77,8 @@ def test_roi_gradient_stays_near_the_regions(detector, images) -> None:
 def test_regions(detector, images, regions: str, count: int) -> None:
     _, normal = images
     config = ObjectiveConfig(regions=regions, proposal_score=0.0, proposals_per_image=3, grow=2.0)
-    found = objective(config).regions(normal, detector.features(normal), BOXES, detector)
+    joint = objective(config)
+    found = joint.regions(normal, BOXES, joint._normal_dose(normal, detector, None).proposals)
     assert sum(len(boxes) for boxes in found.boxes) == len(found.weights) == count
     for boxes in found.boxes:
         assert (boxes >= 0).all() and (boxes <= 64).all()
@@ -98,6 +99,29 @@ def test_roi_weight_raises_the_lesions_share(images) -> None:
     heavy = objective(replace(PLAIN, roi_weight=1e6, grow=0.0))(denoised, normal, BOXES, None).total
     lesion = (denoised - normal)[0, 0, 12:26, 10:22].square().mean()
     torch.testing.assert_close(heavy, lesion, rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("regions", ["boxes", "both"])
+def test_cached_normal_dose_changes_nothing_and_is_computed_once(detector, images, monkeypatch, regions: str) -> None:
+    denoised, normal = images
+    config = replace(PLAIN, roi_perceptual=1.0, perceptual=0.5, regions=regions, proposal_score=0.0)
+    plain = objective(config)(denoised, normal, BOXES, detector)
+    cached = JointObjective(config, HUWindow(), detector_cache=2**24)
+    see = JointObjective._see
+    seen = []
+    monkeypatch.setattr(JointObjective, "_see", lambda self, x, d: (seen.append(len(x)), see(self, x, d))[1])
+    for ids in (["a", "b"], ["b", "a"], ["a", "c"]):
+        order = [0, 1] if ids[0] == "a" else [1, 0]
+        boxes = [BOXES[n] for n in order]
+        found = cached(denoised[order], normal[order], boxes, detector, ids=ids)
+        torch.testing.assert_close(found.total, plain.total)
+    assert seen == [2, 1]
+    assert cached.cache.hit_rate == 0.5
+
+    with torch.no_grad():
+        next(detector.parameters()).add_(0)  # what a step of the detector does
+    cached(denoised, normal, BOXES, detector, ids=["a", "b"])
+    assert seen == [2, 1, 2]
 
 
 EXTRACTOR = replace(PLAIN, roi_extractor=0.5, extractor="vgg11:relu2_1", regions="boxes", grow=0.0)

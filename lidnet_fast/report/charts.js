@@ -3,52 +3,6 @@
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
   const format = (value) => String(+value.toPrecision(3)).replace("-", "\u2212");
 
-  // Panels: overlays, score threshold, display window.
-  const room = document.querySelector(".room");
-  if (room) {
-    const tool = (name) => room.querySelector(`[data-tool="${name}"]`);
-    const apply = () => {
-      const threshold = +tool("score").value;
-      document.body.classList.toggle("no-lesions", !tool("lesions").checked);
-      document.body.classList.toggle("no-found", !tool("found").checked);
-      for (const name of ["lung", "soft"]) document.body.classList.toggle(`window-${name}`, tool("window").value === name);
-      tool("threshold").textContent = threshold.toFixed(2);
-      for (const box of all(".found")) box.classList.toggle("below", +box.dataset.score < threshold);
-    };
-    room.querySelector(".tools").addEventListener("input", apply);
-    apply();
-
-    // One large view; the columns flick in place, which shows differences that side by side hides.
-    const dialog = document.querySelector("dialog");
-    const show = (strip, view, column) => {
-      const figures = all(".ct", strip);
-      const index = (column + figures.length) % figures.length;
-      const nav = document.createElement("nav");
-      figures.forEach((figure, i) => {
-        const tab = document.createElement("button");
-        tab.className = "tab";
-        tab.textContent = figure.dataset.name;
-        tab.setAttribute("aria-pressed", i === index);
-        tab.addEventListener("click", () => show(strip, view, i));
-        nav.append(tab);
-      });
-      const large = all(".view", figures[index])[view].cloneNode(true);
-      const hint = document.createElement("p");
-      hint.textContent = "\u2190 \u2192 flick through the columns in place, Esc closes.";
-      dialog.replaceChildren(nav, large, hint);
-      dialog.onkeydown = (event) => {
-        const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-        if (step) { event.preventDefault(); show(strip, view, index + step); }
-      };
-      large.addEventListener("click", () => show(strip, view, index + 1));
-      if (!dialog.open) dialog.showModal();
-    };
-    for (const strip of all(".strip"))
-      all(".ct", strip).forEach((figure, column) =>
-        all(".view", figure).forEach((element, view) => element.addEventListener("click", () => show(strip, view, column))));
-    dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
-  }
-
   // Charts: values under the pointer, and a legend that singles out its line.
   for (const svg of all("svg.chart")) {
     const lines = all(".line", svg).map((group) => ({

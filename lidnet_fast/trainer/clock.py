@@ -1,0 +1,67 @@
+"""Where a training step's time goes, measured while it trains."""
+
+import time
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+
+from lidnet_fast.runtime import peak_memory_mb
+
+PARTS = ("data", "denoiser", "detector", "losses", "other")
+"""What a step's time is divided into."""
+
+
+class StepClock:
+    """Adds the time since the previous lap to a named part.
+
+    On a GPU laps are CUDA events, which are read only by `read`: nothing waits for the device during a step, and time
+    that the device spends waiting for the processor counts for the part that it waits for.
+    """
+
+    def __init__(self) -> None:
+        self._laps: list[tuple[str, float | torch.cuda.Event]] = []
+
+    def lap(self, part: str) -> None:
+        """The time since the last lap was spent on this part."""
+        self._laps.append((part, _now()))
+
+    def lap_in_backward(self, tensor: Tensor, part: str) -> None:
+        """A lap when the tensor's gradient has been computed."""
+        if tensor.requires_grad:
+            tensor.register_hook(lambda _: self.lap(part))
+
+    def restart(self) -> None:
+        """Whatever happened since the last lap belongs to no part."""
+        self.lap("")
+
+    def read(self) -> dict[str, float]:
+        """Seconds of every part since the last call; parts without any are left out."""
+        if self._laps and torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds: dict[str, float] = defaultdict(float)
+        for (_, start), (part, end) in zip(self._laps[:-1], self._laps[1:], strict=True):
+            if part:
+                seconds[part] += _between(start, end)
+        self._laps = self._laps[-1:]
+        return dict(seconds)
+
+
+def step_memory_mb() -> float:
+    """Peak memory so far in MiB: the GPU's, or the process's where there is no GPU."""
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else peak_memory_mb()
+
+
+def _now() -> "float | torch.cuda.Event":
+    if not torch.cuda.is_available():
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _between(start: "float | torch.cuda.Event", end: "float | torch.cuda.Event") -> float:
+    if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
+        return start.elapsed_time(end) / 1e3
+    assert isinstance(start, float) and isinstance(end, float)
+    return end - start
