@@ -11,7 +11,7 @@ USAGE = """usage: lidnet-fast COMMAND [OPTIONS]
 
 commands:
   demo       train LIDnet and its controls on phantoms, and write a report
-  prepare    turn DICOM series and lesion boxes into a store to train on
+  prepare    turn CT (DICOM, .mhd, .nrrd, .nii, ...) and lesion boxes into a store to train on
   train      train detector, denoiser and both together on a store
   bench      measure how fast a configuration trains here, and what limits it
   evaluate   score a finished run, or images that any tool denoised, on the held-out patients
@@ -179,12 +179,14 @@ def export(arguments: Sequence[str]) -> None:
 
 def prepare(arguments: Sequence[str]) -> None:
     """`lidnet-fast prepare`."""
-    parser = _parser("prepare", "Turn DICOM series and lesion boxes into a store to train on.")
+    parser = _parser("prepare", "Turn CT and lesion boxes into a store to train on; goes on where it was interrupted.")
     add = parser.add_argument
     add("sources", nargs="+", help="folders with normal-dose CT, searched with everything below them, or files")
     add("--out", required=True, help="the store's folder; must not exist yet")
-    add("--boxes", default=None, help="CSV of lesion boxes, see docs/box_csv.md")
+    add("--boxes", default=None, help="lesion boxes: CSV (docs/box_csv.md), LUNA16's CSV, or LIDC-IDRI's XML")
+    add("--readers", type=int, default=2, help="LIDC-IDRI: how many readers must agree on a nodule")
     add("--low-dose", default=None, help="folder with low-dose CT of the same scans")
+    add("--low-dose-description", default=None, help="the low-dose series are those with this in their description")
     add("--simulate-dose", type=float, default=None, help="dose of a simulated low dose, as a fraction, such as 0.25")
     add("--photons", type=float, default=None, help="simulation: incident photons per ray at the images' dose")
     add("--electronic-noise", type=float, default=None, help="simulation: electronic noise variance, photons squared")
@@ -192,10 +194,17 @@ def prepare(arguments: Sequence[str]) -> None:
     add("--val-fraction", type=float, default=0.1, help="expected fraction of patients drawn for validation")
     add("--test-fraction", type=float, default=0.1, help="expected fraction of patients drawn for testing")
     add("--seed", type=int, default=0, help="of the draw")
+    add("--resample", action="store_true", help="mend tilted and unevenly spaced series instead of rejecting them")
+    add("--strict", action="store_true", help="stop at the first series that can't be used instead of leaving it out")
+    add("--report", default=None, help="CSV file to be written: what was rejected and why")
+    add("--format", default="blosc2", choices=["blosc2", "zarr"], help="of the volumes; zarr for object storage")
+    add("--workers", type=int, default=None, help="processes; by default one per core")
+    add("--dask", default=None, help="address of a Dask scheduler whose workers do the work instead")
     options = vars(_parse(parser, arguments))
     from lidnet_fast.data.prepare import prepare as prepare_store
 
-    print("\n".join(prepare_store(options.pop("sources"), options.pop("out"), **options).lines()))
+    sources, out, volume_format = (options.pop(name) for name in ("sources", "out", "format"))
+    print("\n".join(prepare_store(sources, out, volume_format=volume_format, **options).lines()))
 
 
 def info(arguments: Sequence[str]) -> None:

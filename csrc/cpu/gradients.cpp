@@ -20,12 +20,16 @@ using torch::stable::Tensor;
 
 template <typename T>
 GradientFunctions<T> gradient_functions(ScalarType dtype) {
-  static const bool avx2 = use_avx2();
+  const InstructionSet set = instruction_set();
   if constexpr (std::is_same_v<T, double>) {
-    return avx2 ? avx2::double_gradients() : baseline::double_gradients();
+    return set == InstructionSet::avx512 ? avx512::double_gradients()
+           : set == InstructionSet::avx2 ? avx2::double_gradients()
+                                         : baseline::double_gradients();
   } else {
     const Storage storage = storage_of(dtype);
-    return avx2 ? avx2::float_gradients(storage) : baseline::float_gradients(storage);
+    return set == InstructionSet::avx512 ? avx512::float_gradients(storage)
+           : set == InstructionSet::avx2 ? avx2::float_gradients(storage)
+                                         : baseline::float_gradients(storage);
   }
 }
 

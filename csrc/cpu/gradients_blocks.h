@@ -32,6 +32,7 @@ struct GradientFunctions {
   }
 LID_DECLARE_GRADIENTS(baseline)
 LID_DECLARE_GRADIENTS(avx2)
+LID_DECLARE_GRADIENTS(avx512)
 #undef LID_DECLARE_GRADIENTS
 
 }  // namespace lid

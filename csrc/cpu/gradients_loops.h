@@ -16,13 +16,13 @@ using c10::Half;
 // Inner products of kRows rows with kOthers others, all of kGradientBlock elements, added to products[row * stride + other].
 template <int kRows, int kOthers, typename T>
 inline void multiply(const T* rows, const T* others, double* products, int64_t stride) {
-  Vec8<T> sums[kRows * kOthers];
-  LID_UNROLL for (int k = 0; k < kRows * kOthers; ++k) sums[k] = Vec8<T>::zero();
-  for (int64_t i = 0; i < kGradientBlock; i += 8) {
-    Vec8<T> values[kOthers];
-    LID_UNROLL for (int k = 0; k < kOthers; ++k) values[k] = Vec8<T>::load(others + k * kGradientBlock + i);
+  Vec<T> sums[kRows * kOthers];
+  LID_UNROLL for (int k = 0; k < kRows * kOthers; ++k) sums[k] = Vec<T>::zero();
+  for (int64_t i = 0; i < kGradientBlock; i += Vec<T>::kLanes) {
+    Vec<T> values[kOthers];
+    LID_UNROLL for (int k = 0; k < kOthers; ++k) values[k] = Vec<T>::load(others + k * kGradientBlock + i);
     LID_UNROLL for (int r = 0; r < kRows; ++r) {
-      const Vec8<T> value = Vec8<T>::load(rows + r * kGradientBlock + i);
+      const Vec<T> value = Vec<T>::load(rows + r * kGradientBlock + i);
       LID_UNROLL for (int k = 0; k < kOthers; ++k) sums[r * kOthers + k] = sums[r * kOthers + k] + value * values[k];
     }
   }
@@ -52,9 +52,9 @@ void add_products(const GradientRows& rows, int64_t first, int64_t length, T* sc
     const S* from = static_cast<const S*>(rows.data) + t * rows.stride + first;
     T* to = scratch + t * kGradientBlock;
     std::fill(to + length / 8 * 8, to + kGradientBlock, T(0));
-    for (int64_t i = 0; i < length; i += 8) {
+    for (int64_t i = 0; i < length; i += Vec<T>::kLanes) {
       __builtin_prefetch(from + i + kGradientBlock);  // the next block, on a page that the processor doesn't foresee
-      Vec8<T>::load_part(from + i, length - i).store(to + i);
+      Vec<T>::load_part(from + i, length - i).store(to + i);
     }
   }
   for (int64_t t = 0; t + 1 < rows.count; t += 2) multiply_rows<2>(scratch, t, rows.count, gramian);
@@ -65,10 +65,10 @@ template <typename S, typename T>
 void combine(const GradientRows& rows, const T* coefficients, int64_t first, int64_t length, void* result) {
   const S* from = static_cast<const S*>(rows.data) + first;
   S* to = static_cast<S*>(result) + first;
-  for (int64_t i = 0; i < length; i += 8) {
-    Vec8<T> sum = Vec8<T>::zero();
+  for (int64_t i = 0; i < length; i += Vec<T>::kLanes) {
+    Vec<T> sum = Vec<T>::zero();
     for (int64_t t = 0; t < rows.count; ++t) {
-      sum = sum + coefficients[t] * Vec8<T>::load_part(from + t * rows.stride + i, length - i);
+      sum = sum + coefficients[t] * Vec<T>::load_part(from + t * rows.stride + i, length - i);
     }
     sum.store_part(to + i, length - i);
   }

@@ -34,7 +34,7 @@ struct Scale {
   int64_t depth, height, width;
 
   int64_t pixels() const { return depth * height * width; }
-  int64_t units() const { return volume ? depth : strips_of(height); }
+  int64_t units(int64_t strip) const { return volume ? depth : strips_of(height, strip); }
   // Places of a filter that is so much longer than one pixel along every axis.
   double places(int64_t halo) const {
     return static_cast<double>((volume ? depth - halo : 1) * (height - halo) * (width - halo));
@@ -44,12 +44,16 @@ struct Scale {
 
 template <typename T>
 SweepFunction<T> sweep_function(ScalarType dtype) {
-  static const bool avx2 = use_avx2();
+  const InstructionSet set = instruction_set();
   if constexpr (std::is_same_v<T, double>) {
-    return avx2 ? avx2::double_sweep() : baseline::double_sweep();
+    return set == InstructionSet::avx512 ? avx512::double_sweep()
+           : set == InstructionSet::avx2 ? avx2::double_sweep()
+                                         : baseline::double_sweep();
   } else {
     const Storage storage = storage_of(dtype);
-    return avx2 ? avx2::float_sweep(storage) : baseline::float_sweep(storage);
+    return set == InstructionSet::avx512 ? avx512::float_sweep(storage)
+           : set == InstructionSet::avx2 ? avx2::float_sweep(storage)
+                                         : baseline::float_sweep(storage);
   }
 }
 
@@ -130,9 +134,9 @@ class Images {
   // Sweeps all planes. `wanted` has the flags of the sums; the similarity's weights are one for each plane, or none for 0.
   Sums sweep(const Scale& scale, const Plane<T>& wanted, const std::vector<Gradient<T>>& gradients,
              const std::vector<double>& structural, const std::vector<double>& contrast) const {
-    const int64_t units = scale.units(), pixels = scale.pixels();
-    Sums of_units(planes_ * units * kSums), sums(planes_ * kSums);
     const SweepFunction<T> function = sweep_function<T>(scale.dtype);
+    const int64_t units = scale.units(function.strip), pixels = scale.pixels();
+    Sums of_units(planes_ * units * kSums), sums(planes_ * kSums);
     const int64_t item = scale.dtype == ScalarType::Double ? 8 : scale.dtype == ScalarType::Float ? 4 : 2;
     // A share of less than this isn't worth a thread.
     const int64_t least = std::max<int64_t>(1, (int64_t(1) << 14) * units / pixels);
@@ -156,7 +160,7 @@ class Images {
         for (Gradient<T>& gradient : of_plane) gradient.data += p * pixels;
         plane.gradients = of_plane.data();
         plane.gradient_count = static_cast<int64_t>(of_plane.size());
-        function(plane, i - p * units, last - p * units, of_units.data() + i * kSums);
+        function.run(plane, i - p * units, last - p * units, of_units.data() + i * kSums);
         i = last;
       }
     });

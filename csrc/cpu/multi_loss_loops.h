@@ -1,7 +1,7 @@
 // The inner loops of multi_loss.cpp. Included once per instruction set, with LID_ISA naming its namespace, after isa_headers.h.
 
 // Arrays of vectors stay in registers only where the loops over them are unrolled.
-#define LID_UNROLL _Pragma("GCC unroll 18")
+#define LID_UNROLL _Pragma("GCC unroll 26")
 
 namespace lid {
 namespace LID_ISA {
@@ -13,7 +13,28 @@ using c10::Half;
 
 #include "vector.h"
 
+// Rows of windows in a strip.
+template <typename T>
+constexpr int64_t kStrip = kVectorLanes<T>;
+
 #include "../multi_loss_pixels.h"
+
+// Zeros at first, aligned for the widest vectors.
+template <typename T>
+class Buffer {
+ public:
+  explicit Buffer(int64_t count) : values_(count > 0 ? count + kAlignment / sizeof(T) : 0) {}
+  bool empty() const { return values_.empty(); }
+  void clear() { std::fill(values_.begin(), values_.end(), T(0)); }
+  T* data() {
+    const uintptr_t address = reinterpret_cast<uintptr_t>(values_.data());
+    return reinterpret_cast<T*>((address + kAlignment - 1) / kAlignment * kAlignment);
+  }
+
+ private:
+  static constexpr size_t kAlignment = 64;
+  std::vector<T> values_;
+};
 
 #include "multi_loss_similarity.h"
 
@@ -32,7 +53,7 @@ class Sweep {
         row_stride_(padded_width(plane.width)),
         similarity_(plane, plane.similarity && plane.gradient_count > 0),
         edge_(plane.width),
-        maps_(plane.gradient_count ? kMaps * kStrip * row_stride_ : 0),
+        by_similarity_(plane.similarity && plane.gradient_count ? kStrip<T> * row_stride_ : 0),
         difference_(width_),
         weights_(width_),
         by_edge_(width_),
@@ -43,18 +64,18 @@ class Sweep {
   void run(int64_t end, double* sums) {
     const bool back = plane_.gradient_count > 0;
     // A pixel's gradient needs the windows of the ten rows above and the edges of the two rows above.
-    const int64_t windows_from = back ? std::max<int64_t>(begin_ - 2, 0) : begin_;
+    const int64_t windows_from = back ? std::max<int64_t>(begin_ - (kHalo - 1) / kStrip<T> - 1, 0) : begin_;
     std::vector<double> uncounted(kSums);
     if (plane_.similarity) {
       for (int64_t k = windows_from; k < begin_; ++k) windows(k, k == windows_from, uncounted.data());
     }
-    if (plane_.edge) start_edges(begin_ * kStrip);
-    if (plane_.tv) start_variation(begin_ * kStrip);
+    if (plane_.edge) start_edges(begin_ * kStrip<T>);
+    if (plane_.tv) start_variation(begin_ * kStrip<T>);
     if (!plane_.boxes) stage_weights(plane_, 0, 0, weights_.data());
     for (int64_t k = begin_; k < end; ++k) {
       double* of_strip = sums + (k - begin_) * kSums;
       if (plane_.similarity) windows(k, k == windows_from, of_strip);
-      for (int64_t row = k * kStrip; row < std::min((k + 1) * kStrip, plane_.height); ++row) {
+      for (int64_t row = k * kStrip<T>; row < std::min((k + 1) * kStrip<T>, plane_.height); ++row) {
         sum_row(row, of_strip);
         for (int64_t g = 0; g < plane_.gradient_count; ++g) write(plane_.gradients[g], row);
       }
@@ -64,15 +85,21 @@ class Sweep {
  private:
   const S* input(int64_t row) const { return static_cast<const S*>(plane_.input) + row * width_; }
   const S* target(int64_t row) const { return static_cast<const S*>(plane_.target) + row * width_; }
-  T* map(int m, int64_t row) { return maps_.data() + (m * kStrip + row % kStrip) * row_stride_; }
 
   void windows(int64_t k, bool fresh, double* sums) {
-    T* maps[kMaps] = {};
-    for (int m = 0; m < kMaps && !maps_.empty(); ++m) maps[m] = map(m, 0);
-    const auto fill = [&](int64_t row, T* const(&fields)[kFields]) {
+    const auto stage = [&](int64_t row, T* fields) {
       stage_fields(input(row), target(row), width_, plane_.constants.twice_centre, fields);
     };
-    similarity_.strip(k, fresh, fill, sums, maps, row_stride_);
+    const auto fetch = [&](int64_t row, int64_t column) {
+      __builtin_prefetch(input(row) + column, 0, 2);
+      __builtin_prefetch(target(row) + column, 0, 2);
+    };
+    T* const to = by_similarity_.data();
+    const auto deliver = [&](int64_t row, int64_t column, Vec<T> s, Vec<T> d, Vec<T> mean, Vec<T> sum_square,
+                             Vec<T> difference_square) {
+      (mean + T(2) * (s * sum_square + d * difference_square)).store(to + row * row_stride_ + column);
+    };
+    similarity_.strip(k, fresh, stage, fetch, sums, deliver);
   }
 
   void stage_edge_row(int64_t row) { stage_difference(input(row), target(row), width_, edge_.difference(row)); }
@@ -124,17 +151,16 @@ class Sweep {
   }
 
   void write(const Gradient<T>& gradient, int64_t row) {
-    const RowParts<S, T> parts{input(row),     target(row),          map(0, row),        map(1, row),
-                               map(2, row),    difference_.data(),   weights_.data(),    by_edge_.data(),
-                               by_x_.data(),   by_y_.data(),         nullptr};
+    const RowParts<T> parts{by_similarity_.data() + row % kStrip<T> * row_stride_,
+                            difference_.data(), weights_.data(), by_edge_.data(), by_x_.data(), by_y_.data(), nullptr};
     write_row(plane_, gradient, parts, gradient.data + row * width_);
   }
 
   const Plane<T>& plane_;
   const int64_t begin_, width_, row_stride_;
-  Similarity<T> similarity_;
+  Similarity<T, 2> similarity_;
   Edge<T> edge_;
-  std::vector<T> maps_;
+  Buffer<T> by_similarity_;
   Row<T> difference_, weights_, by_edge_, by_x_, by_y_;
   Row<T> repeated_[3];
 };
@@ -153,13 +179,13 @@ void sweep(const Plane<T>& plane, int64_t begin, int64_t end, double* sums) {
 
 SweepFunction<float> float_sweep(Storage storage) {
   switch (storage) {
-    case Storage::float32: return multi_loss::sweep<float, float>;
-    case Storage::float16: return multi_loss::sweep<c10::Half, float>;
-    default: return multi_loss::sweep<c10::BFloat16, float>;
+    case Storage::float32: return {multi_loss::kStrip<float>, multi_loss::sweep<float, float>};
+    case Storage::float16: return {multi_loss::kStrip<float>, multi_loss::sweep<c10::Half, float>};
+    default: return {multi_loss::kStrip<float>, multi_loss::sweep<c10::BFloat16, float>};
   }
 }
 
-SweepFunction<double> double_sweep() { return multi_loss::sweep<double, double>; }
+SweepFunction<double> double_sweep() { return {multi_loss::kStrip<double>, multi_loss::sweep<double, double>}; }
 
 }  // namespace LID_ISA
 }  // namespace lid

@@ -2,6 +2,10 @@
 // neighbours. Included inside lid::LID_ISA. A row lies in memory with a margin on both sides, so that whole vectors and
 // neighbours can be read beyond its ends.
 
+constexpr int64_t kMargin = 16;  // columns
+
+inline int64_t padded_width(int64_t width) { return (width + kMargin - 1) / kMargin * kMargin + 2 * kMargin; }
+
 template <typename T>
 class Row {
  public:
@@ -9,36 +13,30 @@ class Row {
   T* data() { return values_.data() + kMargin; }
 
  private:
-  std::vector<T> values_;
+  Buffer<T> values_;
 };
 
 // d = x - y of a row, zeros after its end.
 template <typename S, typename T>
 inline void stage_difference(const S* x, const S* y, int64_t width, T* row) {
-  for (int64_t c = 0; c < width; c += 8) {
-    (Vec8<T>::load_part(x + c, width - c) - Vec8<T>::load_part(y + c, width - c)).store(row + c);
+  for (int64_t c = 0; c < width; c += Vec<T>::kLanes) {
+    (Vec<T>::load_part(x + c, width - c) - Vec<T>::load_part(y + c, width - c)).store(row + c);
   }
 }
 
-// The four fields of `Similarity`, zeros after the row's end. The row that the next strip starts with is fetched meanwhile.
+// The fields s and d of `Similarity`.
 template <typename S, typename T>
-inline void stage_fields(const S* x, const S* y, int64_t width, T twice_centre, T* const (&fields)[kFields]) {
-  for (int64_t c = 0; c < width; c += 8) {
-    __builtin_prefetch(x + c + kStrip * width);
-    __builtin_prefetch(y + c + kStrip * width);
-    const Vec8<T> a = Vec8<T>::load_part(x + c, width - c), b = Vec8<T>::load_part(y + c, width - c);
-    const Vec8<T> sum = (a + b - twice_centre).keep(width - c), difference = a - b;
-    sum.store(fields[0] + c);
-    difference.store(fields[1] + c);
-    (sum * sum).store(fields[2] + c);
-    (difference * difference).store(fields[3] + c);
+inline void stage_fields(const S* x, const S* y, int64_t width, T twice_centre, T* fields) {
+  for (int64_t c = 0; c < width; c += Vec<T>::kLanes) {
+    const Vec<T> a = Vec<T>::load_part(x + c, width - c), b = Vec<T>::load_part(y + c, width - c);
+    Similarity<T, 2>::put(fields, c, {a + b - twice_centre, a - b});
   }
 }
 
 // The row with its first and last value repeated beyond its ends, where total variation then finds no difference.
 template <typename S, typename T>
 inline void stage_repeated(const S* x, int64_t width, T* row) {
-  for (int64_t c = 0; c < width; c += 8) Vec8<T>::load_part(x + c, width - c).store(row + c);
+  for (int64_t c = 0; c < width; c += Vec<T>::kLanes) Vec<T>::load_part(x + c, width - c).store(row + c);
   row[-1] = row[0];
   std::fill_n(row + width, kMargin, row[width - 1]);
 }
@@ -57,9 +55,9 @@ inline void stage_weights(const Plane<T>& plane, int64_t slice, int64_t row, T* 
 
 template <typename T>
 inline void sum_pixels(const Plane<T>& plane, const T* difference, const T* weights, double* sums) {
-  Vec8<T> l1 = Vec8<T>::zero(), mse = l1, charbonnier_sum = l1;
-  for (int64_t c = 0; c < plane.width; c += 8) {
-    const Vec8<T> d = Vec8<T>::load(difference + c), w = Vec8<T>::load(weights + c);
+  Vec<T> l1 = Vec<T>::zero(), mse = l1, charbonnier_sum = l1;
+  for (int64_t c = 0; c < plane.width; c += Vec<T>::kLanes) {
+    const Vec<T> d = Vec<T>::load(difference + c), w = Vec<T>::load(weights + c);
     l1 = l1 + w * lid_abs(d);
     mse = mse + w * (d * d);
     if (plane.charbonnier) {
@@ -90,23 +88,23 @@ class Edge {
   double respond(int64_t row) {
     const T *first = difference(row), *second = difference(row + 1), *third = difference(row + 2);
     T *horizontal = horizontal_.data(), *vertical = vertical_.data();
-    Vec8<T> sum = Vec8<T>::zero();
-    for (int64_t c = 0; c < width_; c += 8) {
+    Vec<T> sum = Vec<T>::zero();
+    for (int64_t c = 0; c < width_; c += Vec<T>::kLanes) {
       const auto smooth = [&](int64_t i) {
-        return Vec8<T>::load(first + i) + T(2) * Vec8<T>::load(second + i) + Vec8<T>::load(third + i);
+        return Vec<T>::load(first + i) + T(2) * Vec<T>::load(second + i) + Vec<T>::load(third + i);
       };
-      const auto slope = [&](int64_t i) { return Vec8<T>::load(third + i) - Vec8<T>::load(first + i); };
+      const auto slope = [&](int64_t i) { return Vec<T>::load(third + i) - Vec<T>::load(first + i); };
       const int64_t count = width_ - 2 - c;
-      const Vec8<T> h = (smooth(c + 2) - smooth(c)).keep(count);
-      const Vec8<T> v = (slope(c) + T(2) * slope(c + 1) + slope(c + 2)).keep(count);
+      const Vec<T> h = (smooth(c + 2) - smooth(c)).keep(count);
+      const Vec<T> v = (slope(c) + T(2) * slope(c + 1) + slope(c + 2)).keep(count);
       sum = sum + (lid_abs(h) + lid_abs(v));
       lid_sign(h).store(horizontal + c);
       lid_sign(v).store(vertical + c);
     }
     T *from_horizontal = from_horizontal_[row % 3].data(), *from_vertical = from_vertical_[row % 3].data();
-    for (int64_t c = 0; c < width_; c += 8) {
-      (Vec8<T>::load(horizontal + c - 2) - Vec8<T>::load(horizontal + c)).store(from_horizontal + c);
-      (Vec8<T>::load(vertical + c - 2) + T(2) * Vec8<T>::load(vertical + c - 1) + Vec8<T>::load(vertical + c))
+    for (int64_t c = 0; c < width_; c += Vec<T>::kLanes) {
+      (Vec<T>::load(horizontal + c - 2) - Vec<T>::load(horizontal + c)).store(from_horizontal + c);
+      (Vec<T>::load(vertical + c - 2) + T(2) * Vec<T>::load(vertical + c - 1) + Vec<T>::load(vertical + c))
           .store(from_vertical + c);
     }
     return sum.sum();
@@ -123,8 +121,8 @@ class Edge {
     const auto part = [row](std::vector<Row<T>>& rows, int64_t above) { return rows[(row - above + 3) % 3].data(); };
     const T *h0 = part(from_horizontal_, 0), *h1 = part(from_horizontal_, 1), *h2 = part(from_horizontal_, 2);
     const T *v0 = part(from_vertical_, 0), *v2 = part(from_vertical_, 2);
-    for (int64_t c = 0; c < width_; c += 8) {
-      const auto at = [c](const T* from) { return Vec8<T>::load(from + c); };
+    for (int64_t c = 0; c < width_; c += Vec<T>::kLanes) {
+      const auto at = [c](const T* from) { return Vec<T>::load(from + c); };
       (at(h0) + T(2) * at(h1) + at(h2) + (at(v2) - at(v0))).store(result + c);
     }
   }
@@ -139,41 +137,34 @@ class Edge {
 // at the image's first and last row the row itself stands in for the one beyond.
 template <typename T>
 inline void total_variation(const T* above, const T* row, const T* below, int64_t width, T* by_x, T* by_y, double* sums) {
-  Vec8<T> across = Vec8<T>::zero(), down = across;
-  for (int64_t c = 0; c < width; c += 8) {
-    const Vec8<T> value = Vec8<T>::load(row + c);
-    const Vec8<T> right = Vec8<T>::load(row + c + 1) - value, under = (Vec8<T>::load(below + c) - value).keep(width - c);
+  Vec<T> across = Vec<T>::zero(), down = across;
+  for (int64_t c = 0; c < width; c += Vec<T>::kLanes) {
+    const Vec<T> value = Vec<T>::load(row + c);
+    const Vec<T> right = Vec<T>::load(row + c + 1) - value, under = (Vec<T>::load(below + c) - value).keep(width - c);
     across = across + lid_abs(right);
     down = down + lid_abs(under);
-    (lid_sign(value - Vec8<T>::load(row + c - 1)) - lid_sign(right)).store(by_x + c);
-    (lid_sign(value - Vec8<T>::load(above + c)) - lid_sign(under)).store(by_y + c);
+    (lid_sign(value - Vec<T>::load(row + c - 1)) - lid_sign(right)).store(by_x + c);
+    (lid_sign(value - Vec<T>::load(above + c)) - lid_sign(under)).store(by_y + c);
   }
   sums[kTvX] += across.sum();
   sums[kTvY] += down.sum();
 }
 
 // What the gradients in a row are made from; null where no term needs it.
-template <typename S, typename T>
+template <typename T>
 struct RowParts {
-  const S *input, *target;
-  const T *mean, *sum_square, *difference_square;  // maps of the windows' derivatives, summed back
-  const T *difference, *weights;
+  const T *by_similarity, *difference, *weights;
   const T *by_edge, *by_x, *by_y, *by_z;
 };
 
-template <typename S, typename T>
-inline void write_row(const Plane<T>& plane, const Gradient<T>& gradient, const RowParts<S, T>& parts, T* to) {
+template <typename T>
+inline void write_row(const Plane<T>& plane, const Gradient<T>& gradient, const RowParts<T>& parts, T* to) {
   const bool pixel = gradient.pixel.l1 != 0 || gradient.pixel.mse != 0, charbonnier = gradient.pixel.charbonnier != 0;
   const bool edge = gradient.edge != 0, tv = gradient.tv_x != 0, tv_z = gradient.tv_z != 0;
-  for (int64_t c = 0; c < plane.width; c += 8) {
-    const auto at = [c](const T* from) { return Vec8<T>::load(from + c); };
+  for (int64_t c = 0; c < plane.width; c += Vec<T>::kLanes) {
+    const auto at = [c](const T* from) { return Vec<T>::load(from + c); };
     const int64_t count = plane.width - c;
-    Vec8<T> value = Vec8<T>::zero();
-    if (gradient.similarity) {
-      const Vec8<T> a = Vec8<T>::load_part(parts.input + c, count), b = Vec8<T>::load_part(parts.target + c, count);
-      value = at(parts.mean) + T(2) * ((a + b - plane.constants.twice_centre) * at(parts.sum_square) +
-                                       (a - b) * at(parts.difference_square));
-    }
+    Vec<T> value = gradient.similarity ? at(parts.by_similarity) : Vec<T>::zero();
     if (charbonnier) {
       value = value + at(parts.weights) * pixel_derivative<true>(at(parts.difference), gradient.pixel);
     } else if (pixel) {

@@ -1,103 +1,119 @@
-// SSIM's windows, row by row. Included inside lid::LID_ISA.
+// SSIM's windows, a strip of rows at a time. Included inside lid::LID_ISA.
 //
-// Strips of eight rows go through five stages. Fields of the two images (s, d, s^2 and d^2, see ../multi_loss.h) are summed down
-// the columns, turned, so that a vector holds eight rows of one column, and summed across; the windows' derivatives follow, and
-// go back across; turned again, their rows wait in a ring until the rows below that share a pixel with them are there, and are
-// summed down. Between the turns everything is in the first-level cache, a panel of 64 columns at a time.
+// Strips of as many rows as a vector has lanes go through five stages. Fields of the two images (s, d, s^2 and d^2, see
+// ../multi_loss.h) are summed down the columns, turned, so that a vector holds the rows of one column, and summed across; the
+// windows' derivatives follow, and go back across; turned again, they are summed down. A panel of a few columns passes through
+// all stages before the next one is looked at, so that nothing leaves the first-level cache but what the next strip needs: the
+// fields' and derivatives' rows around its edge, which wait in rings.
 
-constexpr int64_t kPanel = 64;
-constexpr int64_t kRing = 24;  // rows; 18 are read at once, a strip and its halo
-constexpr int64_t kMargin = 16;  // columns before and after the image in a ring's row
-
-inline int64_t ring_slot(int64_t row) { return (row + kRing) % kRing; }
-inline int64_t padded_width(int64_t width) { return (width + kHalo + 7) / 8 * 8 + 2 * kMargin; }
+constexpr int64_t kLag = 16;     // columns that windows stay behind the fields: their width, in whole vectors
 
 constexpr int kFields = 4, kMaps = 3;
 
-template <typename T>
+// kStaged is the number of fields that are staged: all, or s and d, whose squares are taken whenever they are read.
+template <typename T, int kStaged>
 class Similarity {
  public:
   Similarity(const Plane<T>& plane, bool derivatives)
       : plane_(plane),
         derivatives_(derivatives),
-        stride_(padded_width(plane.width)),
-        fields_(kFields * kRing * stride_),
-        maps_(derivatives ? kMaps * kRing * stride_ : 0),
-        across_(kFields * (kHalo + kPanel) * 8),
-        back_(kMaps * (kHalo + kPanel) * 8) {}
+        panels_((plane.width + kLag + kPanel - 1) / kPanel),  // until the last windows' derivatives have reached the last column
+        fields_(panels_ * kStaged * kStride),
+        maps_(derivatives ? panels_ * kMaps * kStride : 0),
+        across_(kFields * (kLag + kPanel) * kRows),
+        back_(kMaps * (kHalo + kPanel) * kRows) {}
 
   // To be called between the slices of a volume: above the first row there are no windows.
-  void restart() { std::fill(maps_.begin(), maps_.end(), T(0)); }
+  void restart() { maps_.clear(); }
 
-  // Windows of rows 8 k to 8 k + 7. `fill(row, fields)` writes the four fields of a row of the image, zeros after its end.
-  // `fresh` where the strip before wasn't done. Adds to the two sums. With derivatives, rows 8 k to 8 k + 7 of the summed maps go
-  // to rows[map] + row * row_stride.
-  template <typename Fill>
-  void strip(int64_t k, bool fresh, const Fill& fill, double* sums, T* const (&rows)[kMaps], int64_t row_stride) {
-    const int64_t top = k * kStrip, last = std::min(top + kStrip + kHalo, plane_.height);
-    for (int64_t row = fresh ? top : top + kHalo; row < last; ++row) {
-      T* fields[kFields];
-      for (int f = 0; f < kFields; ++f) fields[f] = field(f, row);
-      fill(row, fields);
-    }
+  // The fields of neighbouring pixels, of a row's `fields`.
+  static void put(T* fields, int64_t column, const Vec<T> (&values)[kStaged]) {
+    T* to = fields + column / kPanel * kStaged * kStride + column % kPanel;
+    for (int f = 0; f < kStaged; ++f) values[f].store(to + f * kStride);
+  }
+
+  // Windows of the rows of strip k, whose sums are added to the two of `sums`; `fresh` where the strip before wasn't done.
+  // `stage(row, fields)` hands all pixels of a row to `put`, `fetch(row, column)` asks the memory for what the next strip will
+  // stage. With derivatives, `deliver(row, column, s, d,
+  // mean, sum_square, difference_square)` gets the maps summed back for neighbouring pixels of the strip's row.
+  template <typename Stage, typename Fetch, typename Deliver>
+  void strip(int64_t k, bool fresh, const Stage& stage, const Fetch& fetch, double* sums, const Deliver& deliver) {
+    const int64_t top = k * kRows;
     if (!derivatives_ && top + kHalo >= plane_.height) return;
-    Vec8<T> structural = Vec8<T>::zero(), contrast = structural;
-    std::fill(back_.begin(), back_.end(), T(0));
-    const int64_t columns = plane_.width + kHalo;  // until the last window's derivatives have reached the last column
-    for (int64_t left = 0; left < columns; left += kPanel) {
-      const int64_t count = std::min(kPanel, (columns - left + 7) / 8 * 8);
-      sum_down(top, left, count);
-      differentiate(top, left - kHalo, count, structural, contrast);
-      if (derivatives_) sum_back(top, left - kHalo, count);
-      move_on(across_, kFields, count);
-      move_on(back_, kMaps, count);
+    const int64_t first = fresh ? top : top + kHalo, last = std::min(top + kRows + kHalo, plane_.height);
+    Vec<T> structural = Vec<T>::zero(), contrast = structural;
+    back_.clear();
+    for (int64_t row = first; row < last; ++row) stage(row, field(0, 0, row));
+    for (int64_t panel = 0; panel < panels_; ++panel) {
+      const int64_t left = panel * kPanel;
+      for (int64_t row = last; row < last + kRows; ++row) fetch(row, left);
+      sum_down(top, panel);
+      differentiate(top, left - kLag, structural, contrast);
+      if (derivatives_) {
+        sum_back(top, panel);
+        sum_back_down(top, panel, deliver);
+      }
+      move_on(across_, kFields, kLag);
+      move_on(back_, kMaps, kHalo);
     }
-    if (derivatives_) sum_back_down(top, rows, row_stride);
     sums[kStructural] += structural.sum();
     sums[kContrast] += contrast.sum();
   }
 
  private:
-  T* field(int f, int64_t row) { return fields_.data() + (f * kRing + ring_slot(row)) * stride_; }
-  T* map(int m, int64_t row) { return maps_.data() + (m * kRing + ring_slot(row)) * stride_ + kMargin; }
-  T* across(int f, int64_t column) { return across_.data() + (f * (kHalo + kPanel) + column) * 8; }
-  T* back(int m, int64_t column) { return back_.data() + (m * (kHalo + kPanel) + column) * 8; }
+  static constexpr int kRows = kStrip<T>;
+  static constexpr int64_t kPanel = 256 / kRows;  // columns
+  // Rings are of whole strips: one, and those that its halo touches.
+  static constexpr int kBlocks = 1 + (kHalo + kRows - 1) / kRows;
+  static constexpr int64_t kRing = kBlocks * kRows;
+  static constexpr int64_t kStride = (kRing + 1) * kPanel;  // not a power of two, which the cache's sets wouldn't spread
 
-  // Down the columns from `left` on, turned: vectors of eight rows, after the ten columns that are there already.
-  void sum_down(int64_t top, int64_t left, int64_t count) {
+  T* field(int f, int64_t panel, int64_t row) { return fields_.data() + (panel * kStaged + f) * kStride + slot(row) * kPanel; }
+  T* map(int m, int64_t panel, int64_t row) { return maps_.data() + (panel * kMaps + m) * kStride + slot(row) * kPanel; }
+  static int64_t slot(int64_t row) { return (row + kRing) % kRing; }
+  T* across(int f, int64_t column) { return across_.data() + (f * (kLag + kPanel) + column) * kRows; }
+  T* back(int m, int64_t column) { return back_.data() + (m * (kHalo + kPanel) + column) * kRows; }
+
+  // Down the columns of a panel, turned: vectors of rows, after the columns that are there already.
+  void sum_down(int64_t top, int64_t panel) {
     for (int f = 0; f < kFields; ++f) {
-      const T* rows[8 + kHalo];
-      for (int n = 0; n < 8 + kHalo; ++n) rows[n] = field(f, top + n) + left;
-      for (int64_t i = 0; i < count; i += 8) {
-        Vec8<T> sums[8];
-        window_sums<T>([&](int n) { return Vec8<T>::load(rows[n] + i); }, sums);
+      const T* blocks[kBlocks];
+      for (int b = 0; b < kBlocks; ++b) blocks[b] = field(f % kStaged, panel, top + b * kRows);
+      for (int64_t i = 0; i < kPanel; i += Vec<T>::kLanes) {
+        const auto at = [&](int n) { return Vec<T>::load(blocks[n / kRows] + n % kRows * kPanel + i); };
+        Vec<T> sums[kRows];
+        if (f < kStaged) {
+          window_sums<T>(at, sums);
+        } else {
+          window_sums<T>([&](int n) { return at(n) * at(n); }, sums);
+        }
         transpose(sums);
-        LID_UNROLL for (int j = 0; j < 8; ++j) sums[j].store(across(f, kHalo + i + j));
+        LID_UNROLL for (int j = 0; j < kRows; ++j) sums[j].store(across(f, kLag + i + j));
       }
     }
   }
 
   // The windows whose first column is `left` and after, and their derivatives; zeros for those that leave the image.
-  void differentiate(int64_t top, int64_t left, int64_t count, Vec8<T>& structural, Vec8<T>& contrast) {
+  void differentiate(int64_t top, int64_t left, Vec<T>& structural, Vec<T>& contrast) {
     const int64_t windows = plane_.width - kHalo, rows = plane_.height - kHalo - top;
-    for (int64_t i = 0; i < count; i += 8) {
-      T means[kFields][8 * 8];
+    for (int64_t i = 0; i < kPanel; i += kRows) {
+      T means[kFields][kRows * kRows];
       for (int f = 0; f < kFields; ++f) {
-        Vec8<T> sums[8];
+        Vec<T> sums[kRows];
         const T* from = across(f, i);
-        window_sums<T>([&](int n) { return Vec8<T>::load(from + n * 8); }, sums);
-        LID_UNROLL for (int j = 0; j < 8; ++j) sums[j].store(means[f] + j * 8);
+        window_sums<T>([&](int n) { return Vec<T>::load(from + n * kRows); }, sums);
+        LID_UNROLL for (int j = 0; j < kRows; ++j) sums[j].store(means[f] + j * kRows);
       }
-      for (int64_t j = 0; j < 8; ++j) {
-        WindowDerivatives<Vec8<T>> slopes{Vec8<T>::zero(), Vec8<T>::zero(), Vec8<T>::zero()};
+      for (int64_t j = 0; j < kRows; ++j) {
+        WindowDerivatives<Vec<T>> slopes{Vec<T>::zero(), Vec<T>::zero(), Vec<T>::zero()};
         if (left + i + j >= 0 && left + i + j < windows) {
-          const auto mean = [&](int f) { return Vec8<T>::load(means[f] + j * 8); };
-          const WindowMeans<Vec8<T>> window{mean(0), mean(1), mean(2), mean(3)};
-          const Dissimilarity<Vec8<T>> found = dissimilarity(window, plane_.constants);
-          Vec8<T> of_structure = found.structural(), of_contrast = found.contrast;
+          const auto mean = [&](int f) { return Vec<T>::load(means[f] + j * kRows); };
+          const WindowMeans<Vec<T>> window{mean(0), mean(1), mean(2), mean(3)};
+          const Dissimilarity<Vec<T>> found = dissimilarity(window, plane_.constants);
+          Vec<T> of_structure = found.structural(), of_contrast = found.contrast;
           if (derivatives_) slopes = derivatives(window, found, plane_.structural_weight, plane_.contrast_weight);
-          if (rows < 8) {
-            for (Vec8<T>* value : {&of_structure, &of_contrast, &slopes.mean, &slopes.sum_square, &slopes.difference_square}) {
+          if (rows < kRows) {
+            for (Vec<T>* value : {&of_structure, &of_contrast, &slopes.mean, &slopes.sum_square, &slopes.difference_square}) {
               *value = value->keep(rows);
             }
           }
@@ -111,43 +127,53 @@ class Similarity {
     }
   }
 
-  // Back across and turned: columns `left` and after of the maps' rows.
-  void sum_back(int64_t top, int64_t left, int64_t count) {
+  // Back across and turned: the panel of the maps' rows that lags behind.
+  void sum_back(int64_t top, int64_t panel) {
     for (int m = 0; m < kMaps; ++m) {
-      T* rows[8];
-      for (int n = 0; n < 8; ++n) rows[n] = map(m, top + n) + left;
-      for (int64_t i = 0; i < count; i += 8) {
-        Vec8<T> sums[8];
+      T* rows = map(m, panel, top);
+      for (int64_t i = 0; i < kPanel; i += kRows) {
+        Vec<T> sums[kRows];
         const T* from = back(m, i);
-        window_sums<T>([&](int n) { return Vec8<T>::load(from + n * 8); }, sums);
+        window_sums<T>([&](int n) { return Vec<T>::load(from + n * kRows); }, sums);
         transpose(sums);
-        LID_UNROLL for (int j = 0; j < 8; ++j) sums[j].store(rows[j] + i);
+        LID_UNROLL for (int j = 0; j < kRows; ++j) sums[j].store(rows + j * kPanel + i);
       }
     }
   }
 
-  void sum_back_down(int64_t top, T* const (&to)[kMaps], int64_t row_stride) {
-    for (int m = 0; m < kMaps; ++m) {
-      const T* rows[8 + kHalo];
-      for (int n = 0; n < 8 + kHalo; ++n) rows[n] = map(m, top - kHalo + n);
-      for (int64_t i = 0; i < plane_.width; i += 8) {
-        Vec8<T> sums[8];
-        window_sums<T>([&](int n) { return Vec8<T>::load(rows[n] + i); }, sums);
-        LID_UNROLL for (int j = 0; j < 8; ++j) sums[j].store(to[m] + j * row_stride + i);
+  template <typename Deliver>
+  void sum_back_down(int64_t top, int64_t panel, const Deliver& deliver) {
+    constexpr int kFirst = (kBlocks - 1) * kRows - kHalo;  // of the rows in the first block
+    for (int64_t i = 0; i < kPanel; i += Vec<T>::kLanes) {
+      const int64_t column = panel * kPanel - kLag + i;
+      if (column < 0 || column >= plane_.width) continue;
+      T maps[kMaps][kRows * kRows];
+      for (int m = 0; m < kMaps; ++m) {
+        const T* blocks[kBlocks];
+        for (int b = 0; b < kBlocks; ++b) blocks[b] = map(m, panel, top + (b + 1 - kBlocks) * kRows) + i;
+        Vec<T> sums[kRows];
+        window_sums<T>(
+            [&](int n) { return Vec<T>::load(blocks[(kFirst + n) / kRows] + (kFirst + n) % kRows * kPanel); }, sums);
+        LID_UNROLL for (int j = 0; j < kRows; ++j) sums[j].store(maps[m] + j * kRows);
+      }
+      const T *s = field(0, column / kPanel, top) + column % kPanel, *d = field(1, column / kPanel, top) + column % kPanel;
+      for (int64_t j = 0; j < kRows; ++j) {
+        const auto at = [&](int m) { return Vec<T>::load(maps[m] + j * kRows); };
+        deliver(j, column, Vec<T>::load(s + j * kPanel), Vec<T>::load(d + j * kPanel), at(0), at(1), at(2));
       }
     }
   }
 
-  // The last ten columns become the first.
-  static void move_on(std::vector<T>& columns, int of, int64_t count) {
+  // The last columns become the first.
+  static void move_on(Buffer<T>& columns, int of, int64_t kept) {
     for (int f = 0; f < of; ++f) {
-      T* first = columns.data() + f * (kHalo + kPanel) * 8;
-      std::memmove(first, first + count * 8, kHalo * 8 * sizeof(T));
+      T* first = columns.data() + f * (kept + kPanel) * kRows;
+      std::memmove(first, first + kPanel * kRows, kept * kRows * sizeof(T));
     }
   }
 
   const Plane<T>& plane_;
   const bool derivatives_;
-  const int64_t stride_;
-  std::vector<T> fields_, maps_, across_, back_;
+  const int64_t panels_;
+  Buffer<T> fields_, maps_, across_, back_;
 };

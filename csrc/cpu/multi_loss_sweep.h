@@ -49,12 +49,14 @@ struct Plane {
 
 // A plane is swept in units: strips of so many rows, or the slices of a volume. Each unit's sums are kept apart, and added in
 // order by the caller, so that no bit of a result depends on how many threads share a plane.
-constexpr int64_t kStrip = 8;
-inline int64_t strips_of(int64_t height) { return (height + kStrip - 1) / kStrip; }
-
-// Writes the gradients' rows of units [begin, end), and their sums to sums[(unit - begin) * kSums].
 template <typename T>
-using SweepFunction = void (*)(const Plane<T>& plane, int64_t begin, int64_t end, double* sums);
+struct SweepFunction {
+  int64_t strip;  // rows
+  // Writes the gradients' rows of units [begin, end), and their sums to sums[(unit - begin) * kSums].
+  void (*run)(const Plane<T>& plane, int64_t begin, int64_t end, double* sums);
+};
+
+inline int64_t strips_of(int64_t height, int64_t strip) { return (height + strip - 1) / strip; }
 
 #define LID_DECLARE_SWEEPS(isa)                        \
   namespace isa {                                      \
@@ -63,6 +65,7 @@ using SweepFunction = void (*)(const Plane<T>& plane, int64_t begin, int64_t end
   }
 LID_DECLARE_SWEEPS(baseline)
 LID_DECLARE_SWEEPS(avx2)
+LID_DECLARE_SWEEPS(avx512)
 #undef LID_DECLARE_SWEEPS
 
 }  // namespace lid

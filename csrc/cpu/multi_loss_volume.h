@@ -17,17 +17,17 @@ class SliceEdge {
   double respond(int64_t row) {
     const T *first = slope(row), *second = slope(row + 1), *third = slope(row + 2);
     T *signs = signs_.data(), *from_signs = from_signs_[row % 3].data();
-    Vec8<T> sum = Vec8<T>::zero();
-    for (int64_t c = 0; c < width_; c += 8) {
+    Vec<T> sum = Vec<T>::zero();
+    for (int64_t c = 0; c < width_; c += Vec<T>::kLanes) {
       const auto smooth = [&](int64_t i) {
-        return Vec8<T>::load(first + i) + T(2) * Vec8<T>::load(second + i) + Vec8<T>::load(third + i);
+        return Vec<T>::load(first + i) + T(2) * Vec<T>::load(second + i) + Vec<T>::load(third + i);
       };
-      const Vec8<T> response = (smooth(c) + T(2) * smooth(c + 1) + smooth(c + 2)).keep(width_ - 2 - c);
+      const Vec<T> response = (smooth(c) + T(2) * smooth(c + 1) + smooth(c + 2)).keep(width_ - 2 - c);
       sum = sum + lid_abs(response);
       lid_sign(response).store(signs + c);
     }
-    for (int64_t c = 0; c < width_; c += 8) {
-      (Vec8<T>::load(signs + c - 2) + T(2) * Vec8<T>::load(signs + c - 1) + Vec8<T>::load(signs + c))
+    for (int64_t c = 0; c < width_; c += Vec<T>::kLanes) {
+      (Vec<T>::load(signs + c - 2) + T(2) * Vec<T>::load(signs + c - 1) + Vec<T>::load(signs + c))
           .store(from_signs + c);
     }
     return sum.sum();
@@ -38,8 +38,8 @@ class SliceEdge {
   void derive(int64_t row, T* result) {
     const auto part = [&](int64_t above) { return from_signs_[(row - above + 3) % 3].data(); };
     const T *first = part(0), *second = part(1), *third = part(2);
-    for (int64_t c = 0; c < width_; c += 8) {
-      (Vec8<T>::load(first + c) + T(2) * Vec8<T>::load(second + c) + Vec8<T>::load(third + c)).store(result + c);
+    for (int64_t c = 0; c < width_; c += Vec<T>::kLanes) {
+      (Vec<T>::load(first + c) + T(2) * Vec<T>::load(second + c) + Vec<T>::load(third + c)).store(result + c);
     }
   }
 
@@ -58,14 +58,14 @@ class VolumeSweep {
         begin_(begin),
         width_(plane.width),
         row_stride_(padded_width(plane.width)),
-        slice_stride_(strips_of(plane.height) * kStrip * row_stride_),
+        slice_stride_(strips_of(plane.height, kStrip<T>) * kStrip<T> * row_stride_),
         back_(plane.gradient_count > 0),
         similarity_(plane, plane.similarity && back_),
         maps_(plane.similarity && back_ ? kMaps * kWindow * slice_stride_ : 0),
         edges_(plane.edge && back_ ? 2 * 3 * slice_stride_ : 0),
         edge_(plane.width),
         slice_edge_(plane.width),
-        summed_{Row<T>(width_), Row<T>(width_), Row<T>(width_)},
+        by_similarity_(width_),
         difference_(width_),
         weights_(width_),
         by_edge_(width_),
@@ -102,45 +102,50 @@ class VolumeSweep {
   }
 
   // The four fields of `Similarity`, summed along z over the window that starts at slice z.
-  void stage_summed_fields(int64_t z, int64_t row, T* const (&fields)[kFields]) {
-    for (int64_t c = 0; c < width_; c += 8) {
-      const int64_t count = width_ - c;
-      Vec8<T> sum = Vec8<T>::zero(), difference = sum, sum_square = sum, difference_square = sum;
+  void stage_summed_fields(int64_t z, int64_t row, T* fields) const {
+    for (int64_t c = 0; c < width_; c += Vec<T>::kLanes) {
+      Vec<T> sum = Vec<T>::zero(), difference = sum, sum_square = sum, difference_square = sum;
       for (int k = 0; k < kWindow; ++k) {
-        const Vec8<T> a = Vec8<T>::load_part(input(z + k, row) + c, count);
-        const Vec8<T> b = Vec8<T>::load_part(target(z + k, row) + c, count);
-        const Vec8<T> s = a + b - plane_.constants.twice_centre, d = a - b;
+        const Vec<T> a = Vec<T>::load_part(input(z + k, row) + c, width_ - c);
+        const Vec<T> b = Vec<T>::load_part(target(z + k, row) + c, width_ - c);
+        const Vec<T> s = a + b - plane_.constants.twice_centre, d = a - b;
         const T weight = T(window_weight(k));
         sum = sum + weight * s;
         difference = difference + weight * d;
         sum_square = sum_square + weight * (s * s);
         difference_square = difference_square + weight * (d * d);
       }
-      sum.keep(count).store(fields[0] + c);
-      difference.store(fields[1] + c);
-      sum_square.keep(count).store(fields[2] + c);
-      difference_square.store(fields[3] + c);
+      Similarity<T, kFields>::put(fields, c, {sum, difference, sum_square, difference_square});
     }
   }
 
   void windows(int64_t z, double* sums) {
     similarity_.restart();
-    const auto fill = [&](int64_t row, T* const(&fields)[kFields]) { stage_summed_fields(z, row, fields); };
-    for (int64_t k = 0; k < strips_of(plane_.height); ++k) {
-      T* maps[kMaps] = {};
-      for (int m = 0; m < kMaps && !maps_.empty(); ++m) maps[m] = map(m, z, k * kStrip);
-      similarity_.strip(k, k == 0, fill, sums, maps, row_stride_);
+    const auto stage = [&](int64_t row, T* fields) { stage_summed_fields(z, row, fields); };
+    const auto fetch = [&](int64_t row, int64_t column) {
+      __builtin_prefetch(input(z + kHalo, row) + column, 0, 2);
+      __builtin_prefetch(target(z + kHalo, row) + column, 0, 2);
+    };
+    for (int64_t k = 0; k < strips_of(plane_.height, kStrip<T>); ++k) {
+      const auto deliver = [&](int64_t row, int64_t column, Vec<T>, Vec<T>, Vec<T> mean, Vec<T> sum_square,
+                               Vec<T> difference_square) {
+        const int64_t at = row * row_stride_ + column;
+        mean.store(map(0, z, k * kStrip<T>) + at);
+        sum_square.store(map(1, z, k * kStrip<T>) + at);
+        difference_square.store(map(2, z, k * kStrip<T>) + at);
+      };
+      similarity_.strip(k, k == 0, stage, fetch, sums, deliver);
     }
   }
 
   // Differences of rows `row` of slices z to z + 2: smooth along z, and their slope.
   void stage_edge_row(int64_t z, int64_t row) {
     T *smooth = edge_.difference(row), *slope = slice_edge_.slope(row);
-    for (int64_t c = 0; c < width_; c += 8) {
+    for (int64_t c = 0; c < width_; c += Vec<T>::kLanes) {
       const auto difference = [&](int64_t of) {
-        return Vec8<T>::load_part(input(of, row) + c, width_ - c) - Vec8<T>::load_part(target(of, row) + c, width_ - c);
+        return Vec<T>::load_part(input(of, row) + c, width_ - c) - Vec<T>::load_part(target(of, row) + c, width_ - c);
       };
-      const Vec8<T> first = difference(z), third = difference(z + 2);
+      const Vec<T> first = difference(z), third = difference(z + 2);
       (first + T(2) * difference(z + 1) + third).store(smooth + c);
       (third - first).store(slope + c);
     }
@@ -183,36 +188,39 @@ class VolumeSweep {
       const T *here = stage(0, z, row), *above = stage(1, z, row - 1), *below = stage(2, z, row + 1);
       const T *before = stage(3, z - 1, row), *after = stage(4, z + 1, row);
       total_variation(above, here, below, width_, by_x_.data(), by_y_.data(), sums);
-      Vec8<T> sum = Vec8<T>::zero();
-      for (int64_t c = 0; c < width_; c += 8) {
-        const Vec8<T> value = Vec8<T>::load(here + c), next = (Vec8<T>::load(after + c) - value).keep(width_ - c);
+      Vec<T> sum = Vec<T>::zero();
+      for (int64_t c = 0; c < width_; c += Vec<T>::kLanes) {
+        const Vec<T> value = Vec<T>::load(here + c), next = (Vec<T>::load(after + c) - value).keep(width_ - c);
         sum = sum + lid_abs(next);
-        (lid_sign(value - Vec8<T>::load(before + c)) - lid_sign(next)).store(by_z_.data() + c);
+        (lid_sign(value - Vec<T>::load(before + c)) - lid_sign(next)).store(by_z_.data() + c);
       }
       sums[kTvZ] += sum.sum();
     }
   }
 
-  void write(int64_t z, int64_t row) {
-    if (plane_.similarity) {
-      const int64_t first = std::max<int64_t>(z - kHalo, 0), last = std::min(z, plane_.depth - kWindow);
-      for (int m = 0; m < kMaps; ++m) {
-        for (int64_t c = 0; c < width_; c += 8) {
-          Vec8<T> sum = Vec8<T>::zero();
-          for (int64_t of = first; of <= last; ++of) {
-            sum = sum + T(window_weight(static_cast<int>(z - of))) * Vec8<T>::load(map(m, of, row) + c);
-          }
-          sum.store(summed_[m].data() + c);
-        }
+  // The maps summed back along z, over the windows that hold slice z.
+  void derive_similarity(int64_t z, int64_t row) {
+    const int64_t first = std::max<int64_t>(z - kHalo, 0), last = std::min(z, plane_.depth - kWindow);
+    for (int64_t c = 0; c < width_; c += Vec<T>::kLanes) {
+      Vec<T> sums[kMaps] = {Vec<T>::zero(), Vec<T>::zero(), Vec<T>::zero()};
+      for (int64_t of = first; of <= last; ++of) {
+        const T weight = T(window_weight(static_cast<int>(z - of)));
+        for (int m = 0; m < kMaps; ++m) sums[m] = sums[m] + weight * Vec<T>::load(map(m, of, row) + c);
       }
+      const Vec<T> a = Vec<T>::load_part(input(z, row) + c, width_ - c), b = Vec<T>::load_part(target(z, row) + c, width_ - c);
+      const Vec<T> s = a + b - plane_.constants.twice_centre, d = a - b;
+      (sums[0] + T(2) * (s * sums[1] + d * sums[2])).store(by_similarity_.data() + c);
     }
-    for (int64_t c = 0; c < width_ && plane_.edge; c += 8) {
-      const auto at = [&](int which, int64_t of) { return Vec8<T>::load(edge(which, of, row) + c); };
+  }
+
+  void write(int64_t z, int64_t row) {
+    if (plane_.similarity) derive_similarity(z, row);
+    for (int64_t c = 0; c < width_ && plane_.edge; c += Vec<T>::kLanes) {
+      const auto at = [&](int which, int64_t of) { return Vec<T>::load(edge(which, of, row) + c); };
       (at(0, z) + T(2) * at(0, z - 1) + at(0, z - 2) + (at(1, z - 2) - at(1, z))).store(by_edge_.data() + c);
     }
-    const RowParts<S, T> parts{input(z, row),     target(z, row),      summed_[0].data(), summed_[1].data(),
-                               summed_[2].data(), difference_.data(),  weights_.data(),   by_edge_.data(),
-                               by_x_.data(),      by_y_.data(),        by_z_.data()};
+    const RowParts<T> parts{by_similarity_.data(), difference_.data(), weights_.data(), by_edge_.data(),
+                            by_x_.data(),          by_y_.data(),       by_z_.data()};
     for (int64_t g = 0; g < plane_.gradient_count; ++g) {
       write_row(plane_, plane_.gradients[g], parts, plane_.gradients[g].data + place(z, row));
     }
@@ -221,10 +229,10 @@ class VolumeSweep {
   const Plane<T>& plane_;
   const int64_t begin_, width_, row_stride_, slice_stride_;
   const bool back_;
-  Similarity<T> similarity_;
-  std::vector<T> maps_, edges_;  // rings of slices
+  Similarity<T, kFields> similarity_;
+  Buffer<T> maps_, edges_;  // rings of slices
   Edge<T> edge_;
   SliceEdge<T> slice_edge_;
-  Row<T> summed_[kMaps], difference_, weights_, by_edge_, by_x_, by_y_, by_z_;
+  Row<T> by_similarity_, difference_, weights_, by_edge_, by_x_, by_y_, by_z_;
   Row<T> repeated_[5];
 };

@@ -17,7 +17,7 @@ using torch::headeronly::MemoryFormat;
 
 template <typename T>
 PoolFunction<T> pool_function(ScalarType dtype, bool channels_last) {
-  static const bool avx2 = use_avx2();
+  const bool avx2 = instruction_set() >= InstructionSet::avx2;
   if constexpr (std::is_same_v<T, double>) {
     return avx2 ? avx2::double_pool(channels_last) : baseline::double_pool(channels_last);
   } else {

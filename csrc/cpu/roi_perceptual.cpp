@@ -30,7 +30,7 @@ Criterion criterion_of(const std::string& name) {
 
 template <typename T>
 LossesFunction<T> losses_function(ScalarType dtype, bool channels_last) {
-  static const bool avx2 = use_avx2();
+  const bool avx2 = instruction_set() >= InstructionSet::avx2;
   if constexpr (std::is_same_v<T, double>) {
     return avx2 ? avx2::double_losses(channels_last) : baseline::double_losses(channels_last);
   } else {

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lidnet_fast.data.csv_input import read_rows
-from lidnet_fast.data.dicom import CTSeries
+from lidnet_fast.data.csv_input import number, read_rows
+from lidnet_fast.data.series import Series
 from lidnet_fast.data.store import box_fault
 from lidnet_fast.errors import InputError
 
@@ -14,12 +14,13 @@ COLUMNS = ("series_uid", "x1", "y1", "x2", "y2")
 SLICE_COLUMNS = ("slice", "z_mm", "sop_instance_uid")
 
 
-def read_boxes(path: Path, series: Sequence[CTSeries]) -> dict[str, np.ndarray]:
+def read_boxes(path: Path, series: Sequence[Series], rejected: frozenset[str] = frozenset()) -> dict[str, np.ndarray]:
     """Read a box file and find the slices it names.
 
     Args:
         path: CSV file with the columns series_uid, x1, y1, x2, y2 and one of slice, z_mm, sop_instance_uid.
         series: the series it may speak of.
+        rejected: series whose lines are passed over.
 
     Returns:
         For every series UID of `series` its boxes, float32 [n, 5] (slice, x1, y1, x2, y2) in pixels, in the file's
@@ -33,8 +34,10 @@ def read_boxes(path: Path, series: Sequence[CTSeries]) -> dict[str, np.ndarray]:
     known = {one.series_uid: one for one in series}
     slice_of_sop = {(one.series_uid, uid): z for one in series for z, uid in enumerate(one.sop_instance_uids)}
     found: dict[str, list[list[float]]] = {uid: [] for uid in known}
-    for number, row in rows:
-        where = f"{path}, line {number}"
+    for line, row in rows:
+        where = f"{path}, line {line}"
+        if row["series_uid"] in rejected:
+            continue
         one = known.get(row["series_uid"])
         if one is None:
             raise InputError(f"{where}: there is no series {row['series_uid']} among the {len(known)} CT series found")
@@ -43,22 +46,15 @@ def read_boxes(path: Path, series: Sequence[CTSeries]) -> dict[str, np.ndarray]:
             if z is None:
                 raise InputError(f"{where}: series {one.series_uid} has no image {row['sop_instance_uid']}")
         elif slice_column == "z_mm":
-            z = _slice_at(one, _number(row, "z_mm", where), where)
+            z = slice_at(one, number(row, "z_mm", where), where)
         else:
             z = _slice_index(row, where)
-        box = [_number(row, name, where) for name in COLUMNS[1:]]
+        box = [number(row, name, where) for name in COLUMNS[1:]]
         fault = box_fault(z, np.array(box), one.shape)
         if fault:
             raise InputError(f"{where}: {fault} (series {one.series_uid})")
         found[one.series_uid].append([z, *box])
     return {uid: np.array(boxes, np.float32).reshape(-1, 5) for uid, boxes in found.items()}
-
-
-def _number(row: dict[str, str], column: str, where: str) -> float:
-    try:
-        return float(row[column])
-    except ValueError:
-        raise InputError(f"{where}: {column} {row[column]!r} isn't a number") from None
 
 
 def _slice_index(row: dict[str, str], where: str) -> int:
@@ -68,8 +64,8 @@ def _slice_index(row: dict[str, str], where: str) -> int:
         raise InputError(f"{where}: slice {row['slice']!r} isn't a whole number") from None
 
 
-def _slice_at(series: CTSeries, z_mm: float, where: str) -> int:
-    """Find the one slice whose ImagePositionPatient has this z, to within half the distance to the next slice."""
+def slice_at(series: Series, z_mm: float, where: str) -> int:
+    """Return the one slice whose ImagePositionPatient has this z, to within half the distance to the next slice."""
     z = np.array([position[2] for position in series.positions])
     away = np.abs(z - z_mm)
     nearest = int(np.argmin(away)) if np.isfinite(z_mm) else 0

@@ -51,3 +51,15 @@ def read_rows(
             raise InputError(f"{path}, line {number}: {empty[0]} is empty")
         rows.append((number, row))
     return (chosen[0] if chosen else None), rows
+
+
+def number(row: dict[str, str], column: str, where: str) -> float:
+    """Return a row's value as a number.
+
+    Raises:
+        InputError: it isn't one; `where` begins the message.
+    """
+    try:
+        return float(row[column])
+    except ValueError:
+        raise InputError(f"{where}: {column} {row[column]!r} isn't a number") from None

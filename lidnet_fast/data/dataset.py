@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lidnet_fast.data.dose import DoseSimulation, noise_variance_maps, sample_generator, sector_noise
+from lidnet_fast.data.dose import DoseSimulation, coarse_attenuation, sample_generator, sector_noise, variance_maps
 from lidnet_fast.data.sampling import BalancedDraws
 from lidnet_fast.data.store import Store
 from lidnet_fast.errors import InputError
@@ -39,13 +39,16 @@ class Sample:
     """int16 [H,W], HU, flipped."""
     low_dose: np.ndarray | None
     """int16 [H,W], HU, flipped; None where the low dose is simulated."""
-    noise_maps: Tensor | None
-    """[K,h,w] variance maps of the whole slice; None where the low dose is stored."""
+    attenuation: Tensor | None
+    """[h,w] `coarse_attenuation` of the whole slice; None where the low dose is stored."""
     image_size: tuple[int, int]
+    pixel_spacing: float
     boxes: np.ndarray
     """float32 [L,4] in the flipped field of view."""
     noise_key: tuple[int, int, int]
     """(seed, epoch, sample): what the noise is seeded with."""
+    simulation: DoseSimulation | None
+    """None where the low dose is stored."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,15 @@ class Samples:
     """int16 [N,H,W], HU, flipped."""
     low_dose: Tensor | None
     """int16 [N,H,W], HU, flipped; None where the low dose is simulated."""
-    noise_maps: dict[tuple[int, int], Tensor]
-    """[n,K,h,w] variance maps of the whole slices, by the slices' size; empty where the low dose is stored."""
+    attenuation: dict[tuple[int, int], Tensor]
+    """[n,h,w] `coarse_attenuation` of the whole slices, by their size; empty where the low dose is stored."""
     image_sizes: list[tuple[int, int]]
+    pixel_spacings: list[float]
     boxes: Tensor
     """float32 [sum of L,4] in the flipped fields of view."""
     boxes_per_sample: list[int]
     noise_keys: list[tuple[int, int, int]]
+    simulation: DoseSimulation | None
 
     def pin_memory(self) -> "Samples":
         """Return the same in page-locked memory, from which the GPU copies while the CPU goes on."""
@@ -71,7 +76,7 @@ class Samples:
             self,
             normal_dose=self.normal_dose.pin_memory(),
             low_dose=None if self.low_dose is None else self.low_dose.pin_memory(),
-            noise_maps={size: maps.pin_memory() for size, maps in self.noise_maps.items()},
+            attenuation={size: values.pin_memory() for size, values in self.attenuation.items()},
             boxes=self.boxes.pin_memory(),
         )
 
@@ -92,13 +97,13 @@ class LesionPatches(Dataset[Sample]):
     lesion every box.
 
     Args:
-        store: the prepared store's folder.
+        store: the prepared store's folder or URL.
         split: "train", "val" or "test".
         crop: side of the field of view in pixels; None for whole slices.
         positive_fraction: fraction of draws centred near a lesion.
         augment: random flips.
         seed: of everything random here.
-        cache_mb: bound on the cache of noise variance maps.
+        cache_mb: bound on the cache of what the simulation of the noise reads of whole slices.
 
     Raises:
         InputError: the split is empty, a slice is smaller than `crop` (or, without one, slices differ in size), or a
@@ -122,8 +127,8 @@ class LesionPatches(Dataset[Sample]):
         self.augment = augment
         self.seed = seed
         self.simulation = None if self.store.simulation is None else DoseSimulation(**self.store.simulation)
-        self._maps: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
-        self._maps_bytes = 0
+        self._cache: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+        self._cached_bytes = 0
         self._cache_bytes = cache_mb * 2**20
 
         self._draws = BalancedDraws(self.store.index, split)
@@ -169,26 +174,27 @@ class LesionPatches(Dataset[Sample]):
             id=(index, z, y0, x0, *flips),
             normal_dose=self.store.read(index, z, window)[flip],
             low_dose=None if simulated else self.store.read(index, z, window, low_dose=True)[flip],
-            noise_maps=self._noise_maps(index, z) if simulated else None,
+            attenuation=self._attenuation(index, z) if simulated else None,
             image_size=(height, width),
+            pixel_spacing=self.store.series[index].spacing[2],
             boxes=_boxes_in_view(self.store.boxes(index, z), window, flips),
             noise_key=(self.seed, epoch, sample),
+            simulation=self.simulation,
         )
 
-    def _noise_maps(self, index: int, z: int) -> Tensor:
+    def _attenuation(self, index: int, z: int) -> Tensor:
         assert self.simulation is not None
         key = (index, z)
-        if key in self._maps:
-            self._maps.move_to_end(key)
-            return self._maps[key]
-        hu = torch.from_numpy(self.store.read(index, z)).float()
-        spacing = self.store.series[index].spacing
-        maps = noise_variance_maps(hu[None], spacing[2], self.simulation)[0]
-        self._maps[key] = maps
-        self._maps_bytes += maps.nbytes
-        while self._maps_bytes > self._cache_bytes and len(self._maps) > 1:
-            self._maps_bytes -= self._maps.popitem(last=False)[1].nbytes
-        return maps
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        hu = torch.from_numpy(self.store.read(index, z))[None]
+        attenuation = coarse_attenuation(hu, self.store.series[index].spacing[2], self.simulation)[0]
+        self._cache[key] = attenuation
+        self._cached_bytes += attenuation.nbytes
+        while self._cached_bytes > self._cache_bytes and len(self._cache) > 1:
+            self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
+        return attenuation
 
 
 def _origin(
@@ -222,19 +228,21 @@ def _boxes_in_view(boxes: np.ndarray, window: tuple[int, int, int, int], flips: 
 def collate(samples: Sequence[Sample]) -> Samples:
     """Put samples together; each pixel is copied once."""
     low_dose = [s.low_dose for s in samples if s.low_dose is not None]
-    noise_maps: dict[tuple[int, int], list[Tensor]] = {}
+    attenuation: dict[tuple[int, int], list[Tensor]] = {}
     for s in samples:
-        if s.noise_maps is not None:
-            noise_maps.setdefault(s.image_size, []).append(s.noise_maps)
+        if s.attenuation is not None:
+            attenuation.setdefault(s.image_size, []).append(s.attenuation)
     return Samples(
         ids=[s.id for s in samples],
         normal_dose=torch.from_numpy(np.stack([s.normal_dose for s in samples])),
         low_dose=torch.from_numpy(np.stack(low_dose)) if low_dose else None,
-        noise_maps={size: torch.stack(maps) for size, maps in noise_maps.items()},
+        attenuation={size: torch.stack(values) for size, values in attenuation.items()},
         image_sizes=[s.image_size for s in samples],
+        pixel_spacings=[s.pixel_spacing for s in samples],
         boxes=torch.from_numpy(np.concatenate([s.boxes for s in samples])),
         boxes_per_sample=[len(s.boxes) for s in samples],
         noise_keys=[s.noise_key for s in samples],
+        simulation=samples[0].simulation,
     )
 
 
@@ -256,10 +264,12 @@ def make_batch(samples: Samples, device: torch.device) -> Batch:
 def _noise(samples: Samples, device: torch.device) -> Tensor:
     rows, columns = samples.normal_dose.shape[1:]
     noise = torch.empty(samples.normal_dose.shape, device=device)
-    for size, maps in samples.noise_maps.items():
+    assert samples.simulation is not None
+    for size, attenuation in samples.attenuation.items():
         members = [n for n, of_sample in enumerate(samples.image_sizes) if of_sample == size]
+        spacings = torch.tensor([samples.pixel_spacings[n] for n in members])
         noise[members] = sector_noise(
-            maps.to(device, non_blocking=True),
+            variance_maps(attenuation.to(device, non_blocking=True), size, spacings, samples.simulation),
             size,
             [(*samples.ids[n][2:4], rows, columns) for n in members],
             [sample_generator(*samples.noise_keys[n]) for n in members],

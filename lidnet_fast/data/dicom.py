@@ -5,31 +5,30 @@ is refused before anything is decoded; `read_volume` decodes one series. Compres
 pydicom with GDCM and OpenJPEG.
 """
 
-import contextlib
 import dataclasses
-import os
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import Executor
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pydicom
-from pydicom.uid import (
-    CTImageStorage,
-    EnhancedCTImageStorage,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    LegacyConvertedEnhancedCTImageStorage,
-    MediaStorageDirectoryStorage,
+from pydicom.pixels import iter_pixels
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from lidnet_fast.data.dicom_headers import (
+    HeaderResult,
+    SliceHeader,
+    one_line,
+    read_headers,
+    without_pydicom_warnings,
 )
-
+from lidnet_fast.data.dicom_multiframe import frame_header
+from lidnet_fast.data.folders import files_below
+from lidnet_fast.data.jobs import run
+from lidnet_fast.data.series import LOWEST_HU, Rejected, Rejections, Series, hu_volume, spacing_fault, tilt_fault
 from lidnet_fast.errors import InputError
-from lidnet_fast.progress import progress
-
-LOWEST_HU = -1024
-"""Where volumes are cut off below: what scanners pad with and store as the darkest air."""
 
 _HIGHEST_SCANNER_HU = 3071
 _SAME_POSITION = 1e-3
@@ -38,229 +37,104 @@ _SAME_GEOMETRY = 1e-3
 """Pixel spacings (mm) and direction cosines closer than this are the same."""
 _LARGEST_GAP = 1.5
 """Slices are missing where two neighbours are further apart than this many times the series' median distance."""
+_FILES_PER_JOB = 64
 
-_UNCOMPRESSED = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
-_FIRST_ELEMENTS = (b"\x02\x00\x00\x00", b"\x08\x00\x00\x00", b"\x08\x00\x05\x00", b"\x08\x00\x08\x00")
-"""How files start that old archives wrote without the DICOM preamble."""
-
-_HEADER_TAGS = [
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "SeriesInstanceUID",
-    "StudyInstanceUID",
-    "PatientID",
-    "Modality",
-    "ImageType",
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "NumberOfFrames",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "PixelSpacing",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "SliceThickness",
-    "RescaleSlope",
-    "RescaleIntercept",
-    "RescaleType",
-]
-
-Triple = tuple[float, float, float]
-Directions = tuple[float, float, float, float, float, float]
+Accept = Literal["regular", "resampleable", "any"]
 
 
-@dataclasses.dataclass(frozen=True)
-class CTSeries:
-    """One CT series on disk, its slices sorted by their position along the slice normal.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CTSeries(Series):
+    """One CT series in DICOM files.
 
     Attributes:
-        series_uid: SeriesInstanceUID.
-        patient_id: PatientID, or the StudyInstanceUID where that is empty.
-        files: one file per slice.
-        sop_instance_uids: of the slices.
-        positions: ImagePositionPatient of the slices, (x, y, z) in mm.
-        distances: the same, projected on the slice normal: ascending, mm.
-        shape: (Z, H, W).
-        spacing: (z, y, x) in mm; z is 0 where a single slice states no thickness.
-        orientation: ImageOrientationPatient.
+        files: the file of every slice.
+        frames: where the files are multi-frame, the frame of every slice, from 0; otherwise empty.
     """
 
-    series_uid: str
-    patient_id: str
-    files: tuple[Path, ...]
-    sop_instance_uids: tuple[str, ...]
-    positions: tuple[Triple, ...]
-    distances: tuple[float, ...]
-    shape: tuple[int, int, int]
-    spacing: Triple
-    orientation: Directions
+    frames: tuple[int, ...] = ()
+
+    def read(self) -> np.ndarray:
+        """See `read_volume`."""
+        return read_volume(self)
 
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """What `scan` found: the CT series, sorted by UID, and how many files were left aside for which reason."""
+    """What `scan` found.
+
+    Attributes:
+        series: the CT series, sorted by UID.
+        skipped: how many files were left aside for which reason.
+        rejected: CT that can't be used.
+    """
 
     series: list[CTSeries]
     skipped: dict[str, int]
+    rejected: list[Rejected]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Slice:
-    path: Path
-    sop_instance_uid: str
-    series_uid: str
-    patient_id: str
-    size: tuple[int, int]
-    pixel_spacing: tuple[float, float]
-    position: Triple
-    orientation: Directions
-    thickness: float
+def scan(
+    sources: Sequence[Path], what: str = "reading headers", *, strict: bool = True, accept: Accept = "regular"
+) -> Scan:
+    """Find the CT series below some folders.
 
+    Files are recognised by their content, whatever their names; series by their SeriesInstanceUID, wherever their
+    files lie. What isn't a CT image (other modalities, localisers, reports, DICOMDIR, other files) is left aside. Of
+    slices that are there twice, alike to the pixel, the first is kept.
 
-@contextlib.contextmanager
-def _without_pydicom_warnings() -> Iterator[None]:
-    """Values that break a rule of the standard are common and mostly harmless; what is needed is checked here."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="pydicom")
-        yield
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _files(sources: Sequence[Path]) -> Iterator[Path]:
-    """Every file below the sources once, in a stable order; links are followed."""
-    seen: set[str] = set()
-
-    def new(path: str | Path) -> bool:
-        real = os.path.realpath(path)
-        known = real in seen
-        seen.add(real)
-        return not known
-
-    for source in sources:
-        if source.is_file():
-            if new(source):
-                yield source
-        elif not source.is_dir():
-            raise InputError(f"{source}: there is no such file or folder")
-        for folder, folders, names in os.walk(source, followlinks=True):
-            folders[:] = sorted(name for name in folders if new(Path(folder, name)))
-            yield from (Path(folder, name) for name in sorted(names) if new(Path(folder, name)))
-
-
-def _number(header: pydicom.Dataset, keyword: str, path: Path) -> float:
-    try:
-        value = float(header[keyword].value)
-    except (KeyError, TypeError, ValueError):
-        raise InputError(f"{path}: has no usable {keyword}") from None
-    if not np.isfinite(value):
-        raise InputError(f"{path}: has no usable {keyword}")
-    return value
-
-
-def _numbers(header: pydicom.Dataset, keyword: str, count: int, path: Path) -> tuple[float, ...]:
-    try:
-        values = tuple(float(value) for value in header[keyword].value)
-    except (KeyError, TypeError, ValueError):
-        values = ()
-    if len(values) != count or not np.isfinite(values).all():
-        raise InputError(f"{path}: has no usable {keyword}")
-    return values
-
-
-def _text(header: pydicom.Dataset, keyword: str, path: Path) -> str:
-    value = str(header.get(keyword) or "").strip()
-    if not value:
-        raise InputError(f"{path}: has no {keyword}")
-    return value
-
-
-@_without_pydicom_warnings()
-def _read_header(path: Path) -> _Slice | str:
-    """Read one file's header; a string says why the file isn't one of those wanted.
+    Args:
+        sources: folders, searched with everything below them, or single files.
+        what: what the progress bar says.
+        strict: raise at the first series that can't be used; otherwise it is returned among those rejected.
+        accept: "regular" refuses a series whose slices are missing, twice there and different, unevenly spaced or
+            tilted; "resampleable" lets the last two pass; "any" takes whatever slices there are, in their order.
 
     Raises:
-        InputError: it is CT that can't be used, or too damaged to tell.
+        InputError: a source doesn't exist or no source has CT; with `strict`, a file is truncated or lacks a needed
+            value, or a series isn't of the accepted kind or has slices of different size, spacing or orientation.
+            The message names the file or the series.
     """
-    try:
-        with path.open("rb") as file:
-            head = file.read(132)
-    except OSError as error:
-        raise InputError(f"{path}: can't be read: {error.strerror}") from error
-    preamble = head[128:] == b"DICM"
-    if not preamble and head[:4] not in _FIRST_ELEMENTS:
-        if path.suffix.lower() == ".dcm":
-            raise InputError(f"{path}: isn't a DICOM file, whatever its name says (empty or truncated?)")
-        return "not DICOM"
-    try:
-        with path.open("rb") as file:
-            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_HEADER_TAGS), force=True)
-            pixels_start = file.tell()
-        for _ in header:  # converts the values, which is where many damaged ones are noticed
-            pass
-    except Exception as error:  # whatever the parser stumbles over
-        if not preamble:
-            return "not DICOM"
-        raise InputError(f"{path}: can't be read as DICOM (truncated?): {_one_line(error)}") from error
-    if not preamble and "SOPClassUID" not in header:
-        return "not DICOM"
-    # A file that is cut off early has lost the second of these two, or even the end of the first.
-    kinds = {header.file_meta.get("MediaStorageSOPClassUID"), header.get("SOPClassUID")}
-    if "SOPClassUID" not in header and MediaStorageDirectoryStorage not in kinds:
-        raise InputError(f"{path}: can't be read as DICOM (truncated?): it doesn't say what it holds")
-    if kinds & {EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage}:
-        raise InputError(f"{path}: is multi-frame (enhanced) CT; convert it to one file per slice first")
-    if CTImageStorage not in kinds or not "CT".startswith(header.get("Modality") or ""):
-        return "not CT"
-    if "LOCALIZER" in (header.get("ImageType") or ()):
-        return "localiser"
-    return _ct_slice(header, path, pixels_start)
+    found = scan_files(list(files_below(sources)), what, strict=strict, accept=accept)
+    if not found.series and not found.rejected:
+        raise no_ct(sources, found.skipped)
+    return found
 
 
-def _ct_slice(header: pydicom.Dataset, path: Path, pixels_start: int) -> _Slice:
-    """Check the header of a CT image and keep what is needed of it."""
-    rows, columns = int(_number(header, "Rows", path)), int(_number(header, "Columns", path))
-    syntax = header.file_meta.get("TransferSyntaxUID")
-    if syntax in _UNCOMPRESSED:
-        needed = rows * columns * int(_number(header, "BitsAllocated", path)) // 8
-        element_header = 8 if syntax == ImplicitVRLittleEndian else 12
-        if path.stat().st_size - pixels_start - element_header < needed:
-            raise InputError(f"{path}: is truncated: its {columns} x {rows} pixels take {needed} bytes, fewer are left")
-    if header.get("PhotometricInterpretation") != "MONOCHROME2" or header.get("SamplesPerPixel") != 1:
-        kind = f"{header.get('PhotometricInterpretation')} with {header.get('SamplesPerPixel')} samples per pixel"
-        raise InputError(f"{path}: CT is MONOCHROME2 with 1 sample per pixel, this is {kind}")
-    if int(header.get("NumberOfFrames") or 1) != 1:
-        raise InputError(f"{path}: holds {header.NumberOfFrames} frames; convert it to one file per slice first")
-    _number(header, "RescaleSlope", path)
-    _number(header, "RescaleIntercept", path)
-    rescale_type = str(header.get("RescaleType") or "HU")
-    if rescale_type not in ("HU", "US"):  # "US" stands for unspecified
-        raise InputError(f"{path}: its values are {rescale_type} (RescaleType), not HU")
-    y_spacing, x_spacing = _numbers(header, "PixelSpacing", 2, path)
-    if min(y_spacing, x_spacing) <= 0:
-        raise InputError(f"{path}: has no usable PixelSpacing")
-    orientation = np.array(_numbers(header, "ImageOrientationPatient", 6, path)).reshape(2, 3)
-    if not np.allclose(orientation @ orientation.T, np.eye(2), atol=1e-2):
-        raise InputError(f"{path}: has no usable ImageOrientationPatient")
-    x, y, z = _numbers(header, "ImagePositionPatient", 3, path)
-    thickness = header.get("SliceThickness")
-    return _Slice(
-        path=path,
-        sop_instance_uid=_text(header, "SOPInstanceUID", path),
-        series_uid=_text(header, "SeriesInstanceUID", path),
-        patient_id=str(header.get("PatientID") or "").strip() or _text(header, "StudyInstanceUID", path),
-        size=(rows, columns),
-        pixel_spacing=(y_spacing, x_spacing),
-        position=(x, y, z),
-        orientation=tuple(orientation.ravel().tolist()),
-        thickness=0.0 if thickness is None else max(0.0, float(thickness)),
-    )
+def no_ct(sources: Sequence[Path], skipped: dict[str, int]) -> InputError:
+    """Make the error of sources that hold no CT."""
+    looked = ", ".join(str(source) for source in sources)
+    others = "; ".join(f"{count} files {reason}" for reason, count in skipped.items()) or "no files at all"
+    return InputError(f"{looked}: no CT images found ({others})")
 
 
-def _check_alike(slices: Sequence[_Slice]) -> None:
+def scan_files(
+    files: Sequence[Path], what: str, *, strict: bool, accept: Accept, executor: Executor | None = None
+) -> Scan:
+    """Find the CT series in some files, their headers read by `executor`; see `scan`."""
+    by_series: dict[str, list[SliceHeader]] = {}
+    damaged: dict[str, Rejected] = {}
+    rejections = Rejections(strict)
+    skipped: Counter[str] = Counter()
+    jobs = [files[start : start + _FILES_PER_JOB] for start in range(0, len(files), _FILES_PER_JOB)]
+    results: list[HeaderResult] = [header for batch in run(executor, read_headers, jobs, what) for header in batch]
+    for found in results:
+        if isinstance(found, str):
+            skipped[found] += 1
+        elif isinstance(found, list):
+            by_series.setdefault(found[0].series_uid, []).extend(found)
+        else:
+            damaged.setdefault(found.series_uid or str(found.path), found)
+    rejections.add(list(damaged.values()))
+    series = []
+    for uid in sorted(by_series.keys() - damaged.keys()):
+        try:
+            series.append(_assemble(by_series[uid], accept))
+        except InputError as error:
+            rejections.add([Rejected(uid, by_series[uid][0].path.parent, str(error))])
+    return Scan(series, dict(sorted(skipped.items())), rejections.all)
+
+
+def _check_alike(slices: Sequence[SliceHeader]) -> None:
     """Refuse a series whose slices differ in what they must share."""
     first = slices[0]
     for other in slices[1:]:
@@ -277,73 +151,82 @@ def _check_alike(slices: Sequence[_Slice]) -> None:
                 )
 
 
-def _assemble(slices: list[_Slice]) -> CTSeries:
-    """Sort one series' slices by their position along the normal and check that none is missing or twice there."""
+def _assemble(slices: list[SliceHeader], accept: Accept) -> CTSeries:
+    """Sort one series' slices by their position along the normal and check that they are of the accepted kind."""
     _check_alike(slices)
+    normal = np.cross(slices[0].orientation[:3], slices[0].orientation[3:])
+    slices = sorted(slices, key=lambda part: float(normal @ np.array(part.position)))
+    if accept != "any":
+        slices = _without_copies(slices)
     first = slices[0]
-    directions = np.array(first.orientation).reshape(2, 3)
-    normal = np.cross(directions[0], directions[1])
-    distance = {part.path: float(normal @ np.array(part.position)) for part in slices}
-    slices = sorted(slices, key=lambda part: distance[part.path])
-    distances = np.array([distance[part.path] for part in slices])
-    gaps = np.diff(distances)
-    twice = np.flatnonzero(gaps < _SAME_POSITION)
-    if len(twice):
-        one, two = slices[twice[0]], slices[twice[0] + 1]
+    gaps = np.diff([normal @ np.array(part.position) for part in slices])
+    series = CTSeries(
+        series_uid=first.series_uid,
+        patient_id=first.patient_id,
+        description=first.description,
+        files=tuple(part.path for part in slices),
+        frames=tuple(part.frame for part in slices if part.frame is not None),
+        sop_instance_uids=tuple(part.sop_instance_uid for part in slices),
+        positions=tuple(part.position for part in slices),
+        shape=(len(slices), *first.size),
+        spacing=(float(np.median(gaps)) if len(gaps) else first.thickness, *first.pixel_spacing),
+        orientation=first.orientation,
+    )
+    if len(series.frames) not in (0, len(slices)):
         raise InputError(
-            f"series {first.series_uid}: two slices at the same position, {distances[twice[0]]:g} mm: "
-            f"{one.path} and {two.path}"
+            f"series {first.series_uid} in {first.path.parent}: some of its files are multi-frame, not all"
         )
-    usual = float(np.median(gaps)) if len(gaps) else first.thickness
-    wide = np.flatnonzero(gaps > _LARGEST_GAP * usual)
+    if accept != "any":
+        _check_complete(series)
+    if accept == "regular":
+        check_regular(series)
+    return series
+
+
+def _without_copies(slices: list[SliceHeader]) -> list[SliceHeader]:
+    """Keep one of the slices at a position when their pixels are alike.
+
+    Raises:
+        InputError: they differ.
+    """
+    kept = slices[:1]
+    normal = np.cross(slices[0].orientation[:3], slices[0].orientation[3:])
+    for part in slices[1:]:
+        step = np.array(part.position) - np.array(kept[-1].position)
+        if normal @ step >= _SAME_POSITION:
+            kept.append(part)
+        elif np.linalg.norm(step) >= _SAME_POSITION or not np.array_equal(_pixels(part), _pixels(kept[-1])):
+            raise InputError(
+                f"series {part.series_uid}: two different slices at the same position, "
+                f"{normal @ np.array(part.position):g} mm: {kept[-1].path} and {part.path}"
+            )
+    return kept
+
+
+def _pixels(part: SliceHeader) -> np.ndarray:
+    return _decode(part.path, part.size, () if part.frame is None else (part.frame,))[0]
+
+
+def _check_complete(series: CTSeries) -> None:
+    distances = series.distances
+    wide = np.flatnonzero(np.diff(distances) > _LARGEST_GAP * series.spacing[0])
     if len(wide):
         places = ", ".join(f"{distances[i]:g} and {distances[i + 1]:g} mm" for i in wide[:3])
         more = f" and at {len(wide) - 3} more places" if len(wide) > 3 else ""
         raise InputError(
-            f"series {first.series_uid} in {first.path.parent}: slices are missing between {places}{more}; "
-            f"its slices are {usual:g} mm apart"
+            f"series {series.series_uid} in {series.files[0].parent}: slices are missing between {places}{more}; "
+            f"its slices are {series.spacing[0]:g} mm apart"
         )
-    return CTSeries(
-        series_uid=first.series_uid,
-        patient_id=first.patient_id,
-        files=tuple(part.path for part in slices),
-        sop_instance_uids=tuple(part.sop_instance_uid for part in slices),
-        positions=tuple(part.position for part in slices),
-        distances=tuple(distances.tolist()),
-        shape=(len(slices), *first.size),
-        spacing=(usual, *first.pixel_spacing),
-        orientation=first.orientation,
-    )
 
 
-def scan(sources: Sequence[Path], what: str = "reading headers") -> Scan:
-    """Find the CT series below some folders.
-
-    Files are recognised by their content, whatever their names; series by their SeriesInstanceUID, wherever their
-    files lie. What isn't a CT image (other modalities, localisers, reports, DICOMDIR, other files) is left aside.
-
-    Args:
-        sources: folders, searched with everything below them, or single files.
-        what: what the progress bar says.
+def check_regular(series: Series) -> None:
+    """Refuse a series whose slices are unevenly spaced or tilted.
 
     Raises:
-        InputError: a source doesn't exist or no source has CT; a file is truncated, multi-frame or lacks a needed
-            value; a series has slices missing, twice at one position or of different size, spacing or orientation.
-            The message names the file or the series.
+        InputError: naming the series and what is irregular.
     """
-    by_series: dict[str, list[_Slice]] = {}
-    skipped: Counter[str] = Counter()
-    for path in progress(list(_files(sources)), what):
-        found = _read_header(path)
-        if isinstance(found, str):
-            skipped[found] += 1
-        else:
-            by_series.setdefault(found.series_uid, []).append(found)
-    if not by_series:
-        looked = ", ".join(str(source) for source in sources)
-        others = "; ".join(f"{count} files {reason}" for reason, count in sorted(skipped.items())) or "no files at all"
-        raise InputError(f"{looked}: no CT images found ({others})")
-    return Scan([_assemble(by_series[uid]) for uid in sorted(by_series)], dict(sorted(skipped.items())))
+    if fault := spacing_fault(series) or tilt_fault(series):
+        raise InputError(f"series {series.series_uid} in {series.files[0].parent}: {fault}; --resample mends that")
 
 
 def read_volume(series: CTSeries) -> np.ndarray:
@@ -360,30 +243,48 @@ def read_volume(series: CTSeries) -> np.ndarray:
         InputError: a file is truncated or can't be decoded; the message names it.
     """
     volume = np.empty(series.shape, np.int16)
-    for index, path in enumerate(series.files):
-        volume[index] = _read_slice(path, series.shape[1:])
+    if not series.frames:
+        for index, path in enumerate(series.files):
+            volume[index] = read_slice(path, series.shape[1:])
+        return volume
+    files = np.array([str(path) for path in series.files])
+    for name in dict.fromkeys(files):
+        places = np.flatnonzero(files == name)
+        volume[places] = _decode(Path(name), series.shape[1:], [series.frames[place] for place in places])
     return volume
 
 
-@_without_pydicom_warnings()
-def _read_slice(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """Decode one file to int16 [H, W], HU."""
+def read_slice(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """Decode one single-frame file of (rows, columns) `size` to int16 [H, W], HU; as `read_volume`."""
+    return _decode(path, size)[0]
+
+
+@without_pydicom_warnings()
+def _decode(path: Path, size: tuple[int, int], frames: Sequence[int] = ()) -> np.ndarray:
+    """Decode a single-frame file, or some frames of a multi-frame one, to int16 [n, H, W], HU."""
     try:
         image = pydicom.dcmread(path, force=True)
         if "TransferSyntaxUID" not in image.file_meta:
             implicit = image.original_encoding[0]
             image.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
-        stored = image.pixel_array
+        headers = [frame_header(image, frame) for frame in frames] or [image]
+        stored = list(iter_pixels(image, indices=list(frames))) if len(frames) else [image.pixel_array]
     except Exception as error:  # every decoder has exceptions of its own
-        raise InputError(f"{path}: its pixels can't be decoded (truncated?): {_one_line(error)}") from error
-    if stored.shape != size:
-        raise InputError(f"{path}: decodes to {list(stored.shape)} pixels, its header says {list(size)}")
-    slope, intercept = float(image.RescaleSlope), float(image.RescaleIntercept)
-    hu = stored.astype(np.float32) * slope + intercept
+        raise InputError(f"{path}: its pixels can't be decoded (truncated?): {one_line(error)}") from error
+    if stored[0].shape != size:
+        raise InputError(f"{path}: decodes to {list(stored[0].shape)} pixels, its header says {list(size)}")
     padding = image.get("PixelPaddingValue")
+    return np.stack([_to_hu(pixels, header, padding) for pixels, header in zip(stored, headers, strict=True)])
+
+
+def _to_hu(stored: np.ndarray, header: pydicom.Dataset, padding: int | None) -> np.ndarray:
+    slope, intercept = float(header.RescaleSlope), float(header.RescaleIntercept)
+    hu = stored.astype(np.float32)
+    hu *= slope
+    hu += intercept
     if padding is not None:
         # Often stored as unsigned though the pixels are signed.
         value = int(np.array(int(padding)).astype(stored.dtype))
         if not LOWEST_HU <= value * slope + intercept <= _HIGHEST_SCANNER_HU:
             hu[stored == value] = LOWEST_HU
-    return np.clip(np.rint(hu), LOWEST_HU, np.iinfo(np.int16).max).astype(np.int16)
+    return hu_volume(hu)

@@ -117,12 +117,12 @@ def _checked(hu: Tensor, pixel_spacing: float | Tensor) -> tuple[Tensor, Tensor]
     if hu.dim() != 3 or 0 in hu.shape:
         raise ValueError(f"hu must be [N, H, W] and not empty, got shape {tuple(hu.shape)}")
     hu = hu if hu.is_floating_point() else hu.float()
-    spacing = torch.as_tensor(pixel_spacing, dtype=hu.dtype, device=hu.device)
+    spacing = torch.as_tensor(pixel_spacing, dtype=hu.dtype)
     if spacing.dim() > 1 or (spacing.dim() == 1 and len(spacing) != len(hu)):
         raise ValueError(f"pixel_spacing must be a number or [N={len(hu)}], got shape {tuple(spacing.shape)}")
     if not bool((torch.isfinite(spacing) & (spacing > 0)).all()):
         raise ValueError(f"pixel_spacing must be positive and finite, got {pixel_spacing}")
-    return hu, spacing.expand(len(hu))[:, None, None]
+    return hu, spacing.to(hu.device).expand(len(hu))[:, None, None]
 
 
 def _attenuation_per_pixel(hu: Tensor, spacing: Tensor) -> Tensor:
@@ -160,20 +160,39 @@ def noise_variance_maps(hu: Tensor, pixel_spacing: float | Tensor, simulation: D
     Raises:
         ValueError: ``hu`` is not [N, H, W], or a spacing is not positive.
     """
-    hu, spacing = _checked(hu, pixel_spacing)
-    samples, height, width = hu.shape
+    attenuation = coarse_attenuation(hu, pixel_spacing, simulation)
+    return variance_maps(attenuation, (hu.shape[1], hu.shape[2]), pixel_spacing, simulation)
+
+
+def coarse_attenuation(hu: Tensor, pixel_spacing: float | Tensor, simulation: DoseSimulation) -> Tensor:
+    """Do the first half of `noise_variance_maps`, all that reads the slices: their mean attenuation, [N, h, w]."""
+    # Attenuation is linear in HU from -1000 on: the mean can come first, and the clamp is cheaper on integers.
+    hu, spacing = _checked(hu.clamp(min=-1000), pixel_spacing)
+    _, size = _coarse_grid((hu.shape[1], hu.shape[2]), simulation)
+    return _attenuation_per_pixel(F.interpolate(hu[None], size=size, mode="area")[0], spacing)
+
+
+def variance_maps(
+    attenuation: Tensor, image_size: tuple[int, int], pixel_spacing: float | Tensor, simulation: DoseSimulation
+) -> Tensor:
+    """Do the second half of `noise_variance_maps`: the maps, from the `coarse_attenuation` of slices of one size."""
+    attenuation, spacing = _checked(attenuation, pixel_spacing)
+    pitch, size = _coarse_grid(image_size, simulation)
     sectors = simulation.sectors
-    pitch = max(height, width) / min(simulation.map_size, max(height, width))
-    size = (max(1, round(height / pitch)), max(1, round(width / pitch)))
-    coarse = F.interpolate(_attenuation_per_pixel(hu, spacing)[None], size=size, mode="area")[0]
     per_sector = -(-_MAP_VIEWS // sectors)
-    matrix, rays = _coarse_geometry(height, width, size, pitch, sectors, per_sector, hu.device)
-    line_integrals = (matrix.to(hu.dtype) @ coarse.flatten(1).T).T
-    variance = insertion_variance(line_integrals, simulation)
+    matrix, rays = _coarse_geometry(*image_size, size, pitch, sectors, per_sector, attenuation.device)
+    variance = insertion_variance(matrix.project(attenuation), simulation)
     # Mean over a sector's views of the variance of the ray through each place.
-    maps = variance.index_select(1, rays).reshape(samples, sectors, per_sector, *size).mean(2)
+    maps = variance.index_select(1, rays).reshape(-1, sectors, per_sector, *size).mean(2)
     scale = (math.pi / simulation.views) ** 2 * (simulation.views / sectors) * _kernel_energy()
     return maps * scale * _hu_per_attenuation(spacing).square()[..., None]
+
+
+def _coarse_grid(image_size: tuple[int, int], simulation: DoseSimulation) -> tuple[float, tuple[int, int]]:
+    """Return the pixels of an image per side of a map's pixel, and the map's height and width."""
+    height, width = image_size
+    pitch = max(height, width) / min(simulation.map_size, max(height, width))
+    return pitch, (max(1, round(height / pitch)), max(1, round(width / pitch)))
 
 
 @functools.lru_cache(maxsize=16)
@@ -185,7 +204,7 @@ def _coarse_geometry(
     sectors: int,
     per_sector: int,
     device: torch.device,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[projection.ProjectionMatrix, Tensor]:
     """Return the coarse views' projection matrix, sector by sector, and each map pixel's nearest ray [V * h * w]."""
     views = sectors * per_sector
     # Shifted by half a sector, so that the first sector is centred on the x direction.

@@ -7,8 +7,8 @@ the frequency direction ``t``.
 
 import functools
 import math
-import warnings
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -61,10 +61,27 @@ def project(
     return sinogram
 
 
+class ProjectionMatrix(NamedTuple):
+    """A sparse matrix [V * D, h * w] by rows: which pixels each ray meets, and over what length."""
+
+    pixels: Tensor
+    """int64 [nnz]"""
+    lengths: Tensor
+    """float32 [nnz]"""
+    starts: Tensor
+    """int64 [V * D], where each ray's pixels start."""
+
+    def project(self, images: Tensor) -> Tensor:
+        """Integrate images [N, h, w] along the rays: [N, V * D]. Unlike a sparse product, repeatable on CUDA."""
+        lengths = self.lengths.to(images.dtype)
+        columns = images.flatten(1).T.contiguous()
+        return F.embedding_bag(self.pixels, columns, self.starts, mode="sum", per_sample_weights=lengths).T
+
+
 def projection_matrix(
     size: tuple[int, int], angles: Tensor, detectors: int, pitch: float, extent: Sequence[float]
-) -> Tensor:
-    """Return what `project` does to images of one size as a sparse (CSR) matrix [V * D, h * w].
+) -> ProjectionMatrix:
+    """Return the matrix of what `project` does to images of one size.
 
     A ray meets few pixels of a small image, so for one image after another this is an order of magnitude cheaper than
     sampling each anew.
@@ -86,11 +103,9 @@ def projection_matrix(
             lengths.append(length[met])
     shape = (len(angles) * detectors, height * width)
     matrix = torch.sparse_coo_tensor(torch.cat(places, 1), torch.cat(lengths), shape, check_invariants=True).coalesce()
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # CSR is "in beta state"
-        csr = matrix.to_sparse_csr()
-        # Half the bytes of an index are half the time of a product.
-        starts, pixels = csr.crow_indices().int(), csr.col_indices().int()
-        return torch.sparse_csr_tensor(starts, pixels, csr.values(), shape, check_invariants=True)
+    rays, pixels = matrix.indices()
+    starts = torch.searchsorted(rays.contiguous(), torch.arange(shape[0], device=angles.device))
+    return ProjectionMatrix(pixels.contiguous(), matrix.values(), starts)
 
 
 def back_project(sinogram: Tensor, angles: Tensor, height: int, width: int) -> Tensor:

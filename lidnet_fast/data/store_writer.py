@@ -148,7 +148,8 @@ class StoreWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        keep = self._resumes
+        # Input that can't be used won't become usable: only an interruption leaves something to go on with.
+        keep = self._resumes and not isinstance(error, InputError)
         try:
             if kind is None:
                 self._finish()

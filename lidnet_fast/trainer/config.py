@@ -38,7 +38,7 @@ class DataConfig:
     workers: int = 0
     """Loader processes; 0 reads in the training process."""
     noise_map_cache_mb: int = 512
-    """Bound on the cache of noise variance maps (simulated low dose only), per process."""
+    """Bound on the cache of what the noise of a slice follows from (simulated low dose only), per process."""
 
 
 @dataclass

@@ -249,10 +249,27 @@ def test_missing_slices(tmp_path, write_series, make_hu, missing):
 
 
 def test_a_slice_twice(tmp_path, write_series, make_hu):
-    files = write_series(tmp_path, make_hu())
+    """One of two slices at a position is kept where they are alike to the pixel; otherwise none is right."""
+    hu = make_hu()
+    files = write_series(tmp_path, hu)
+    again = pydicom.dcmread(files[1])
+    again.SOPInstanceUID = again.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    again.compress(RLELossless, generate_instance_uid=False)
+    again.save_as(tmp_path / "zcopy.dcm")
+    series = only_series(tmp_path)
+    assert list(series.files) == files
+    np.testing.assert_array_equal(read_volume(series), hu)
     shutil.copy(files[1], tmp_path / "zcopy.dcm")
-    with pytest.raises(InputError, match=rf"series {UID}\.1: two slices at the same position, 102\.5 mm: .*zcopy\.dcm"):
+    other = pydicom.dcmread(files[1])
+    other.PixelData = bytes(2) + other.PixelData[2:]
+    other.save_as(tmp_path / "zother.dcm")
+    message = rf"series {UID}\.1: two different slices at the same position, 102\.5 mm: .*zother\.dcm"
+    with pytest.raises(InputError, match=message):
         scan([tmp_path])
+    found = scan([tmp_path], strict=False)
+    assert found.series == []
+    assert [fault.series_uid for fault in found.rejected] == [f"{UID}.1"]
+    assert scan([tmp_path], accept="any").series[0].shape[0] == 6
 
 
 def change(**values):

@@ -121,7 +121,7 @@ def test_samples_are_the_same_wherever_the_store_is(tmp_path, memory):
     for samples in others:
         assert samples.ids == expected.ids
         assert samples.normal_dose.equal(expected.normal_dose)
-        assert all(maps.equal(samples.noise_maps[size]) for size, maps in expected.noise_maps.items())
+        assert all(values.equal(samples.attenuation[size]) for size, values in expected.attenuation.items())
 
 
 def test_zarr_is_read_by_chunks_of_a_shard(local):

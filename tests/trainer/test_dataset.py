@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from lidnet_fast.data.dataset import Batch, LesionPatches, Sample, collate, make_batch
 from lidnet_fast.data.dose import DoseSimulation
@@ -181,3 +182,17 @@ def test_loading_goes_on_at_any_step_on_any_number_of_workers(tmp_path: Path, wo
             assert batch["ids"] == same_batch["ids"]
             assert torch.equal(batch["low_dose"], same_batch["low_dose"])
             assert all(torch.equal(a, b) for a, b in zip(batch["boxes"], same_batch["boxes"], strict=True))
+
+
+@pytest.mark.parametrize("simulate", [True, False])
+def test_all_that_goes_to_the_gpu_is_pinned(tmp_path: Path, simulate: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = patches(write_store(tmp_path / "store", simulate=simulate))
+    samples = collate([data[draw] for draw in range(3)])
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: pinned.append(tensor) or tensor.clone())
+    copy = pin_memory(samples)  # as a DataLoader does
+    tensors = [samples.normal_dose, samples.boxes, *samples.attenuation.values()]
+    tensors += [] if simulate else [samples.low_dose]
+    assert {id(tensor) for tensor in pinned} == {id(tensor) for tensor in tensors}
+    assert len(tensors) == 3
+    assert torch.equal(make_batch(copy, CPU)["low_dose"], make_batch(samples, CPU)["low_dose"])

@@ -1,0 +1,89 @@
+"""LUNA16's ``annotations.csv``: nodules as spheres in space, seriesuid, coordX, coordY, coordZ (mm), diameter_mm.
+
+The rule: a nodule is a sphere; on each slice whose plane cuts it, its box is the bounding square of the circle that
+the plane cuts out of it, clipped to the image. Circles smaller than `SMALLEST_CIRCLE` pixels across are left out. A
+nodule that lies between two slices, or is smaller than that on all of them, keeps the one slice nearest to its centre,
+with the box of the whole sphere. Places in space become pixels by origin, spacing and direction of the image.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lidnet_fast.data.csv_input import number, read_rows
+from lidnet_fast.data.series import Series
+from lidnet_fast.errors import InputError
+
+COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "diameter_mm")
+
+SMALLEST_CIRCLE = 2.0
+"""Diameter, in pixels, of the smallest circle that is given a box."""
+
+
+def recognises(path: Path) -> bool:
+    """Tell whether a CSV file is one of LUNA16's."""
+    with path.open("rb") as file:
+        return {b"coordX", b"diameter_mm"} <= {name.strip() for name in file.readline().split(b",")}
+
+
+def read_boxes(path: Path, series: Sequence[Series]) -> dict[str, np.ndarray]:
+    """Read the nodules of some series as boxes; lines of other series are passed over.
+
+    Args:
+        path: the file.
+        series: the series; their UIDs are the file's.
+
+    Returns:
+        Boxes by series UID, float32 [n, 5] (slice, x1, y1, x2, y2) in pixels; n may be 0.
+
+    Raises:
+        InputError: wrong columns, a value that isn't a number, a nodule outside its image. The message names the file,
+            the line and the cause.
+    """
+    _, rows = read_rows(path, COLUMNS)
+    known = {one.series_uid: one for one in series}
+    found: dict[str, list[np.ndarray]] = {uid: [] for uid in known}
+    for line, row in rows:
+        where = f"{path}, line {line}"
+        centre = np.array([number(row, name, where) for name in COLUMNS[1:4]])
+        diameter = number(row, "diameter_mm", where)
+        if not np.isfinite([*centre, diameter]).all() or diameter <= 0:
+            raise InputError(f"{where}: the nodule at {centre.tolist()} of {diameter:g} mm isn't a sphere")
+        one = known.get(row["seriesuid"])
+        if one is not None:
+            boxes = sphere_boxes(one, centre, diameter / 2)
+            if not len(boxes):
+                raise InputError(f"{where}: the nodule lies outside series {one.series_uid}")
+            found[one.series_uid].append(boxes)
+    return {uid: np.concatenate([np.empty((0, 5), np.float32), *boxes]) for uid, boxes in found.items()}
+
+
+def sphere_boxes(series: Series, centre: np.ndarray, radius: float) -> np.ndarray:
+    """Return the boxes of a sphere on a series' slices by the rule above.
+
+    Args:
+        series: the series; its slices needn't lie straight.
+        centre: (x, y, z) in mm.
+        radius: mm.
+
+    Returns:
+        float32 [n, 5] (slice, x1, y1, x2, y2); n is 0 where the sphere lies outside.
+    """
+    _, height, width = series.shape
+    x, y, along = series.to_pixels(centre[None])[0]
+    places = series.to_pixels(np.array(series.positions))
+    away = np.abs(places[:, 2] - along)
+    if away.min() > max(radius, series.spacing[0]):
+        return np.empty((0, 5), np.float32)
+    circles = np.sqrt(np.maximum(radius**2 - away**2, 0))
+    slices = np.flatnonzero(2 * circles / max(series.spacing[1:]) >= SMALLEST_CIRCLE)
+    if not len(slices):
+        slices = np.array([away.argmin()])
+        circles[slices] = radius
+    # Half a pixel from the centre of the first pixel to its edge.
+    middle = np.array([x, y]) - places[slices, :2] + 0.5
+    half = circles[slices, None] / np.array([series.spacing[2], series.spacing[1]])
+    corners = np.concatenate([middle - half, middle + half], axis=1).clip(0, [width, height, width, height])
+    inside = (corners[:, 0] < corners[:, 2]) & (corners[:, 1] < corners[:, 3])
+    return np.concatenate([slices[:, None], corners], axis=1)[inside].astype(np.float32)

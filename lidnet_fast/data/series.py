@@ -1,0 +1,170 @@
+"""What every source of CT yields: series whose geometry is known before their pixels are read."""
+
+import abc
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from lidnet_fast.errors import InputError
+
+LOWEST_HU = -1024
+"""Where volumes are cut off below: what scanners pad with and store as the darkest air."""
+
+_SMALLEST_TILT = 0.02
+"""Slices are tilted where they move sideways by more than this fraction of what they move along their normal ..."""
+_STRAIGHT = 0.5
+"""... and by more than this in all, in pixels; nor may one lie further than this beside the line of the others."""
+_UNEVEN = 0.1
+"""Slice distances are uneven where one differs from their median by more than this fraction of it ..."""
+_ROUNDED_MM = 0.1
+"""... and by more than this, as some archives round positions."""
+
+Triple = tuple[float, float, float]
+Directions = tuple[float, float, float, float, float, float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Series(abc.ABC):
+    """One CT series, its slices sorted by their position along the slice normal.
+
+    Attributes:
+        series_uid: DICOM SeriesInstanceUID, or another name that is unique among the sources.
+        patient_id: the patient, or where the source doesn't tell, something as good as one.
+        files: what it is read from.
+        positions: centres of the slices' first pixels, (x, y, z) in mm (DICOM ImagePositionPatient).
+        shape: (Z, H, W).
+        spacing: (z, y, x) in mm; z is 0 where a single slice states no thickness.
+        orientation: direction cosines of the rows and the columns (DICOM ImageOrientationPatient).
+        sop_instance_uids: of the slices, where the source has them.
+        description: DICOM SeriesDescription, where the source has one.
+        split: the split that the data set's authors put it in, if they did.
+        boxes: lesion boxes (slice, x1, y1, x2, y2) that come with the images, in pixels.
+    """
+
+    series_uid: str
+    patient_id: str
+    files: tuple[Path, ...]
+    positions: tuple[Triple, ...]
+    shape: tuple[int, int, int]
+    spacing: Triple
+    orientation: Directions
+    sop_instance_uids: tuple[str, ...] = ()
+    description: str = ""
+    split: str | None = None
+    boxes: tuple[tuple[float, float, float, float, float], ...] = ()
+
+    @abc.abstractmethod
+    def read(self) -> np.ndarray:
+        """Decode the series to int16 [Z, H, W], HU, nothing below `LOWEST_HU`.
+
+        Raises:
+            InputError: a file is damaged or doesn't hold HU; the message names it.
+        """
+
+    @property
+    def axes(self) -> np.ndarray:
+        """[3, 3]: the direction of the rows, of the columns and of the slice normal."""
+        rows = np.array(self.orientation[:3])
+        columns = np.array(self.orientation[3:])
+        return np.stack([rows, columns, np.cross(rows, columns)])
+
+    @property
+    def distances(self) -> tuple[float, ...]:
+        """Positions of the slices along their normal: ascending, mm."""
+        return tuple((np.array(self.positions) @ self.axes[2]).tolist())
+
+    def to_pixels(self, points: np.ndarray) -> np.ndarray:
+        """Turn points in space into places on the slices.
+
+        Args:
+            points: [n, 3] (x, y, z) in mm.
+
+        Returns:
+            [n, 3]: x and y on the first slice in pixels, counted from the centre of its first pixel, and the distance
+            along the normal in mm, comparable with `distances`.
+        """
+        axes = self.axes
+        x, y = ((points - np.array(self.positions[0])) @ axes[:2].T / [self.spacing[2], self.spacing[1]]).T
+        return np.stack([x, y, points @ axes[2]], axis=1)
+
+
+AnySeries = TypeVar("AnySeries", bound=Series)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rejected:
+    """Something that was found and can't be used.
+
+    Attributes:
+        series_uid: the series, where it is known.
+        path: a file of it, or the folder that holds it.
+        reason: one sentence that names the cause.
+    """
+
+    series_uid: str
+    path: Path
+    reason: str
+
+
+class Rejections:
+    """Collects what can't be used, or with `strict` refuses the first of it.
+
+    Attributes:
+        all: what was rejected so far.
+    """
+
+    def __init__(self, strict: bool):
+        self.strict = strict
+        self.all: list[Rejected] = []
+
+    def add(self, rejected: Sequence[Rejected]) -> None:
+        """Add some.
+
+        Raises:
+            InputError: with `strict`, if there are any.
+        """
+        if self.strict and rejected:
+            raise InputError(rejected[0].reason)
+        self.all += rejected
+
+    def drop(self, rejected: Sequence[Rejected], series: Sequence[AnySeries]) -> list[AnySeries]:
+        """Add some and return the series that aren't among them."""
+        self.add(rejected)
+        uids = {fault.series_uid for fault in rejected}
+        return [one for one in series if one.series_uid not in uids]
+
+
+def hu_volume(values: np.ndarray) -> np.ndarray:
+    """Round signed numbers, which are overwritten, to int16; what is below `LOWEST_HU` or above int16 is cut off."""
+    np.clip(values, LOWEST_HU, np.iinfo(np.int16).max, out=values)
+    if values.dtype.kind == "f":
+        np.rint(values, out=values)
+    return values.astype(np.int16)
+
+
+def tilt_fault(series: Series) -> str | None:
+    """Say how the slices are shifted against each other (a tilted gantry), or None where they lie straight."""
+    shifts = sideways(series)
+    along = series.distances[-1] - series.distances[0]
+    across = float(np.linalg.norm(shifts[-1] * [series.spacing[2], series.spacing[1]]))
+    if np.abs(shifts[-1]).max() > _STRAIGHT and across > _SMALLEST_TILT * along:
+        return f"its slices are tilted by {np.degrees(np.arctan2(across, along)):.1f} degrees (gantry tilt)"
+    line = np.subtract(series.distances, series.distances[0])[:, None] * shifts[-1] / max(along, 1e-9)
+    return "its slices are shifted sideways" if np.abs(shifts - line).max() > _STRAIGHT else None
+
+
+def spacing_fault(series: Series) -> str | None:
+    """Say how uneven the slice distances are, or None where they are even."""
+    gaps = np.diff(series.distances)
+    usual = series.spacing[0]
+    if not len(gaps) or np.abs(gaps - usual).max() <= max(_UNEVEN * usual, _ROUNDED_MM):
+        return None
+    return f"its slices are unevenly spaced, {gaps.min():g} to {gaps.max():g} mm apart"
+
+
+def sideways(series: Series) -> np.ndarray:
+    """Return how far each slice lies beside the normal through the first one, [Z, 2] (x, y) in pixels."""
+    return series.to_pixels(np.array(series.positions))[:, :2]

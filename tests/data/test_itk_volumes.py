@@ -1,0 +1,145 @@
+"""Volumes written by SimpleITK; where their voxels lie is SimpleITK's word against ours."""
+
+import numpy as np
+import pytest
+
+from lidnet_fast.data.prepare import prepare
+from lidnet_fast.data.sources import find_series
+from lidnet_fast.data.store import Store
+from lidnet_fast.errors import InputError
+
+sitk = pytest.importorskip("SimpleITK")
+
+DIRECTIONS = {
+    "axial": (1, 0, 0, 0, 1, 0, 0, 0, 1),
+    "both axes mirrored": (-1, 0, 0, 0, -1, 0, 0, 0, 1),  # as some of LUNA16
+    "head first": (1, 0, 0, 0, 1, 0, 0, 0, -1),  # left-handed
+    "oblique": (0.8, -0.36, 0.48, 0.6, 0.48, -0.64, 0, 0.8, 0.6),
+}
+
+
+def write(path, hu, direction=DIRECTIONS["axial"], compress=False):
+    image = sitk.GetImageFromArray(hu)
+    image.SetSpacing((0.8, 0.7, 2.5))
+    image.SetOrigin((-20, -30, 100))
+    image.SetDirection(direction)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(image, str(path), compress)
+    return image
+
+
+def only_series(path, **options):
+    (series,) = find_series([path], "", strict=True, resample=False, **options).series
+    return series
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("name", ["a.mhd", "a.mha", "a.nrrd", "a.nhdr", "a.nii", "a.nii.gz"])
+def test_formats(tmp_path, make_hu, name, direction):
+    hu = make_hu(5, 40, 56)
+    image = write(tmp_path / name, hu, DIRECTIONS[direction], compress=name in ("a.mhd", "a.nrrd"))
+    series = only_series(tmp_path)
+    volume = series.read()
+    assert volume.dtype == np.int16
+    assert (series.series_uid, series.patient_id, series.shape) == ("a", "a", (5, 40, 56))
+    assert series.spacing == pytest.approx((2.5, 0.7, 0.8))
+    assert np.all(np.diff(series.distances) > 0)
+    rows, columns, _ = series.axes
+    for x, y, z in [(0, 0, 0), (7, 3, 4), (55, 39, 2)]:
+        ours = z if direction != "head first" else 4 - z
+        assert volume[ours, y, x] == max(image[x, y, z], -1024)
+        place = np.array(series.positions[ours]) + x * 0.8 * rows + y * 0.7 * columns
+        assert place == pytest.approx(image.TransformIndexToPhysicalPoint((x, y, z)), abs=1e-4)
+
+
+def test_padding_and_real_numbers(tmp_path, make_hu):
+    """LUNA16 pads with -3024; NIfTI often holds floating-point numbers."""
+    hu = make_hu()
+    hu[:, :5] = -3024
+    write(tmp_path / "a.nii.gz", hu.astype(np.float32) + 0.25)
+    expected = np.maximum(hu, -1024)
+    np.testing.assert_array_equal(only_series(tmp_path).read(), expected)
+
+
+def test_names(tmp_path, make_hu):
+    """A file's own name where that is unique, its path where it isn't."""
+    for name in ("1.2.3.mhd", "anna/ct.nii.gz", "bert/ct.nrrd"):
+        write(tmp_path / name, make_hu())
+    found = find_series([tmp_path], "", strict=True, resample=False).series
+    assert [one.series_uid for one in found] == ["1.2.3", "anna/ct", "bert/ct"]
+
+
+def test_one_name_in_two_sources(tmp_path, make_hu):
+    for name in ("a/ct.nii", "b/ct.nii", "b/other.nii"):
+        write(tmp_path / name, make_hu())
+    found = find_series([tmp_path / "a", tmp_path / "b"], "", strict=False, resample=False)
+    assert [one.series_uid for one in found.series] == ["other"]
+    assert [fault.reason for fault in found.rejected] == [
+        f"{tmp_path / name}/ct.nii: another source has a series ct too" for name in ("a", "b")
+    ]
+
+
+def cut(path, kept):
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+
+
+@pytest.mark.parametrize("kept", [0, 0.5, 0.97])
+@pytest.mark.parametrize("name", ["a.mhd", "a.mha", "a.nrrd", "a.nhdr", "a.nii", "a.nii.gz"])
+def test_truncated(tmp_path, make_hu, name, kept):
+    """ITK would read NIfTI without its end as zeros."""
+    write(tmp_path / name, make_hu(20))
+    data = tmp_path / "a.raw"
+    cut(data if data.exists() else tmp_path / name, kept)
+    with pytest.raises(InputError, match="can't be read") as error:
+        only_series(tmp_path).read()
+    assert str(tmp_path / name) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+BAD = {
+    "labels of 8 bits": (np.zeros((3, 8, 8), np.uint8), "holds 8-bit values"),
+    "labels of 16 bits": (np.arange(192, dtype=np.int16).reshape(3, 8, 8), "has no value below 0, so it isn't HU"),
+    "time": (np.zeros((2, 3, 8, 8), np.int16), "3 dimensions and 1 value per voxel, this has 4 dimensions"),
+    "image": (np.zeros((8, 8), np.int16), "this has 2 dimensions"),
+    "NaN": (np.full((3, 8, 8), np.nan, np.float32), "has voxels that aren't finite"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_no_ct(tmp_path, make_hu, name):
+    """Refused by itself; rejected, with the reason, among others."""
+    values, message = BAD[name]
+    sitk.WriteImage(sitk.GetImageFromArray(values, isVector=False), str(tmp_path / "bad.nrrd"))
+    with pytest.raises(InputError, match=rf"bad\.nrrd: .*{message}"):
+        only_series(tmp_path).read()
+    write(tmp_path / "good.nii", make_hu())
+    summary = prepare([tmp_path], tmp_path / "store", val_fraction=0, test_fraction=0, workers=1)
+    assert [info.series_id for info in Store(tmp_path / "store").series] == ["good"]
+    (rejected,) = summary.rejected
+    assert rejected.series_uid == "bad"
+    assert message in rejected.reason
+
+
+@pytest.mark.parametrize("size", ["8 8 999999999", "65000 65000 60000"])
+def test_a_size_that_cannot_be(tmp_path, make_hu, size):
+    write(tmp_path / "a.mhd", make_hu(3, 8, 8))
+    header = (tmp_path / "a.mhd").read_text()
+    (tmp_path / "a.mhd").write_text(header.replace("DimSize = 8 8 3", f"DimSize = {size}"))
+    with pytest.raises(InputError, match=r"a\.mhd: (says that it has 8 x 8 x 999999999 voxels|can't be read)"):
+        only_series(tmp_path).read()
+
+
+def test_tilted_volume(tmp_path, make_hu):
+    """MetaImage may state axes that aren't at right angles."""
+    write(tmp_path / "a.mhd", make_hu())
+    header = (tmp_path / "a.mhd").read_text()
+    (tmp_path / "a.mhd").write_text(
+        header.replace("TransformMatrix = 1 0 0 0 1 0 0 0 1", "TransformMatrix = 1 0 0 0 1 0 0 0.3 1")
+    )
+    with pytest.raises(InputError, match=r"series a in .*tilted by 16\.7 degrees"):
+        only_series(tmp_path)
+    (tmp_path / "a.mhd").write_text(
+        header.replace("TransformMatrix = 1 0 0 0 1 0 0 0 1", "TransformMatrix = 1 0 0 1 1 0 0 0 1")
+    )
+    with pytest.raises(InputError, match=r"a\.mhd: its first two axes aren't at right angles"):
+        only_series(tmp_path)
