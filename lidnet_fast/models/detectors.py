@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, RetinaNet
+from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
@@ -42,6 +43,17 @@ class _KeepSize(GeneralizedRCNNTransform):
 
     def resize(self, image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
         return image, target
+
+
+class _BoxCoder(BoxCoder):
+    """Decodes in the boxes' dtype.
+
+    torchvision's rounds boxes to the dtype of the head's output, under autocast bfloat16: to whole pixels from 128 on, to
+    every second from 256.
+    """
+
+    def decode_single(self, rel_codes: Tensor, boxes: Tensor) -> Tensor:
+        return super().decode_single(rel_codes.to(boxes.dtype), boxes)
 
 
 class _BoxPool(MultiScaleRoIAlign):
@@ -470,6 +482,9 @@ def build_detector(name: str, **options: Any) -> LesionDetector:
         raise InputError(f"detector {name!r} has {len(strides)} feature levels, got anchor_sizes for {len(sizes)}")
     anchors = AnchorGenerator(tuple(tuple(level) for level in sizes), ((1.0,),) * len(sizes))
     model = architecture.heads.build(backbone, anchors, chosen)
+    for module in model.modules():
+        if isinstance(getattr(module, "box_coder", None), BoxCoder):
+            module.box_coder = _BoxCoder(module.box_coder.weights)
     model.transform = _KeepSize(1, 1, [chosen.image_mean], [chosen.image_std], size_divisible=max(strides))
     kind: type[LesionDetector] = TwoStageDetector if isinstance(architecture.heads, _TwoStage) else OneStageDetector
     named = {str(level): stride for level, stride in enumerate(strides)}
