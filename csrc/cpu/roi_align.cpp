@@ -4,6 +4,8 @@
 // bit, for any number of threads.
 
 #include <optional>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <torch/csrc/stable/library.h>

@@ -1,4 +1,5 @@
-// The boxes of an op: its arguments checked, the boxes' tables, and the order in which blocks are worked on.
+// What the ops on boxes share outside their inner loops: their arguments checked, the boxes' tables, and the order in which
+// blocks are worked on.
 #pragma once
 
 #include <algorithm>

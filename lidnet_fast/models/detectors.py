@@ -48,8 +48,8 @@ class _KeepSize(GeneralizedRCNNTransform):
 class _BoxCoder(BoxCoder):
     """Decodes in the boxes' dtype.
 
-    torchvision's rounds boxes to the dtype of the head's output, under autocast bfloat16: to whole pixels from 128 on, to
-    every second from 256.
+    torchvision's rounds boxes to the dtype of the head's output, under autocast bfloat16: to whole pixels from 128 on,
+    to every second from 256.
     """
 
     def decode_single(self, rel_codes: Tensor, boxes: Tensor) -> Tensor:
