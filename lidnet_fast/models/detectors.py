@@ -22,6 +22,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image, nms, remove_small_boxes
 
 from lidnet_fast.errors import InputError
+from lidnet_fast.functional import multiscale_roi_align
 from lidnet_fast.models.backbones import Backbone, DilatedBackbone, ResNetFPN, SmallFPN
 from lidnet_fast.models.registry import construct, unknown_name
 
@@ -41,6 +42,21 @@ class _KeepSize(GeneralizedRCNNTransform):
 
     def resize(self, image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
         return image, target
+
+
+class _BoxPool(MultiScaleRoIAlign):
+    """torchvision's pooling of boxes, which its models insist on, computed by our op."""
+
+    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+        return multiscale_roi_align(
+            {name: x[name] for name in self.featmap_names},
+            boxes,
+            image_shapes,
+            self.output_size,
+            self.sampling_ratio,
+            canonical_scale=self.canonical_scale,
+            canonical_level=self.canonical_level,
+        )
 
 
 @contextmanager
@@ -350,7 +366,7 @@ class _TwoStage:
         # A 28-pixel lesion is pooled from the second level: 7x7 samples of 4 pixels each. torchvision's own scale (224
         # pixels at level 4) would pool every lesion from the finest level.
         levels = [str(level) for level in range(len(backbone.strides))]
-        pool = MultiScaleRoIAlign(levels, self.roi_size, sampling_ratio=2, canonical_scale=28, canonical_level=3)
+        pool = _BoxPool(levels, self.roi_size, sampling_ratio=2, canonical_scale=28, canonical_level=3)
         model = FasterRCNN(
             backbone,
             rpn_anchor_generator=anchors,
