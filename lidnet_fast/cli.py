@@ -16,6 +16,7 @@ commands:
   bench      measure how fast a configuration trains here, and what limits it
   evaluate   score a finished run, or images that any tool denoised, on the held-out patients
   export     write a store's held-out low-dose images for other tools to denoise
+  denoise    denoise CT studies with a trained model: DICOM in, DICOM out
   info       what is installed and which implementations are used
 
 lidnet-fast COMMAND --help says more.
@@ -207,6 +208,29 @@ def prepare(arguments: Sequence[str]) -> None:
     print("\n".join(prepare_store(sources, out, volume_format=volume_format, **options).lines()))
 
 
+def denoise(arguments: Sequence[str]) -> None:
+    """`lidnet-fast denoise`."""
+    parser = _parser("denoise", "Denoise CT studies with a trained model; goes on where an earlier call stopped.")
+    add = parser.add_argument
+    add("source", metavar="IN", help="a folder with CT, searched with everything below it, or a file")
+    add("out", metavar="OUT", help="a new folder, or one that this command made; for a volume also a file")
+    add("--model", required=True, help="the folder of a run, or a denoiser.pt")
+    add("--precision", choices=("auto", "32", "bf16"), default="auto", help="auto: bf16 where the hardware computes it")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the first GPU if there is one")
+    add("--tile", type=int, default=None, help="side of tiles in pixels; by default whole slices if memory allows")
+    add("--batch-size", type=int, default=None, help="most slices at a time; by default 1, on a GPU 8")
+    add("--blend", type=float, default=1.0, help="share of the denoised image in the result, from 0 to 1")
+    options = vars(_parse(parser, arguments))
+    _prepare_process()
+    from lidnet_fast.inference import denoise as denoise_study
+
+    summary = denoise_study(options.pop("source"), options.pop("out"), **options)
+    print("\n".join(summary.lines()))
+    if summary.failures:
+        print(*(f"lidnet-fast: {failure}" for failure in summary.failures), sep="\n", file=sys.stderr)
+        raise InputError(f"{summary.out}: {len(summary.failures)} series or files could not be denoised, see above")
+
+
 def info(arguments: Sequence[str]) -> None:
     """What is installed and which implementations are used; of an extractor, what its ROI windows bring."""
     import argparse
@@ -238,5 +262,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "bench": bench,
     "evaluate": evaluate,
     "export": export,
+    "denoise": denoise,
     "info": info,
 }

@@ -98,7 +98,7 @@ def read_headers(paths: Sequence[Path]) -> list[HeaderResult]:
 def _read_header(path: Path) -> HeaderResult:
     series_uid = ""
     try:
-        parsed = _parse(path)
+        parsed = parse_header(path)
         if isinstance(parsed, str):
             return parsed
         header, pixels_start = parsed
@@ -109,7 +109,7 @@ def _read_header(path: Path) -> HeaderResult:
         return Rejected(series_uid, path, str(error))
 
 
-def _parse(path: Path) -> tuple[pydicom.Dataset, int] | str:
+def parse_header(path: Path) -> tuple[pydicom.Dataset, int] | str:
     """Parse one file's header, and say where its pixels start; a string says why the file isn't one of those wanted.
 
     Raises:

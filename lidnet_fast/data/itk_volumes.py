@@ -44,10 +44,10 @@ class VolumeSeries(Series):
 
         (path,) = self.files
         try:
-            _check_nifti_complete(path)
+            check_nifti_complete(path)
             values = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
         except (RuntimeError, OSError, EOFError, struct.error, zlib.error) as error:
-            raise InputError(f"{path}: can't be read (truncated?): {_cause(error)}") from error
+            raise InputError(f"{path}: can't be read (truncated?): {itk_cause(error)}") from error
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise InputError(f"{path}: has voxels that aren't finite")
         if values.min() >= 0:
@@ -112,7 +112,7 @@ def _read_header(path: Path) -> VolumeSeries | Rejected:
         if not np.allclose(directions[:2] @ directions[:2].T, np.eye(2), atol=1e-2):
             raise InputError(f"{path}: its first two axes aren't at right angles: {directions[:2].tolist()}")
     except RuntimeError as error:
-        return Rejected(name, path, f"{path}: can't be read: {_cause(error)}")
+        return Rejected(name, path, f"{path}: can't be read: {itk_cause(error)}")
     except InputError as error:
         return Rejected(name, path, str(error))
     width, height, depth = reader.GetSize()
@@ -136,7 +136,7 @@ def _read_header(path: Path) -> VolumeSeries | Rejected:
     )
 
 
-def _check_nifti_complete(path: Path) -> None:
+def check_nifti_complete(path: Path) -> None:
     """ITK fills what is missing at the end of a NIfTI file with zeros and says nothing.
 
     Raises:
@@ -169,7 +169,7 @@ def _unpacked_size(path: Path) -> int:
         return sum(map(len, iter(lambda: file.read(1 << 20), b"")))
 
 
-def _cause(error: Exception) -> str:
+def itk_cause(error: Exception) -> str:
     """The telling end of ITK's messages, which begin with the file and line of its source."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1].removeprefix("sitk::ERROR:").strip() if lines else type(error).__name__
