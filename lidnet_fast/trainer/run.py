@@ -208,7 +208,7 @@ class Run:
             num_sanity_val_steps=0,
             log_every_n_steps=config.log_every,
             logger=[
-                CSVLogger(folder, name="logs", version=version),
+                CSVLogger(folder, name="logs", version=version, flush_logs_every_n_steps=config.log_every),
                 TensorBoardLogger(folder, name="logs", version=version),
             ],
             callbacks=[
@@ -254,20 +254,20 @@ def train(config: RunConfig) -> Run:
 
 
 def curves(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """A phase's logged values: name -> (steps, values), over all its parts."""
+    """A phase's logged values: name -> (steps, values), over all its parts; steps that were done again count once."""
     import csv
 
-    series: dict[str, tuple[list[int], list[float]]] = {}
+    series: dict[str, dict[int, float]] = {}
     for path in sorted((folder / "logs").glob("part*/metrics.csv"), key=lambda p: int(p.parent.name[4:])):
         with path.open(newline="", encoding="utf-8") as lines:
             for row in csv.DictReader(lines):
+                if None in row.values():  # the run was killed while it wrote this line
+                    continue
                 step = int(row["step"])
                 for name, value in row.items():
                     if value and name not in ("step", "epoch"):
-                        steps, values = series.setdefault(name, ([], []))
-                        steps.append(step)
-                        values.append(float(value))
-    return series
+                        series.setdefault(name, {})[step] = float(value)
+    return {name: (sorted(values), [values[step] for step in sorted(values)]) for name, values in series.items()}
 
 
 def _begun(config: RunConfig) -> RunConfig:
