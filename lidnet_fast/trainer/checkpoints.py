@@ -1,4 +1,4 @@
-"""Checkpoints of an unfinished phase: whole or absent, finite, and read without running any code."""
+"""Checkpoints of an unfinished phase: whole or absent, without NaN, and read without running any code."""
 
 import io
 from pathlib import Path
@@ -19,10 +19,10 @@ def serialised(content: Any) -> memoryview:
     return buffer.getbuffer()
 
 
-def not_finite(state: dict[str, Tensor]) -> str | None:
-    """The name of a tensor with NaN or infinite values, if there is one."""
+def diverged_weights(state: dict[str, Any]) -> str | None:
+    """The name of a tensor with NaN, if there is one; infinities may be a network's own, as in an attention mask."""
     for name, value in state.items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
+        if isinstance(value, Tensor) and bool(value.isnan().any()):
             return name
     return None
 
@@ -41,10 +41,10 @@ class PhaseCheckpoints(TorchCheckpointIO):
             InputError: the weights have diverged; the checkpoint before stays.
             OSError: it can't be written; the checkpoint before stays.
         """
-        diverged = not_finite(checkpoint["state_dict"])
+        diverged = diverged_weights(checkpoint["state_dict"])
         if diverged is not None:
             raise InputError(
-                f"{diverged} is not finite after step {checkpoint['global_step']}: lower the learning rate or check "
+                f"{diverged} is NaN after step {checkpoint['global_step']}: lower the learning rate or check "
                 "the data; the last checkpoint is intact"
             )
         write_bytes(Path(path), serialised(checkpoint))
@@ -60,9 +60,9 @@ class PhaseCheckpoints(TorchCheckpointIO):
         advice = "delete it to begin its phase anew"
         try:
             checkpoint = torch.load(path, map_location=map_location or "cpu", weights_only=True)
-            diverged = not_finite(checkpoint["state_dict"])
+            diverged = diverged_weights(checkpoint["state_dict"])
         except Exception as error:  # torch.load raises whatever its zip and pickle readers do
             raise InputError(f"{path} is not a readable checkpoint ({type(error).__name__}): {advice}") from error
         if diverged is not None:
-            raise InputError(f"{path}: {diverged} is not finite: {advice}")
+            raise InputError(f"{path}: {diverged} is NaN: {advice}")
         return checkpoint

@@ -97,9 +97,9 @@ class PatchData(L.LightningDataModule):
         before, now = state_dict["processes"], self.trainer.world_size
         if before != now and self.trainer.is_global_zero:
             print(
-                f"Step {self._steps_done} of the {self.stream} phase: goes on in {now} processes where {before} began. "
-                "Every step sees the same samples, in parts of another size: results differ by rounding, and where "
-                "BatchNorm, sampled anchors or a mean over boxes see a part of the batch."
+                f"The {self.stream} phase goes on at step {self._steps_done}, its processes changed from {before} to "
+                f"{now}: every step sees the same samples in parts of another size, so results differ by rounding, "
+                "and where BatchNorm, sampled anchors or a mean over boxes see a part of the batch."
             )
 
 

@@ -14,7 +14,7 @@ from lidnet_fast.models.denoisers import build_denoiser
 from lidnet_fast.models.detectors import LesionDetector, build_detector
 from lidnet_fast.models.hu import HUDenoiser
 from lidnet_fast.models.windowing import HUWindow
-from lidnet_fast.trainer.checkpoints import not_finite, serialised
+from lidnet_fast.trainer.checkpoints import diverged_weights, serialised
 from lidnet_fast.trainer.config import NetworkConfig
 
 FORMAT = "lidnet_fast-network"
@@ -82,9 +82,9 @@ def load_network(path: Path, kind: Kind, expected: NetworkConfig | None = None) 
         network.load_state_dict(content["state_dict"])
     except RuntimeError as error:
         raise InputError(f"{path}: its weights do not fit {kind} {config.name} {config.options}") from error
-    diverged = not_finite(network.state_dict())
+    diverged = diverged_weights(network.state_dict())
     if diverged is not None:
-        raise InputError(f"{path}: {diverged} is not finite")
+        raise InputError(f"{path}: {diverged} is NaN")
     return network.eval(), HUWindow(**content["window"])
 
 

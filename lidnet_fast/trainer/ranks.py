@@ -28,6 +28,9 @@ _LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer"
 # torchrun ends the other processes at once when one has failed.
 _SECONDS_TO_BE_ENDED = 10
 
+# What all processes find, rank 0 says, and the others are ended before they do.
+_SECONDS_OF_PRECEDENCE = 2
+
 
 def launched() -> bool:
     """Whether torchrun started this process."""
@@ -100,7 +103,7 @@ def launch(command: Sequence[str], config: RunConfig) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the processes speak for themselves
+    logging.disable()  # the processes speak for themselves
     launch_config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -142,6 +145,10 @@ def one_speaks() -> Iterator[None]:
                 raise
             time.sleep(_SECONDS_TO_BE_ENDED)
             raise InputError("another process of this run has ended; what it said is the cause") from error
+        except InputError:
+            if not is_first():
+                time.sleep(_SECONDS_OF_PRECEDENCE)
+            raise
     except KeyboardInterrupt:
         if world() == 1:
             raise
