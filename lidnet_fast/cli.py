@@ -1,5 +1,8 @@
 """The command line: `lidnet-fast COMMAND`, one function per command."""
 
+import errno
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -22,6 +25,19 @@ commands:
 lidnet-fast COMMAND --help says more.
 """
 
+# Errors of the system that a user can mend, and no fault of ours.
+_OF_THE_SYSTEM = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EIO,
+    errno.ENOTDIR,
+    errno.EMFILE,
+}
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; what the user can mend ends as one line on stderr and exit status 2."""
@@ -38,9 +54,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if command not in COMMANDS:
             raise InputError(f"there is no command {command!r}; the commands are {', '.join(COMMANDS)}")
+        if command != "train" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise InputError(f"{command} runs in one process: of all commands, torchrun is for train alone")
         COMMANDS[command](rest)
     except InputError as error:
         print(f"lidnet-fast: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _OF_THE_SYSTEM:
+            raise
+        place = "" if error.filename is None else f"{error.filename}: "
+        print(f"lidnet-fast: {place}{error.strerror}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("lidnet-fast: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
@@ -118,12 +142,20 @@ def demo(arguments: Sequence[str]) -> None:
 def train(arguments: Sequence[str]) -> None:
     """`lidnet-fast train`."""
     parser = _run_parser("train", "Train detector, denoiser and both together; goes on where an earlier call stopped.")
-    options = _parse(parser, arguments)
+    config = _run_config(parser, _parse(parser, arguments))
+    from lidnet_fast.trainer import ranks
+
+    if config.devices > 1 and config.num_nodes == 1 and not ranks.launched():
+        ranks.launch(["train", *arguments], config)
+        return
     _prepare_process()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems end jobs with it; as with Ctrl-C
     from lidnet_fast.trainer.run import train as train_run
 
-    run = train_run(_run_config(parser, options))
-    print(f"Trained networks: {run.out / 'collaborate'}; next: lidnet-fast evaluate {run.out}")
+    with ranks.one_speaks():
+        run = train_run(config)
+        if ranks.is_first():
+            print(f"Trained networks: {run.out / 'collaborate'}; next: lidnet-fast evaluate {run.out}")
 
 
 def bench(arguments: Sequence[str]) -> None:
