@@ -13,6 +13,7 @@ into [0, N), so that a wrong one never reads outside the features.
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -481,6 +482,8 @@ def _check_gradients(gradients: Tensor, shape: str = "[T, ...]") -> None:
         raise ValueError(f"gradients must have shape {shape} with T >= 1, got {tuple(gradients.shape)}")
 
 
-def _without_autocast(tensor: Tensor) -> torch.autocast:
+def _without_autocast(tensor: Tensor) -> AbstractContextManager[None]:
     """Autocast off: the ops choose the dtype of their arithmetic themselves."""
-    return torch.autocast(tensor.device.type, enabled=False)
+    kind = tensor.device.type
+    # Entering it takes as long as all checks of the arguments.
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()

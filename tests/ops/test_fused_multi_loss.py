@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
 
 from lidnet_fast import backend, multi_loss, multi_loss_jacobian, reference
@@ -223,6 +224,15 @@ def test_export(assert_near):
     assert "lidnet_fast.multi_loss" in program.graph_module.print_readable(print_output=False)
     other = images(2, 1, 14, 20)
     assert_near(program.module()(*other), Loss()(*other), torch.float32)
+
+
+def test_a_traced_call_holds_for_other_images():
+    def gradient(input, target):
+        return evaluate(multi_loss, input, target, WEIGHTS)[2]
+
+    graph = make_fx(gradient)(*images(1, 1, 20, 20))
+    other = images(1, 1, 20, 20)
+    assert torch.equal(graph(*other), gradient(*other))
 
 
 def test_no_gradient_is_made_where_none_is_asked_for():
