@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -149,10 +150,12 @@ def test_every_pixel_of_a_gradient_is_written():
 
 @pytest.mark.parametrize("instructions", ["avx2", "baseline"])
 def test_instruction_sets_agree(instructions):
-    """The loops are compiled for AVX-512, for AVX2 and without: the tests of this file pass on all that are here."""
+    """The loops are compiled for AVX-512, for AVX2 and without: tests of them pass on all that are here."""
     if os.environ.get("LIDNET_FAST_CPU"):
         pytest.skip("this is the run on other instructions")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", "panels or scales or same_bits", __file__]
+    tests = "panels or scales or same_bits or blocks or rounding"
+    files = [__file__, str(Path(__file__).with_name("test_gradients.py"))]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", tests, *files]
     environment = {**os.environ, "LIDNET_FAST_CPU": instructions}
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stdout[-2000:]
