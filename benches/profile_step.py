@@ -1,6 +1,6 @@
 """Where the time of a collaborative step goes, in the trainer itself: definitions, kernels, bfloat16.
 
-    python -m benches.profile_step                 three scales, about fifteen minutes on two cores
+    python -m benches.profile_step                 three scales, about half an hour on two cores
     python -m benches.profile_step --scale demo    one of them
 
 Every variant trains for some cycles (four denoiser steps, one detector step) on the same phantoms, in turns, so that a
@@ -51,6 +51,8 @@ VARIANTS = {
     "fused, float32": {"ops": "fused", "precision": "32-true"},
     "reference, bfloat16": {"ops": "reference", "precision": "bf16-mixed"},
     "fused, bfloat16": {"ops": "fused", "precision": "bf16-mixed"},
+    "the same, compiled": {"ops": "fused", "precision": "bf16-mixed", "compile": True},
+    "the same, activations recomputed": {"ops": "fused", "precision": "bf16-mixed", "activation_checkpointing": True},
 }
 
 
