@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scale", choices=SCALES, action="append", help="repeatable; all by default")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=30.0, help="per variant and round, and at least a cycle")
+    parser.add_argument("--seconds", type=float, default=30.0, help="per variant and round after a cycle to warm up")
     options = parser.parse_args(arguments)
     keep_freed_memory()
     facts = machine_facts()

@@ -40,14 +40,8 @@ class VolumeSeries(Series):
 
     def read(self) -> np.ndarray:
         """Decode the volume; values are HU already."""
-        import SimpleITK as sitk  # noqa: N813
-
         (path,) = self.files
-        try:
-            check_nifti_complete(path)
-            values = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
-        except (RuntimeError, OSError, EOFError, struct.error, zlib.error) as error:
-            raise InputError(f"{path}: can't be read (truncated?): {itk_cause(error)}") from error
+        values = read_voxels(path)
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise InputError(f"{path}: has voxels that aren't finite")
         if values.min() >= 0:
@@ -134,6 +128,21 @@ def _read_header(path: Path) -> VolumeSeries | Rejected:
         orientation=tuple(directions[:2].ravel().tolist()),
         flipped=flipped,
     )
+
+
+def read_voxels(path: Path) -> np.ndarray:
+    """Read all values of a volume, [Z, H, W], in the file's dtype.
+
+    Raises:
+        InputError: it is truncated or can't be decoded.
+    """
+    import SimpleITK as sitk  # noqa: N813
+
+    try:
+        check_nifti_complete(path)
+        return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    except (RuntimeError, OSError, EOFError, struct.error, zlib.error) as error:
+        raise InputError(f"{path}: can't be read (truncated?): {itk_cause(error)}") from error
 
 
 def check_nifti_complete(path: Path) -> None:
