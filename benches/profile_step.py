@@ -38,11 +38,12 @@ SCALES = {
         replace(DEFAULT, collaborate=replace(DEFAULT.collaborate, objective=LIDNET)),
     ),
     "slices": (
-        "whole slices: 4x512x512, otherwise the default, and ROI perceptual of VGG19 relu3_4",
+        "whole slices: 4x512x512, the same and ROI perceptual of VGG19 relu3_4; regions are the lesion boxes",
         replace(
             DEFAULT,
             data=DataConfig(crop=None),
-            collaborate=replace(DEFAULT.collaborate, objective=replace(LIDNET, roi_extractor=0.01)),
+            # A detector with initial weights would propose regions anywhere; a trained one does where lesions are.
+            collaborate=replace(DEFAULT.collaborate, objective=replace(LIDNET, roi_extractor=0.01, regions="boxes")),
         ),
     ),
 }
