@@ -169,9 +169,7 @@ def advice(config: RunConfig, speeds: Mapping[str, Speed], loaded: float) -> lis
         if name != CONFIGURED and gain > _WORTH_SAYING:
             lines.append(f"Change: {name} takes {gain:.2f} times as many images/s.")
     if limit in ("denoiser", "detector"):
-        if not config.compile:
-            lines.append("Try: --compile true on long runs (it costs minutes at the start of a phase).")
-        lines.append(f"A smaller {limit} is the other way: see --{limit}.name and --{limit}.options.")
+        lines.append(f"A smaller {limit} is another way: see --{limit}.name and --{limit}.options.")
     return lines
 
 
