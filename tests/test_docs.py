@@ -1,0 +1,210 @@
+"""Every command and Python example of README.md and docs/ runs as it stands, or says here why not."""
+
+import csv
+import glob
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+from PIL import Image
+
+from lidnet_fast.cli import COMMANDS, main
+from lidnet_fast.data.export import export
+from lidnet_fast.data.index import SeriesInfo
+from lidnet_fast.data.splits import split_of
+from lidnet_fast.data.store import Store
+from tests.data.conftest import make_hu, write_series
+from tests.data.test_annotations import message, outline
+from tests.data.test_deeplesion import HEADER, line
+
+__all__ = ["make_hu", "write_series"]
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ELSEWHERE = {
+    "make test": "what runs this",
+    "make demo": "minutes; tests/trainer/test_demo.py runs a smaller one",
+    "make bench": "half an hour; tests/test_benchmark_option.py runs a smaller one",
+    "pytest --benchmark": "as make bench",
+    "python -m benches.profile_": "minutes to hours, and their figures need a quiet machine",
+    "python benches/profile_": "likewise",
+    "torchrun --nnodes 2": "takes two machines; tests/trainer/test_ddp.py starts torchrun on one",
+    "srun torchrun": "takes SLURM",
+    "aws s3 cp": "takes an account; tests/data/test_volumes.py reads such a copy from a server of its own",
+    "my_tool": "stands for another tool",
+}
+SMALL = """--accelerator cpu --data.crop 64 --denoiser.name small --detector.name faster_rcnn_small
+    --independent_judge null --detector_phase.steps 1 --detector_phase.batch_size 1 --denoiser_phase.steps 1
+    --denoiser_phase.batch_size 1 --collaborate.steps 1 --collaborate.batch_size 1 --evaluation.samples 2
+    --evaluation.validation_samples 2""".split()
+SHORTENED = {"train": SMALL, "bench": [*SMALL, "--seconds", "1"], "evaluate": ["--samples", "2"]}
+"""Options that are added to a command so that it takes seconds."""
+STAND_FOR = {"STUDIES...": "STUDIES", "IN": "STUDIES", "RUN": "runs/mine", "STORE": "store"}
+"""Names in the documents that stand for a path of the reader's."""
+
+
+def commands(document: Path) -> Iterator[str]:
+    """The indented lines that begin like a command, those that go on joined."""
+    text = document.read_text().replace("\\\n", " ")
+    for found in re.findall(r"^    (?!\s)(.*)$", text, re.M):
+        if found.startswith("lidnet-fast ") or any(found.startswith(beginning) for beginning in ELSEWHERE):
+            yield found.partition(" #")[0]
+        else:
+            assert not re.match(r"(make|pip|pytest|python|torchrun|srun|aws) ", found), f"{document.name}: {found}"
+
+
+def words(command: str) -> list[str]:
+    """The words of a command as a shell would make them, with the reader's paths filled in."""
+    filled = [STAND_FOR.get(word, word).replace("=/data/", "=data/") for word in shlex.split(command)]
+    return [path for word in filled for path in (sorted(glob.glob(word)) if "*" in word else [word])]
+
+
+def run(command: str) -> None:
+    program, name, *rest = words(command)
+    assert program == "lidnet-fast"
+    try:
+        main([name, *rest, *SHORTENED.get(name, [])])
+    except SystemExit as stop:
+        assert not stop.code, f"{command} ended with exit status {stop.code}"
+
+
+def boxes_of(store: str) -> int:
+    opened = Store(store)
+    return sum(len(opened.boxes(n, z)) for n, info in enumerate(opened.series) for z in range(info.shape[0]))
+
+
+@pytest.mark.slow
+def test_from_studies_to_denoised_studies(tmp_path, monkeypatch, write_series, make_hu):
+    """README.md, docs/evaluate.md and docs/denoise.md, one after the other in one folder."""
+    monkeypatch.chdir(tmp_path)
+    rows = []
+    for n, split in enumerate(("train", "val", "test")):
+        patient = next(name for name in map(str, range(999)) if split_of(name, 0, 0.1, 0.1) == split)
+        write_series(Path("STUDIES", patient), make_hu(2), series_uid=f"1.2.{n}", patient_id=patient)
+        rows += [(f"1.2.{n}", z, 10, 12, 30, 34) for z in range(2)]
+    with Path("boxes.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("series_uid", "slice", "x1", "y1", "x2", "y2"), *rows])
+
+    ran = [command for command in commands(ROOT / "README.md") if command.startswith("lidnet-fast ")]
+    for command in ran:
+        run(command)
+    assert [command.split()[1] for command in ran] == ["prepare", "bench", "train", "evaluate", "denoise"]
+    assert boxes_of("store") == 6
+    assert len(list(Path("DENOISED").rglob("*.dcm"))) == 6
+
+    export(Path("store"), Path("exported"))
+    for other in ("data/bm3d", "data/vendor", "results"):
+        Path(other).parent.mkdir(exist_ok=True)
+        Path(other).symlink_to(Path("exported/low_dose").resolve())
+    (volume,) = Path("exported/low_dose").iterdir()
+    sitk.WriteImage(sitk.ReadImage(str(volume)), "ct.mhd")
+    for command in commands(ROOT / "docs" / "evaluate.md"):
+        if command.startswith("lidnet-fast "):
+            run(command)
+    assert Path("runs/comparison/report.html").exists()
+    inline = re.findall(r"`(lidnet-fast denoise .*?)`", (ROOT / "docs" / "denoise.md").read_text())
+    for command in (*commands(ROOT / "docs" / "denoise.md"), *inline):
+        run(command.replace(" OUT", " OUT2"))
+    assert sitk.ReadImage("ct_denoised.nii.gz").GetSize() == (64, 64, 2)
+
+
+def write_data_sets(write_series, make_hu) -> None:
+    """The smallest that docs/datasets.md's commands find something in, in the published layouts."""
+    uid = "1.3.6.1.4.1.14519.5.2.1.6279.6001.1"
+    luna16 = Path("LUNA16/subset0")
+    luna16.mkdir(parents=True)
+    image = sitk.GetImageFromArray(make_hu())
+    image.SetSpacing((0.7, 0.7, 2.5))
+    sitk.WriteImage(image, str(luna16 / f"{uid}.mhd"))
+    Path("LUNA16/annotations.csv").write_text(f"seriesuid,coordX,coordY,coordZ,diameter_mm\n{uid},20,22,5,9\n")
+
+    write_series(Path("manifest-1600709154662/LIDC-IDRI/LIDC-IDRI-0001"), make_hu(), series_uid=uid)
+    xml = Path("LIDC-XML-only/tcia-lidc-xml/157/158.xml")
+    xml.parent.mkdir(parents=True)
+    nodule = [outline(10, 12, 30, 34, 102.5, "")]
+    xml.write_text(message(uid, [nodule], [nodule]))
+
+    images = Path("DeepLesion/Images_png/000001_01_01")
+    images.mkdir(parents=True)
+    for number, values in enumerate(make_hu(), 103):
+        Image.fromarray((values.astype(np.int32) + 32768).astype(np.uint16)).save(images / f"{number}.png")
+    Path("DeepLesion/DL_info.csv").write_text(f"{HEADER}\n{line('000001_01_01', 105, '10.5, 20.25, 30, 40')}\n")
+
+    for dose in ("Full", "Low"):
+
+        def describe(z, dataset, dose=dose):
+            dataset.SeriesDescription = f"{dose} dose images"
+
+        folder = Path("LDCT-and-Projection-data/C002/12-23-2021", dose)
+        write_series(folder, make_hu(), series_uid=f"1.2.{len(dose)}", patient_id="C002", edit=describe)
+
+    write_series(Path("HOSPITAL/2024/anna"), make_hu(), series_uid="1.2.3")
+    Path("boxes.csv").write_text("series_uid,slice,x1,y1,x2,y2\n1.2.3,1,10,12,30,34\n")
+
+
+def test_data_sets(tmp_path, monkeypatch, write_series, make_hu):
+    monkeypatch.chdir(tmp_path)
+    write_data_sets(write_series, make_hu)
+    found = {}
+    for command in commands(ROOT / "docs" / "datasets.md"):
+        run(command)
+        store = shlex.split(command)[-1]
+        found[store] = boxes_of(store)
+    assert found.pop("stores/ldct") == 0
+    assert list(found) == ["stores/luna16", "stores/lidc", "stores/deeplesion", "stores/hospital"]
+    assert min(found.values()) >= 1
+
+
+def test_no_command_is_left_out():
+    """A new document with commands must be run by one of the tests above."""
+    elsewhere = {command for document in DOCUMENTS for command in commands(document)}
+    ours = {
+        document.name
+        for document in DOCUMENTS
+        for command in commands(document)
+        if command.startswith("lidnet-fast ")
+    }
+    assert ours == {"README.md", "datasets.md", "denoise.md", "evaluate.md"}
+    assert all(any(command.startswith(beginning) for command in elsewhere) for beginning in ELSEWHERE)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_options_exist(document, capsys):
+    """Those of commands within sentences, too."""
+    for name, options in re.findall(r"lidnet-fast (\w+)([^`\n#]*)", document.read_text().replace("\\\n", " ")):
+        assert name in COMMANDS
+        with pytest.raises(SystemExit, match="0"):
+            main([name, "--help"])
+        offered = set(re.findall(r"--[\w.-]+", capsys.readouterr().out))
+        assert set(re.findall(r"--[\w.-]+", options)) <= offered
+
+
+def python_examples(document: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", document.read_text(), re.S)
+
+
+def test_python_examples_of_the_readme():
+    examples = [code for code in python_examples(ROOT / "README.md") if "runs/mine" not in code]
+    assert len(examples) == 2
+    scope: dict = {}
+    for example in examples:
+        exec(example, scope)
+    assert scope["value"].requires_grad
+    assert scope["features"].grad.abs().sum() > 0
+    assert scope["denoised"].grad.abs().sum() > 0
+
+
+def test_python_examples_of_the_store(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    reading, writing = python_examples(ROOT / "docs" / "store.md")
+    geometry = {"spacing": (2.5, 0.7, 0.8), "origin": (0, 0, 0), "orientation": (1, 0, 0, 0, 1, 0)}
+    series = SeriesInfo("1.2.3", "anna", "train", (121, 224, 264), **geometry)
+    volume = np.zeros(series.shape, np.int16)
+    scope: dict = {"my_series": lambda: [(series, volume, np.array([[120, 1, 2, 30, 40.5]]))]}
+    exec(writing, scope)
+    exec(reading, scope)
+    assert scope["store"].boxes(0, z=120).tolist() == [[1, 2, 30, 40.5]]
