@@ -67,7 +67,10 @@ class Blosc2:
         if is_url(location):
             raise InputError("blosc2 volumes are read from a local folder; a store at a URL needs volumes of zarr")
         # One thread: readers run in parallel in the workers, and a slice is too small to share out.
-        return _Blosc2Volume(blosc2.open(location, mode="r", dparams=blosc2.DParams(nthreads=1)))
+        array = blosc2.open(location, mode="r", dparams=blosc2.DParams(nthreads=1))
+        if not isinstance(array, blosc2.NDArray):
+            raise ValueError(f"it holds a {type(array).__name__}, not an array")
+        return _Blosc2Volume(array)
 
 
 class _Blosc2Volume:
