@@ -74,7 +74,7 @@ def _parser(command: str, description: str):  # type: ignore[no-untyped-def]
         from jsonargparse import ArgumentParser
     except ImportError as error:
         raise InputError(f"{error.name} is not installed: pip install 'lidnet_fast[train]'") from error
-    return ArgumentParser(prog=f"lidnet-fast {command}", description=description, exit_on_error=False)
+    return ArgumentParser(prog=f"lidnet-fast {command}", description=description, exit_on_error=False, allow_abbrev=False)
 
 
 def _run_parser(command: str, description: str, defaults: str | None = None):  # type: ignore[no-untyped-def]
@@ -226,8 +226,9 @@ def info(arguments: Sequence[str]) -> None:
 
 
 def _run_config(parser, options):  # type: ignore[no-untyped-def]
-    from lidnet_fast.trainer.config import from_options
+    from lidnet_fast.trainer.config import from_options, refuse_null
 
+    refuse_null(options)
     return from_options(parser.instantiate(options))
 
 

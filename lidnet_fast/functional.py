@@ -34,6 +34,7 @@ from ._checks import (
     check_positive,
     check_sampling_ratio,
     compute_dtype,
+    is_finite_number,
 )
 
 __all__ = [
@@ -416,7 +417,7 @@ def check_term_weights(weights: Mapping[str, float]) -> None:
     """
     _check_terms("weights", tuple(weights))
     for name, weight in weights.items():
-        if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not math.isfinite(weight):
+        if not is_finite_number(weight):
             raise ValueError(f"weights[{name!r}] must be a finite number, got {weight!r}")
 
 

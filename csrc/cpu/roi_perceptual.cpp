@@ -53,6 +53,7 @@ BlockFunction<T> block_function(ScalarType dtype, bool channels_last) {
 
 // Whether dimensions have the strides of a dense tensor in this order, innermost first.
 bool is_dense(const Tensor& tensor, const std::vector<int64_t>& order) {
+  if (tensor.numel() == 0) return true;  // whatever its strides say
   int64_t expected = 1;
   for (const int64_t d : order) {
     if (tensor.size(d) != 1 && tensor.stride(d) != expected) return false;

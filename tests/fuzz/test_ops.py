@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, event, given
 from hypothesis import strategies as st
 
 import lidnet_fast
@@ -15,14 +15,19 @@ from tests.fuzz.hostile import limits
 pytestmark = pytest.mark.skipif("fused" not in backend.available(), reason="there are no kernels to compare")
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
-DTYPES = st.sampled_from([*TOLERANCES, torch.int32]) | st.just(torch.float32)
 COORDINATES = st.sampled_from([0.0, -0.0, 0.5, 1, 3, 7.99, 8, 16, -1, -5, 1e-40, 1e6, 1e30, -1e30, math.nan, math.inf])
 ODD = st.sampled_from([0, -1, 1.5, True, "2", None, (2,), (2, 3), (1, 2, 3), (0, 1), 2**40])
-NUMBERS = st.sampled_from([1.0, 0.25, 0.5, 1, 1e-3]) | st.sampled_from([0, -1.0, math.nan, math.inf, 1e-300, 1e300, "x", True])
 
 
 def rarely(strategy, odd):
-    return st.one_of(*[strategy] * 9, odd)
+    return st.integers(0, 19).flatmap(lambda draw: odd if draw == 19 else strategy)
+
+
+NUMBERS = rarely(
+    st.sampled_from([1.0, 0.25, 0.5, 1, 1e-3]),
+    st.sampled_from([0, -1.0, math.nan, math.inf, 1e-300, 1e300, 10**400, "x", True, None]),
+)
+DTYPES = rarely(st.sampled_from([*TOLERANCES, torch.float32]), st.just(torch.int32))
 
 
 @st.composite
@@ -51,7 +56,7 @@ def boxes(draw, images, axes, side):
     rows = []
     for _ in range(count):
         inside = st.floats(-2, side + 2, width=32)
-        sound = draw(st.sampled_from([True] * 7 + [False]))
+        sound = draw(rarely(st.just(True), st.just(False)))
         corners = draw(st.lists(inside if sound else COORDINATES, min_size=columns, max_size=columns))
         if sound or draw(st.booleans()):
             pairs = [sorted((corners[axis], corners[axis + axes])) for axis in range(axes)]
@@ -84,6 +89,7 @@ def check(call, dtype):
     """Both backends do the same; `call` returns a list of tensors."""
     expected, actual = run("reference", call), run("fused", call)
     if isinstance(expected, Exception) or isinstance(actual, Exception):
+        event(f"refused by {type(expected).__name__}")
         assert type(expected) is type(actual), (expected, actual)
         assert str(expected) == str(actual)
         return
@@ -93,7 +99,7 @@ def check(call, dtype):
         if reference.isfinite().all():
             assert ours.isfinite().all(), (ours, reference)
             error = (ours.double() - reference.double()).norm()
-            assert error <= TOLERANCES[dtype] * max(float(reference.double().norm()), 1e-6), (ours, reference)
+            assert error <= TOLERANCES[dtype] * max(float(reference.double().norm()), 1e-2), (ours, reference)
         else:
             torch.testing.assert_close(ours.isnan(), reference.isnan())
 
@@ -121,7 +127,7 @@ def test_roi_perceptual_loss(data):
     input, target = data.draw(tensors(shape, dtype)), data.draw(tensors(shape, dtype))
     rois = data.draw(boxes(shape[0], axes, 9))
     count = len(rois) if isinstance(rois, torch.Tensor) else sum(map(len, rois))
-    weights = data.draw(st.none() | st.just(torch.linspace(0, 2, count)) | st.just(torch.full((count,), math.nan)))
+    weights = data.draw(rarely(st.sampled_from([None, torch.linspace(0, 2, count)]), st.just(torch.full((count,), math.nan))))
     options = {
         "output_size": data.draw(rarely(st.integers(1, 5), ODD)),
         "spatial_scale": data.draw(NUMBERS),
@@ -141,7 +147,7 @@ def huge(rois, options):
     """Whether the caller asks for more work than there is time: an enormous number of bins or samples."""
     size = options["output_size"]
     largest = max((float(part.double().abs().nan_to_num(0, 0, 0).max()) for part in rois if part.numel()), default=0)
-    scale = options.get("spatial_scale", 1)
+    scale = options.get("spatial_scale", 1.0)
     adaptive = options["sampling_ratio"] in (-1, 0) and isinstance(scale, float) and largest * scale > 100
     return adaptive or any(
         isinstance(value, int) and value > 100 for value in (size, options["sampling_ratio"])
@@ -181,7 +187,8 @@ def test_multi_loss(data):
     shape = data.draw(shapes(axes, largest=20 if axes == 2 else 13))
     dtype = data.draw(DTYPES)
     input, target = data.draw(tensors(shape, dtype)), data.draw(tensors(shape, dtype))
-    names = data.draw(st.lists(st.sampled_from([*SMALLEST_SIDE, "l1", "mse", "l2", 3]), max_size=4))
+    fitting = [name for name, side in SMALLEST_SIDE.items() if side <= min(shape[2:])] or ["l1"]
+    names = data.draw(st.lists(rarely(st.sampled_from(fitting), st.sampled_from(["ms_ssim", "l2", 3])), max_size=4))
     weights = {name: data.draw(NUMBERS | st.just(-0.5)) for name in names}
     options = {
         "boxes": data.draw(st.none() | boxes(shape[0], axes, 20)),
