@@ -74,7 +74,9 @@ def _parser(command: str, description: str):  # type: ignore[no-untyped-def]
         from jsonargparse import ArgumentParser
     except ImportError as error:
         raise InputError(f"{error.name} is not installed: pip install 'lidnet_fast[train]'") from error
-    return ArgumentParser(prog=f"lidnet-fast {command}", description=description, exit_on_error=False, allow_abbrev=False)
+    return ArgumentParser(
+        prog=f"lidnet-fast {command}", description=description, exit_on_error=False, allow_abbrev=False
+    )
 
 
 def _run_parser(command: str, description: str, defaults: str | None = None):  # type: ignore[no-untyped-def]

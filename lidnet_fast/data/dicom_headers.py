@@ -110,6 +110,8 @@ def _read_header(path: Path) -> HeaderResult:
         return _slices(header, path)
     except InputError as error:
         return Rejected(series_uid, path, str(error))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        return Rejected(series_uid, path, f"{path}: has a value of the wrong kind in its header: {one_line(error)}")
 
 
 def _parse(path: Path) -> tuple[pydicom.Dataset, int] | str:
@@ -132,7 +134,10 @@ def _parse(path: Path) -> tuple[pydicom.Dataset, int] | str:
         with path.open("rb") as file:
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_HEADER_TAGS), force=True)
             pixels_start = file.tell()
-        for _ in (*header.file_meta, *header.iterall()):  # converts the values, which is where many damaged ones are noticed
+        for _ in (
+            *header.file_meta,
+            *header.iterall(),
+        ):  # converts the values, which is where many damaged ones are noticed
             pass
     except Exception as error:  # whatever the parser stumbles over
         if not preamble:

@@ -127,6 +127,8 @@ def _series(path: Path, name: str) -> VolumeSeries:
     flipped = bool(normal @ step < 0)
     if flipped:
         first, step = first + (depth - 1) * step, -step
+    if not normal @ step > 0:
+        raise InputError(f"{path}: its slices aren't apart: spacing {reader.GetSpacing()}")
     return VolumeSeries(
         series_uid=name,
         patient_id=name,

@@ -61,7 +61,7 @@ class Series(abc.ABC):
 
     def __post_init__(self) -> None:
         lengths = np.abs([*self.spacing, *self.orientation, *itertools.chain(*self.positions)])
-        if not (lengths <= _LARGEST_MM).all() or not 0 <= self.spacing[0] or min(self.spacing[1:]) < _SMALLEST_MM:
+        if not (lengths <= _LARGEST_MM).all() or not self.spacing[0] >= 0 or min(self.spacing[1:]) < _SMALLEST_MM:
             raise InputError(
                 f"{self.files[0]}: has no usable geometry: spacing (z, y, x) {self.spacing}, "
                 f"first slice at {self.positions[0]}"

@@ -240,7 +240,7 @@ def validate(config: RunConfig) -> None:
     }
     for key, value in not_negative.items():
         if not 0 <= value < math.inf:
-            raise InputError(f"configuration key {key} must not be negative, got {value}")
+            raise InputError(f"configuration key {key} must be finite and not negative, got {value}")
     if not 0 <= config.ema_decay < 1:
         raise InputError(f"configuration key ema_decay must lie in [0, 1), got {config.ema_decay}")
     if not 0 <= config.data.positive_fraction <= 1:

@@ -83,7 +83,9 @@ def changed_config(draw):
                 break
             place = place[key]
         number = st.sampled_from([None, True, -1, 0, 1, 10**30, 10**400, 1e308, float("nan"), float("inf"), -1e-320])
-        place[key] = draw(number | st.text(max_size=5) | st.sampled_from([[], {}, [1], {"mse": "x"}, {1: 2}, "x.Y", "os.system"]))
+        place[key] = draw(
+            number | st.text(max_size=5) | st.sampled_from([[], {}, [1], {"mse": "x"}, {1: 2}, "x.Y", "os.system"])
+        )
     content = yaml.safe_dump(values).encode("utf-8", "surrogatepass")
     return draw(st.just(content) | damaged(content))
 

@@ -64,8 +64,10 @@ def boxes(draw, images, axes, side):
         index = draw(rarely(st.integers(0, max(images - 1, 0)), st.sampled_from([-1, 99, 0.5, math.nan, 1e30])))
         rows.append([index, *corners])
     dtype = draw(rarely(st.sampled_from([torch.float32, torch.float64]), st.sampled_from([torch.int64, torch.float16])))
-    table = torch.tensor(rows, dtype=torch.float64).reshape(-1, columns + 1).nan_to_num(0) if dtype == torch.int64 else (
-        torch.tensor(rows, dtype=torch.float64).reshape(-1, columns + 1)
+    table = (
+        torch.tensor(rows, dtype=torch.float64).reshape(-1, columns + 1).nan_to_num(0)
+        if dtype == torch.int64
+        else (torch.tensor(rows, dtype=torch.float64).reshape(-1, columns + 1))
     )
     table = table.to(dtype)
     if draw(st.booleans()):
@@ -127,7 +129,9 @@ def test_roi_perceptual_loss(data):
     input, target = data.draw(tensors(shape, dtype)), data.draw(tensors(shape, dtype))
     rois = data.draw(boxes(shape[0], axes, 9))
     count = len(rois) if isinstance(rois, torch.Tensor) else sum(map(len, rois))
-    weights = data.draw(rarely(st.sampled_from([None, torch.linspace(0, 2, count)]), st.just(torch.full((count,), math.nan))))
+    weights = data.draw(
+        rarely(st.sampled_from([None, torch.linspace(0, 2, count)]), st.just(torch.full((count,), math.nan)))
+    )
     options = {
         "output_size": data.draw(rarely(st.integers(1, 5), ODD)),
         "spatial_scale": data.draw(NUMBERS),
@@ -149,20 +153,27 @@ def huge(rois, options):
     largest = max((float(part.double().abs().nan_to_num(0, 0, 0).max()) for part in rois if part.numel()), default=0)
     scale = options.get("spatial_scale", 1.0)
     adaptive = options["sampling_ratio"] in (-1, 0) and isinstance(scale, float) and largest * scale > 100
-    return adaptive or any(
-        isinstance(value, int) and value > 100 for value in (size, options["sampling_ratio"])
-    )
+    return adaptive or any(isinstance(value, int) and value > 100 for value in (size, options["sampling_ratio"]))
 
 
 @given(data=st.data())
 def test_multiscale_roi_perceptual_loss(data):
-    images, channels, side = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 3)), data.draw(st.sampled_from([8, 12, 16]))
+    images, channels, side = (
+        data.draw(st.integers(1, 2)),
+        data.draw(st.integers(1, 3)),
+        data.draw(st.sampled_from([8, 12, 16])),
+    )
     dtype = data.draw(DTYPES)
-    sizes = [(images, channels, max(side >> level, 1), max(side >> level, 1)) for level in range(data.draw(st.integers(0, 3)))]
+    sizes = [
+        (images, channels, max(side >> level, 1), max(side >> level, 1))
+        for level in range(data.draw(st.integers(0, 3)))
+    ]
     inputs = {str(level): data.draw(tensors(size, dtype)) for level, size in enumerate(sizes)}
     targets = {str(level): data.draw(tensors(size, dtype)) for level, size in enumerate(sizes)}
     rois = data.draw(boxes(images, 2, 64))
-    image_sizes = [data.draw(rarely(st.just((side * 4, side * 4)), st.sampled_from([(0, 1), (1,), 3, (math.nan, 4), ("a", "b")])))] * images
+    image_sizes = [
+        data.draw(rarely(st.just((side * 4, side * 4)), st.sampled_from([(0, 1), (1,), 3, (math.nan, 4), ("a", "b")])))
+    ] * images
     options = {
         "output_size": data.draw(rarely(st.integers(1, 4), ODD)),
         "sampling_ratio": data.draw(rarely(st.integers(-1, 3), ODD)),
@@ -197,7 +208,9 @@ def test_multi_loss(data):
     }
     extreme = [*weights.values(), options["roi_weight"], options["data_range"]]
     assume(not any(isinstance(value, float) and abs(value) in (1e-300, 1e300) for value in extreme))
-    check(lambda: with_gradient(lambda leaf: lidnet_fast.multi_loss(leaf, target, weights, **options).total, input), dtype)
+    check(
+        lambda: with_gradient(lambda leaf: lidnet_fast.multi_loss(leaf, target, weights, **options).total, input), dtype
+    )
     check(lambda: [lidnet_fast.multi_loss_jacobian(input, target, names, **options)], dtype)
 
 

@@ -77,7 +77,11 @@ def changed_array(draw, array):
     """Another value in some place, another shape or another type."""
     kind = draw(st.sampled_from(["value", "value", "value", "shape", "type"]))
     if kind == "shape":
-        return draw(st.sampled_from([lambda a: a[:1], lambda a: a[None], np.ravel, lambda a: a[..., None], lambda a: a[:0], lambda a: a[0]]))(array)
+        return draw(
+            st.sampled_from(
+                [lambda a: a[:1], lambda a: a[None], np.ravel, lambda a: a[..., None], lambda a: a[:0], lambda a: a[0]]
+            )
+        )(array)
     if kind == "type":
         return array.astype("O" if array.dtype.kind == "U" else draw(st.sampled_from(["i8", "U9", "O", "S9"])))
     changed = array.copy()

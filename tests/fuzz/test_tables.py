@@ -118,11 +118,10 @@ def test_lidc(content):
     check_annotations(content, ".xml")
 
 
-@pytest.mark.parametrize("depth", [9, 5])
-def test_entities_cannot_explode(tmp_path, depth):
-    """Billion laughs, and the quadratic kind: refused, or expanded to something small."""
-    entities = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10 if n else "ha" * 10000}">' for n in range(depth))
-    bomb = LIDC.replace("<Lidc", f"<!DOCTYPE x [{entities}]><Lidc", 1).replace(">10<", f">&e{depth - 1};<", 1)
+def test_entities_cannot_explode(tmp_path):
+    """Of the quadratic kind: one long entity, named often."""
+    bomb = LIDC.replace("<Lidc", f'<!DOCTYPE x [<!ENTITY e "{"ha" * 50000}">]><Lidc', 1)
+    bomb = bomb.replace(">10<", f">{'&e;' * 50000}<", 1)
     path = tmp_path / "a.xml"
     path.write_text(bomb)
     with limits(), pytest.raises(InputError, match=r"a\.xml: can't be read as LIDC-IDRI XML"):
