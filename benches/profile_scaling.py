@@ -2,9 +2,10 @@
 
     python -m benches.profile_scaling --ranks 1 2
 
-Every rank is a process with one thread that reads, converts and adds noise to its own samples of one store, and takes
-steps of a null model (one weight per pixel value) whose gradient is exchanged by gloo as DDP does. What real networks
-exchange per step is counted from their weights. docs/scaling.md says what follows from the figures.
+Every rank is a process with one thread that reads its own samples of one store ("loaded": what a loader process does),
+converts them, adds noise, and takes steps of a null model of one weight whose gradient is exchanged by gloo as DDP does
+("in steps"; on a GPU, conversion and noise are its work). What real networks exchange per step is counted from their
+weights. docs/scaling.md says what follows from the figures.
 """
 
 import argparse
@@ -50,14 +51,16 @@ def run_rank(rank: int, world: int, store: str, port: int, results: str) -> None
     lines = []
     for crop in CROPS:
         data = LesionPatches(store, "train", crop=crop, positive_fraction=0.85, augment=True, seed=0)
-        seconds = []
+        loading, whole = [], []
         for step in range(STEPS):
             start = time.perf_counter()
             first = (step * world + rank) * BATCH
-            batch = make_batch(collate([data[first + n] for n in range(BATCH)]), torch.device("cpu"))
+            samples = collate([data[first + n] for n in range(BATCH)])
+            loading.append(time.perf_counter() - start)
+            batch = make_batch(samples, torch.device("cpu"))
             model(batch["low_dose"]).sub(batch["normal_dose"]).square().mean().backward()
-            seconds.append(time.perf_counter() - start)
-        lines.append(str(world * BATCH / statistics.median(seconds[WARM_UP:])))
+            whole.append(time.perf_counter() - start)
+        lines += [str(world * BATCH / statistics.median(seconds[WARM_UP:])) for seconds in (loading, whole)]
     if rank == 0:
         Path(results).write_text("\n".join(lines), encoding="utf-8")
     dist.destroy_process_group()
@@ -72,12 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store, results = str(Path(folder) / "store"), str(Path(folder) / "results")
         make_study(Path(store), Study((("train", 6), ("val", 1), ("test", 1))), seed=0)
-        print(f"| ranks | {' | '.join('512x512' if c is None else f'{c}x{c}' for c in CROPS)} |")
-        print(f"| --- |{' ---: |' * len(CROPS)}")
+        fields = ["512x512" if crop is None else f"{crop}x{crop}" for crop in CROPS]
+        print(f"| ranks | {' | '.join(f'{f} loaded | {f} in steps' for f in fields)} |")
+        print(f"| --- |{' ---: |' * 2 * len(CROPS)}")
         for number, world in enumerate(options.ranks):
             mp.spawn(run_rank, (world, store, 29_500 + number, results), nprocs=world)
             rates = [float(line) for line in Path(results).read_text(encoding="utf-8").split()]
-            print(f"| {world} | {' | '.join(f'{rate:.0f} images/s' for rate in rates)} |", flush=True)
+            print(f"| {world} | {' | '.join(f'{rate:.0f}' for rate in rates)} |", flush=True)
     print("\n| network | gradient, MiB | sent per rank and step on 8 ranks, MiB |\n| --- | ---: | ---: |")
     for kind, name in (("denoiser", "redcnn"), ("denoiser", "unet"), ("detector", "faster_rcnn_resnet18_fpn")):
         network = build_network(kind, NetworkConfig(name))  # type: ignore[arg-type]

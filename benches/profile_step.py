@@ -1,6 +1,6 @@
 """Where the time of a collaborative step goes, in the trainer itself: definitions, kernels, bfloat16.
 
-    python -m benches.profile_step                 three scales, about fifteen minutes on two cores
+    python -m benches.profile_step                 three scales, about half an hour on two cores
     python -m benches.profile_step --scale demo    one of them
 
 Every variant trains for some cycles (four denoiser steps, one detector step) on the same phantoms, in turns, so that a
@@ -38,11 +38,12 @@ SCALES = {
         replace(DEFAULT, collaborate=replace(DEFAULT.collaborate, objective=LIDNET)),
     ),
     "slices": (
-        "whole slices: 4x512x512, otherwise the default, and ROI perceptual of VGG19 relu3_4",
+        "whole slices: 4x512x512, the same and ROI perceptual of VGG19 relu3_4; regions are the lesion boxes",
         replace(
             DEFAULT,
             data=DataConfig(crop=None),
-            collaborate=replace(DEFAULT.collaborate, objective=replace(LIDNET, roi_extractor=0.01)),
+            # A detector with initial weights would propose regions anywhere; a trained one does where lesions are.
+            collaborate=replace(DEFAULT.collaborate, objective=replace(LIDNET, roi_extractor=0.01, regions="boxes")),
         ),
     ),
 }
@@ -51,6 +52,8 @@ VARIANTS = {
     "fused, float32": {"ops": "fused", "precision": "32-true"},
     "reference, bfloat16": {"ops": "reference", "precision": "bf16-mixed"},
     "fused, bfloat16": {"ops": "fused", "precision": "bf16-mixed"},
+    "the same, compiled": {"ops": "fused", "precision": "bf16-mixed", "compile": True},
+    "the same, activations recomputed": {"ops": "fused", "precision": "bf16-mixed", "activation_checkpointing": True},
 }
 
 
@@ -81,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scale", choices=SCALES, action="append", help="repeatable; all by default")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=30.0, help="per variant and round, and at least a cycle")
+    parser.add_argument("--seconds", type=float, default=30.0, help="per variant and round after a cycle to warm up")
     options = parser.parse_args(arguments)
     keep_freed_memory()
     facts = machine_facts()

@@ -10,7 +10,7 @@ CUDA graph:
   touch it, bin by bin, and is written once.
 
 RoIAlign's weight of cell x in a bin is the mean over the bin's samples of max(0, 1 - |x - sample|), with samples
-clamped into the map and those beyond its border left out (csrc/roi_perceptual.h has the CPU's form of the same).
+clamped into the map and those beyond its border left out (csrc/roi_align.h has the CPU's form of the same).
 Batch indices are clamped into the batch and samples at NaN are left out: whatever the boxes hold, reads stay inside.
 """
 

@@ -7,7 +7,9 @@ from .functional import (
     gradient_gramian,
     multi_loss,
     multi_loss_jacobian,
+    multiscale_roi_align,
     multiscale_roi_perceptual_loss,
+    roi_align,
     roi_perceptual_loss,
     roi_windows,
 )
@@ -24,7 +26,9 @@ __all__ = [
     "mtl_backward",
     "multi_loss",
     "multi_loss_jacobian",
+    "multiscale_roi_align",
     "multiscale_roi_perceptual_loss",
+    "roi_align",
     "roi_perceptual_loss",
     "roi_windows",
 ]

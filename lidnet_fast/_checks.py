@@ -9,7 +9,7 @@ looks at the values. Kernels rely on neither: they clamp a batch index into [0, 
 
 import math
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral, Real
 
 import torch
@@ -36,22 +36,24 @@ def check_float(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {tensor.dtype}")
 
 
+def check_features(name: str, tensor: Tensor, *, volumes: bool = False) -> None:
+    """`tensor` is floating-point [N, C, H, W], or with `volumes` also [N, C, D, H, W], and C, D, H, W > 0."""
+    check_float(name, tensor)
+    dimensions = tuple(LAYOUTS) if volumes else (4,)
+    if tensor.ndim not in dimensions:
+        numbers, layouts = " or ".join(map(str, dimensions)), " or ".join(LAYOUTS[n] for n in dimensions)
+        raise ValueError(f"{name} must have {numbers} dimensions, {layouts}, got shape {tuple(tensor.shape)}")
+    if 0 in tensor.shape[1:]:
+        sides = "C, H and W" if tensor.ndim == 4 else "C, D, H and W"
+        raise ValueError(f"{name} must have {sides} of at least 1, got shape {tuple(tensor.shape)}")
+
+
 def check_pair(
     input: Tensor, target: Tensor, input_name: str = "input", target_name: str = "target", *, volumes: bool = False
 ) -> None:
-    """Both are [N, C, H, W], or with `volumes` also [N, C, D, H, W], and C, D, H, W > 0.
-
-    They are alike in shape, dtype and device, and `target` needs no gradient.
-    """
-    dimensions = tuple(LAYOUTS) if volumes else (4,)
-    for name, tensor in ((input_name, input), (target_name, target)):
-        check_float(name, tensor)
-        if tensor.ndim not in dimensions:
-            numbers, layouts = " or ".join(map(str, dimensions)), " or ".join(LAYOUTS[n] for n in dimensions)
-            raise ValueError(f"{name} must have {numbers} dimensions, {layouts}, got shape {tuple(tensor.shape)}")
-    if 0 in input.shape[1:]:
-        sides = "C, H and W" if input.ndim == 4 else "C, D, H and W"
-        raise ValueError(f"{input_name} must have {sides} of at least 1, got shape {tuple(input.shape)}")
+    """Both are as `check_features` says, alike in shape, dtype and device, and `target` needs no gradient."""
+    check_features(input_name, input, volumes=volumes)
+    check_features(target_name, target, volumes=volumes)
     if input.shape != target.shape:
         raise ValueError(
             f"{target_name} must have the shape of {input_name}, {tuple(input.shape)}, got {tuple(target.shape)}"
@@ -62,6 +64,46 @@ def check_pair(
         raise ValueError(f"{target_name} must be on the device of {input_name}, {input.device}, got {target.device}")
     if target.requires_grad:
         raise ValueError(f"{target_name} requires a gradient but never gets one: pass {target_name}.detach()")
+
+
+def check_levels(inputs: Mapping[str, Tensor], *, same_channels: bool = False) -> Tensor:
+    """Levels [N, C_l, H_l, W_l] that share batch size, dtype, device and, if told so, channels; returns the first."""
+    if not inputs:
+        raise ValueError("inputs must hold at least one level, got none")
+    first_name, first = next(iter(inputs.items()))
+    for name, level in inputs.items():
+        check_features(f"inputs[{name!r}]", level)
+        if (level.shape[0], level.dtype, level.device) != (first.shape[0], first.dtype, first.device):
+            raise ValueError(
+                f"inputs[{name!r}] must share batch size, dtype and device with inputs[{first_name!r}], "
+                f"{first.shape[0]}, {first.dtype}, {first.device}, got {level.shape[0]}, {level.dtype}, {level.device}"
+            )
+        if same_channels and level.shape[1] != first.shape[1]:
+            raise ValueError(
+                f"inputs[{name!r}] must have the channels of inputs[{first_name!r}], {first.shape[1]}, "
+                f"got {level.shape[1]}"
+            )
+    return first
+
+
+def check_pyramid(inputs: Mapping[str, Tensor], image_sizes: Sequence[tuple[int, int]]) -> int:
+    """Levels of doubling strides, finest first, of as many images as there are sizes; returns the largest height."""
+    images = next(iter(inputs.values())).shape[0]
+    if images == 0:
+        raise ValueError("inputs must hold at least one image, got a batch of 0")
+    if len(image_sizes) != images:
+        raise ValueError(f"image_sizes must have one (height, width) per image, {images}, got {len(image_sizes)}")
+    for number, size in enumerate(image_sizes):
+        if not isinstance(size, Sequence):
+            raise TypeError(f"image_sizes[{number}] must be (height, width), got {size!r}")
+        if len(size) != 2 or min(size) < 1:
+            raise ValueError(f"image_sizes[{number}] must be (height, width), both at least 1, got {tuple(size)}")
+    height = max(int(size[0]) for size in image_sizes)
+    strides = [round(math.log2(height / level.shape[2])) for level in inputs.values()]
+    if strides != list(range(strides[0], strides[0] + len(strides))):
+        powers = ", ".join(f"{name!r}: 2^{stride}" for name, stride in zip(inputs, strides, strict=True))
+        raise ValueError(f"inputs must be levels of doubling strides, finest first, got {powers}")
+    return height
 
 
 def as_rois(boxes: Boxes, input: Tensor) -> Tensor:

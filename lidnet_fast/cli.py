@@ -1,5 +1,8 @@
 """The command line: `lidnet-fast COMMAND`, one function per command."""
 
+import errno
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -16,10 +19,24 @@ commands:
   bench      measure how fast a configuration trains here, and what limits it
   evaluate   score a finished run, or images that any tool denoised, on the held-out patients
   export     write a store's held-out low-dose images for other tools to denoise
+  denoise    denoise CT studies with a trained model: DICOM in, DICOM out
   info       what is installed and which implementations are used
 
 lidnet-fast COMMAND --help says more.
 """
+
+# Errors of the system that a user can mend, and no fault of ours.
+_OF_THE_SYSTEM = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EIO,
+    errno.ENOTDIR,
+    errno.EMFILE,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -37,9 +54,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if command not in COMMANDS:
             raise InputError(f"there is no command {command!r}; the commands are {', '.join(COMMANDS)}")
+        if command != "train" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise InputError(f"{command} runs in one process: of all commands, torchrun is for train alone")
         COMMANDS[command](rest)
     except InputError as error:
         print(f"lidnet-fast: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _OF_THE_SYSTEM:
+            raise
+        place = "" if error.filename is None else f"{error.filename}: "
+        print(f"lidnet-fast: {place}{error.strerror}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("lidnet-fast: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
@@ -119,12 +144,20 @@ def demo(arguments: Sequence[str]) -> None:
 def train(arguments: Sequence[str]) -> None:
     """`lidnet-fast train`."""
     parser = _run_parser("train", "Train detector, denoiser and both together; goes on where an earlier call stopped.")
-    options = _parse(parser, arguments)
+    config = _run_config(parser, _parse(parser, arguments))
+    from lidnet_fast.trainer import ranks
+
+    if config.devices > 1 and config.num_nodes == 1 and not ranks.launched():
+        ranks.launch(["train", *arguments], config)
+        return
     _prepare_process()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems end jobs with it; as with Ctrl-C
     from lidnet_fast.trainer.run import train as train_run
 
-    run = train_run(_run_config(parser, options))
-    print(f"Trained networks: {run.out / 'collaborate'}; next: lidnet-fast evaluate {run.out}")
+    with ranks.one_speaks():
+        run = train_run(config)
+        if ranks.is_first():
+            print(f"Trained networks: {run.out / 'collaborate'}; next: lidnet-fast evaluate {run.out}")
 
 
 def bench(arguments: Sequence[str]) -> None:
@@ -209,6 +242,29 @@ def prepare(arguments: Sequence[str]) -> None:
     print("\n".join(prepare_store(sources, out, volume_format=volume_format, **options).lines()))
 
 
+def denoise(arguments: Sequence[str]) -> None:
+    """`lidnet-fast denoise`."""
+    parser = _parser("denoise", "Denoise CT studies with a trained model; goes on where an earlier call stopped.")
+    add = parser.add_argument
+    add("source", metavar="IN", help="a folder with CT, searched with everything below it, or a file")
+    add("out", metavar="OUT", help="a new folder, or one that this command made; for a volume also a file")
+    add("--model", required=True, help="the folder of a run, or a denoiser.pt")
+    add("--precision", choices=("auto", "32", "bf16"), default="auto", help="auto: bf16 where the hardware computes it")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the first GPU if there is one")
+    add("--tile", type=int, default=None, help="side of tiles in pixels; by default whole slices if memory allows")
+    add("--batch-size", type=int, default=None, help="most slices at a time; by default 1, on a GPU 8")
+    add("--blend", type=float, default=1.0, help="share of the denoised image in the result, from 0 to 1")
+    options = vars(_parse(parser, arguments))
+    _prepare_process()
+    from lidnet_fast.inference import denoise as denoise_study
+
+    summary = denoise_study(options.pop("source"), options.pop("out"), **options)
+    print("\n".join(summary.lines()))
+    if summary.failures:
+        print(*(f"lidnet-fast: {failure}" for failure in summary.failures), sep="\n", file=sys.stderr)
+        raise InputError(f"{summary.out}: {len(summary.failures)} series or files could not be denoised, see above")
+
+
 def info(arguments: Sequence[str]) -> None:
     """What is installed and which implementations are used; of an extractor, what its ROI windows bring."""
     import argparse
@@ -241,5 +297,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "bench": bench,
     "evaluate": evaluate,
     "export": export,
+    "denoise": denoise,
     "info": info,
 }

@@ -18,7 +18,9 @@ __all__ = [
     "gradient_gramian",
     "multi_loss",
     "multi_loss_jacobian",
+    "multiscale_roi_align",
     "multiscale_roi_perceptual_loss",
+    "roi_align",
     "roi_perceptual_loss",
     "roi_windows",
 ]
@@ -30,17 +32,25 @@ KERNELS = {
     "cuda, C++": frozenset({"combine_gradients", "gradient_gramian", "multi_loss", "multi_loss_jacobian"}),
 }
 
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
 _library = torch.library.Library("lidnet_fast", "DEF")
 
-_ARGUMENTS = (
-    "Tensor[] inputs, Tensor[] targets, Tensor rois, Tensor? box_levels, float[] spatial_scales, "
-    "SymInt[] output_size, int sampling_ratio, bool aligned, str criterion"
+_POOLING = (
+    "Tensor rois, Tensor? box_levels, float[] spatial_scales, SymInt[] output_size, int sampling_ratio, bool aligned"
 )
+_ARGUMENTS = f"Tensor[] inputs, Tensor[] targets, {_POOLING}, str criterion"
 # Both are of the loss per box, before weights and reduction: those are a few plain operations on K values, and leave
 # every upstream gradient to autograd.
 _library.define(f"roi_perceptual_losses({_ARGUMENTS}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 _library.define(
     f"roi_perceptual_losses_backward(Tensor grad_losses, {_ARGUMENTS}) -> Tensor[]",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.define(f"roi_align(Tensor[] inputs, {_POOLING}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+# It needs the inputs' shapes (all levels', one after the other), but not the inputs, which may be freed before.
+_library.define(
+    f"roi_align_backward(Tensor grad_pooled, {_POOLING}, SymInt[] shapes, bool channels_last) -> Tensor[]",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 # The gradient comes with the value, in the dtype of the arithmetic: one sweep over the images gives both.
@@ -72,6 +82,30 @@ _library.define(
 )
 
 
+def roi_align(
+    input: Tensor, rois: Tensor, output_size: tuple[int, ...], spatial_scale: float, sampling_ratio: int, aligned: bool
+) -> Tensor:
+    """`lidnet_fast.reference.roi_align`, each box's samples summed up in one small matrix per axis."""
+    return torch.ops.lidnet_fast.roi_align(
+        _dense([input]), rois, None, [spatial_scale], output_size, sampling_ratio, aligned
+    )
+
+
+def multiscale_roi_align(
+    inputs: Sequence[Tensor],
+    rois: Tensor,
+    image_height: int,
+    output_size: tuple[int, int],
+    sampling_ratio: int,
+    *,
+    canonical_scale: float,
+    canonical_level: int,
+) -> Tensor:
+    """`lidnet_fast.reference.multiscale_roi_align`, fused: all levels in one call."""
+    levels, scales = _assign_levels(inputs, rois, image_height, canonical_scale, canonical_level)
+    return torch.ops.lidnet_fast.roi_align(_dense(inputs), rois, levels, scales, output_size, sampling_ratio, False)
+
+
 def roi_perceptual_loss(
     input: Tensor,
     target: Tensor,
@@ -89,7 +123,7 @@ def roi_perceptual_loss(
     from .reference.roi_perceptual import reduce_boxes
 
     losses = torch.ops.lidnet_fast.roi_perceptual_losses(
-        *_dense([input], [target]), rois, None, [spatial_scale], output_size, sampling_ratio, aligned, criterion
+        *_dense_pairs([input], [target]), rois, None, [spatial_scale], output_size, sampling_ratio, aligned, criterion
     )
     return reduce_boxes(losses, box_weights, reduction)
 
@@ -110,15 +144,12 @@ def multiscale_roi_perceptual_loss(
     reduction: str,
 ) -> Tensor:
     """`lidnet_fast.reference.multiscale_roi_perceptual_loss`, fused: all levels in one call."""
-    from .reference.multiscale_roi_perceptual import assign_levels, pyramid_exponents
     from .reference.roi_perceptual import reduce_boxes
 
-    exponents = pyramid_exponents([level.shape[2] for level in inputs], image_height)
     losses = torch.ops.lidnet_fast.roi_perceptual_losses(
-        *_dense(inputs, targets),
+        *_dense_pairs(inputs, targets),
         rois,
-        assign_levels(rois, exponents[0], exponents[-1], canonical_scale, canonical_level),
-        [2.0**-exponent for exponent in exponents],
+        *_assign_levels(inputs, rois, image_height, canonical_scale, canonical_level),
         output_size,
         sampling_ratio,
         aligned,
@@ -147,15 +178,10 @@ def multi_loss(
         return reference.multi_loss(
             input, target, weights, rois=rois, roi_weight=roi_weight, data_range=data_range, dtype=dtype
         )
-    total, values, _ = torch.ops.lidnet_fast.multi_loss(
-        input,
-        target,
-        list(weights),
-        list(weights.values()),
-        rois,
-        roi_weight,
-        data_range,
-        torch.is_grad_enabled() and input.requires_grad,
+    with_gradient = torch.is_grad_enabled() and input.requires_grad
+    op = torch.ops.lidnet_fast.multi_loss if _is_transformed() else _MultiLoss.apply
+    total, values, _ = op(
+        input, target, list(weights), list(weights.values()), rois, roi_weight, data_range, with_gradient
     )
     return total, dict(zip(weights, values.detach().unbind(), strict=True))
 
@@ -195,15 +221,32 @@ def roi_windows(images: Tensor, corners: Tensor, size: Sequence[int]) -> Tensor:
     return torch.ops.lidnet_fast.roi_windows(images, corners, size)
 
 
-def _dense(inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Each pair contiguous, or channels_last where the input is: what the kernels on the CPU read."""
-    pairs = []
-    for input, target in zip(inputs, targets, strict=True):
-        form = torch.contiguous_format
-        if not input.is_contiguous() and input.stride(1) == 1:
-            form = torch.channels_last if input.ndim == 4 else torch.channels_last_3d
-        pairs.append((input.contiguous(memory_format=form), target.contiguous(memory_format=form)))
-    return [input for input, _ in pairs], [target for _, target in pairs]
+def _assign_levels(
+    inputs: Sequence[Tensor], rois: Tensor, image_height: int, canonical_scale: float, canonical_level: int
+) -> tuple[Tensor, list[float]]:
+    """The level of each box, int64 [K], and the spatial scale of each level."""
+    from .reference.pyramid import assign_levels, pyramid_exponents
+
+    exponents = pyramid_exponents([level.shape[2] for level in inputs], image_height)
+    levels = assign_levels(rois, exponents[0], exponents[-1], canonical_scale, canonical_level)
+    return levels, [2.0**-exponent for exponent in exponents]
+
+
+def _memory_format(input: Tensor) -> torch.memory_format:
+    """What the kernels on the CPU read: channels_last where the input is about that, else contiguous."""
+    if input.is_contiguous() or input.stride(1) != 1:
+        return torch.contiguous_format
+    return _CHANNELS_LAST[input.ndim]
+
+
+def _dense(inputs: Sequence[Tensor]) -> list[Tensor]:
+    return [input.contiguous(memory_format=_memory_format(input)) for input in inputs]
+
+
+def _dense_pairs(inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Each target laid out as its input."""
+    pairs = zip(inputs, targets, strict=True)
+    return _dense(inputs), [target.contiguous(memory_format=_memory_format(input)) for input, target in pairs]
 
 
 @torch.library.register_fake("lidnet_fast::roi_perceptual_losses")
@@ -214,6 +257,21 @@ def _(inputs: list[Tensor], targets: list[Tensor], rois: Tensor, *options: Any) 
 @torch.library.register_fake("lidnet_fast::roi_perceptual_losses_backward")
 def _(grad_losses: Tensor, inputs: list[Tensor], *arguments: Any) -> list[Tensor]:
     return [torch.empty_like(input) for input in inputs]
+
+
+@torch.library.register_fake("lidnet_fast::roi_align")
+def _(inputs: list[Tensor], rois: Tensor, *options: Any) -> Tensor:
+    output_size = options[2]
+    return inputs[0].new_empty((rois.shape[0], inputs[0].shape[1], *output_size))
+
+
+@torch.library.register_fake("lidnet_fast::roi_align_backward")
+def _(grad_pooled: Tensor, *arguments: Any) -> list[Tensor]:
+    *_, shapes, channels_last = arguments
+    axes = grad_pooled.ndim
+    form = _CHANNELS_LAST[axes] if channels_last else torch.contiguous_format
+    of_levels = [shapes[first : first + axes] for first in range(0, len(shapes), axes)]
+    return [torch.empty_like(grad_pooled.new_empty(shape), memory_format=form) for shape in of_levels]
 
 
 @torch.library.register_fake("lidnet_fast::multi_loss")
@@ -274,6 +332,30 @@ def _backward(ctx: Any, grad_losses: Tensor) -> tuple[Any, ...]:
     return (gradients, [None] * ctx.levels, None, None, *(None for _ in ctx.options))
 
 
+def _save_shapes(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    features, rois, box_levels, *options = inputs
+    ctx.save_for_backward(rois, box_levels)
+    channels_last = not all(level.is_contiguous() for level in features)
+    ctx.options = (*options, [side for level in features for side in level.shape], channels_last)
+
+
+def _spread(ctx: Any, grad_pooled: Tensor) -> tuple[Any, ...]:
+    gradients = torch.ops.lidnet_fast.roi_align_backward(grad_pooled, *ctx.saved_tensors, *ctx.options)
+    return (gradients, *(None for _ in range(6)))
+
+
+def _save_pooling(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    _, rois, box_levels, *options, _, _ = inputs
+    ctx.save_for_backward(rois, box_levels)
+    ctx.options = options
+
+
+def _pool(ctx: Any, gradients: list[Tensor]) -> tuple[Any, ...]:
+    """Both directions are linear: each is the other's derivative."""
+    pooled = torch.ops.lidnet_fast.roi_align(_dense(gradients), *ctx.saved_tensors, *ctx.options)
+    return (pooled, *(None for _ in range(8)))
+
+
 def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     input, target, ctx.terms, ctx.weights, rois, *ctx.options = inputs
     _, values, gradient = output
@@ -296,7 +378,32 @@ def _scale_gradient(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Any, 
         _, _, gradient = torch.ops.lidnet_fast.multi_loss(input.detach(), *arguments)
     if torch.is_grad_enabled() or type(gradient) is not Tensor:  # a second derivative is meant, or a graph traced
         return (torch.ops.lidnet_fast.multi_loss_backward(grad_total, gradient, input), *nothing)
-    return (gradient.mul_(grad_total).to(input.dtype), *nothing)
+    # Most upstream gradients of a loss are 1. Asking costs less than a pass over the gradient, but on CUDA would wait.
+    if _is_transformed() or gradient.device.type != "cpu" or grad_total.item() != 1:
+        gradient.mul_(grad_total)
+    return (gradient.to(input.dtype), *nothing)
+
+
+class _MultiLoss(torch.autograd.Function):
+    """What is registered for `multi_loss`, without the dispatcher's detour by Python: half the time of a small call."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            output = torch.ops.lidnet_fast.multi_loss.default(*arguments)
+        _save_gradient(ctx, arguments, output)
+        return output
+
+    backward = staticmethod(_scale_gradient)
+
+
+def _is_transformed() -> bool:
+    """Whether more than plain autograd wants to see the op: torch.compile, torch.export, torch.func or a mode."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
 
 
 def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -347,7 +454,7 @@ def _refuse_double_backward(ctx: Any, *grads: Any) -> None:
 
 def _refuse_vmap(info: Any, in_dims: Any, *arguments: Any) -> None:
     raise NotImplementedError(
-        "the fused ROI perceptual loss doesn't run under torch.vmap: make the mapped dimension part of the batch, "
+        "the fused ops on boxes don't run under torch.vmap: make the mapped dimension part of the batch, "
         "with each box's batch index pointing at its image"
     )
 
@@ -360,6 +467,8 @@ def _refuse_vmap_of_images(info: Any, in_dims: Any, *arguments: Any) -> None:
 
 torch.library.register_autograd("lidnet_fast::roi_perceptual_losses", _backward, setup_context=_save)
 torch.library.register_autograd("lidnet_fast::roi_perceptual_losses_backward", _refuse_double_backward)
+torch.library.register_autograd("lidnet_fast::roi_align", _spread, setup_context=_save_shapes)
+torch.library.register_autograd("lidnet_fast::roi_align_backward", _pool, setup_context=_save_pooling)
 torch.library.register_autograd("lidnet_fast::multi_loss", _scale_gradient, setup_context=_save_gradient)
 torch.library.register_autograd("lidnet_fast::multi_loss_backward", _refuse_double_backward)
 torch.library.register_autograd("lidnet_fast::gradient_gramian", _gramian_backward, setup_context=_save_inputs)
@@ -368,8 +477,8 @@ torch.library.register_autograd("lidnet_fast::roi_windows", _add_windows, setup_
 torch.library.register_autograd("lidnet_fast::roi_windows_backward", _cut_windows, setup_context=_save_corners)
 torch.library.register_vmap("lidnet_fast::multi_loss", _refuse_vmap_of_images)
 torch.library.register_vmap("lidnet_fast::multi_loss_jacobian", _refuse_vmap_of_images)
-torch.library.register_vmap("lidnet_fast::roi_perceptual_losses", _refuse_vmap)
-torch.library.register_vmap("lidnet_fast::roi_perceptual_losses_backward", _refuse_vmap)
+for _op in ("roi_align", "roi_align_backward", "roi_perceptual_losses", "roi_perceptual_losses_backward"):
+    torch.library.register_vmap(f"lidnet_fast::{_op}", _refuse_vmap)
 
 
 @torch.library.impl(_library, "multi_loss_backward", "CompositeExplicitAutograd")

@@ -11,7 +11,7 @@
 #define LID_AVX2
 #include "gradients_loops.h"
 #include "multi_loss_loops.h"
-#include "roi_perceptual_loops.h"
+#include "roi_loops.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

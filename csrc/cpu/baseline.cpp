@@ -3,4 +3,4 @@
 #define LID_ISA baseline
 #include "gradients_loops.h"
 #include "multi_loss_loops.h"
-#include "roi_perceptual_loops.h"
+#include "roi_loops.h"

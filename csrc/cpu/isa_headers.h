@@ -15,7 +15,7 @@
 
 #include "gradients_blocks.h"
 #include "multi_loss_sweep.h"
-#include "roi_perceptual_block.h"
+#include "roi_block.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>

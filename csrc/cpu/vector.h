@@ -84,6 +84,14 @@ struct Vec {
       std::memcpy(to, &lanes, sizeof(Lanes));
     } else if constexpr (std::is_same_v<S, Half>) {
       store_half(reinterpret_cast<const float*>(&lanes), to);
+    } else if constexpr (std::is_same_v<S, BFloat16>) {
+      // To nearest, ties to even; the mantissa of a NaN mustn't carry into its sign.
+      typename VectorType<uint32_t, kLanes>::Type bits;
+      std::memcpy(&bits, &lanes, sizeof(bits));
+      const auto rounded = bits + 0x7fff + ((bits >> 16) & 1);
+      const auto kept = (lanes == lanes ? rounded : rounded * 0 + 0x7fc00000) >> 16;
+      const auto halves = __builtin_convertvector(kept, typename VectorType<uint16_t, kLanes>::Type);
+      std::memcpy(to, &halves, sizeof(halves));
     } else {
       for (int i = 0; i < kLanes; ++i) to[i] = static_cast<S>(lanes[i]);
     }

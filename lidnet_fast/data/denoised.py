@@ -11,12 +11,10 @@ from lidnet_fast.data.dataset import SampleId
 from lidnet_fast.data.dicom import CTSeries, read_volume, scan
 from lidnet_fast.data.export import exported_uid, file_name
 from lidnet_fast.data.index import SeriesInfo
+from lidnet_fast.data.itk_volumes import SUFFIXES, is_volume, itk_cause, read_voxels
 from lidnet_fast.data.store import Store
 from lidnet_fast.errors import InputError
 from lidnet_fast.progress import progress
-
-SUFFIXES = (".nii.gz", ".nii", ".mhd", ".mha", ".nrrd", ".nhdr")
-"""Volumes in one file; every other file may be a DICOM slice."""
 
 _SAME_PLACE_MM = 0.1
 _SAME_SPACING = 1e-3
@@ -132,7 +130,7 @@ def denoised_series(folder: Path) -> list[DenoisedSeries]:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder")
-    files = sorted(path for path in folder.rglob("*") if path.name.lower().endswith(SUFFIXES))
+    files = sorted(path for path in folder.rglob("*") if is_volume(path))
     if files:
         return [_volume_file(path) for path in progress(files, f"headers of {folder.name}")]
     return [_dicom(series) for series in scan([folder], f"headers of {folder.name}").series]
@@ -208,15 +206,12 @@ def _volume_file(path: Path) -> DenoisedSeries:
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        raise InputError(f"{path}: can't be read: {_last_line(error)}") from error
+        raise InputError(f"{path}: can't be read: {itk_cause(error)}") from error
     if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
         raise InputError(f"{path}: a CT volume has 3 dimensions and 1 value per voxel, this has another form")
 
     def read() -> np.ndarray:
-        try:
-            values = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
-        except RuntimeError as error:
-            raise InputError(f"{path}: can't be read (truncated?): {_last_line(error)}") from error
+        values = read_voxels(path)
         return values if values.dtype == np.int16 else values.astype(np.float32)
 
     return DenoisedSeries(
@@ -229,8 +224,3 @@ def _volume_file(path: Path) -> DenoisedSeries:
         orientation=tuple(np.array(reader.GetDirection()).reshape(3, 3).T[:2].ravel().tolist()),
         read=read,
     )
-
-
-def _last_line(error: RuntimeError) -> str:
-    """The telling end of ITK's messages."""
-    return str(error).strip().splitlines()[-1].strip()

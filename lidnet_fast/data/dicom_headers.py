@@ -101,7 +101,7 @@ def read_headers(paths: Sequence[Path]) -> list[HeaderResult]:
 def _read_header(path: Path) -> HeaderResult:
     series_uid = ""
     try:
-        parsed = _parse(path)
+        parsed = parse_header(path)
         if isinstance(parsed, str):
             return parsed
         header, pixels_start = parsed
@@ -114,7 +114,7 @@ def _read_header(path: Path) -> HeaderResult:
         return Rejected(series_uid, path, f"{path}: has a value of the wrong kind in its header: {one_line(error)}")
 
 
-def _parse(path: Path) -> tuple[pydicom.Dataset, int] | str:
+def parse_header(path: Path) -> tuple[pydicom.Dataset, int] | str:
     """Parse one file's header, and say where its pixels start; a string says why the file isn't one of those wanted.
 
     Raises:

@@ -40,14 +40,8 @@ class VolumeSeries(Series):
 
     def read(self) -> np.ndarray:
         """Decode the volume; values are HU already."""
-        import SimpleITK as sitk  # noqa: N813
-
         (path,) = self.files
-        try:
-            _check_nifti_complete(path)
-            values = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
-        except (RuntimeError, OSError, EOFError, struct.error, zlib.error) as error:
-            raise InputError(f"{path}: can't be read (truncated?): {_cause(error)}") from error
+        values = read_voxels(path)
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise InputError(f"{path}: has voxels that aren't finite")
         if values.min() >= 0:
@@ -98,7 +92,7 @@ def _read_header(path: Path) -> VolumeSeries | Rejected:
     try:
         return _series(path, name)
     except RuntimeError as error:
-        return Rejected(name, path, f"{path}: can't be read: {_cause(error)}")
+        return Rejected(name, path, f"{path}: can't be read: {itk_cause(error)}")
     except InputError as error:
         return Rejected(name, path, str(error))
 
@@ -142,7 +136,22 @@ def _series(path: Path, name: str) -> VolumeSeries:
     )
 
 
-def _check_nifti_complete(path: Path) -> None:
+def read_voxels(path: Path) -> np.ndarray:
+    """Read all values of a volume, [Z, H, W], in the file's dtype.
+
+    Raises:
+        InputError: it is truncated or can't be decoded.
+    """
+    import SimpleITK as sitk  # noqa: N813
+
+    try:
+        check_nifti_complete(path)
+        return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    except (RuntimeError, OSError, EOFError, struct.error, zlib.error) as error:
+        raise InputError(f"{path}: can't be read (truncated?): {itk_cause(error)}") from error
+
+
+def check_nifti_complete(path: Path) -> None:
     """ITK fills what is missing at the end of a NIfTI file with zeros and says nothing.
 
     Raises:
@@ -175,7 +184,7 @@ def _unpacked_size(path: Path) -> int:
         return sum(map(len, iter(lambda: file.read(1 << 20), b"")))
 
 
-def _cause(error: Exception) -> str:
+def itk_cause(error: Exception) -> str:
     """The telling end of ITK's messages, which begin with the file and line of its source."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1].removeprefix("sitk::ERROR:").strip() if lines else type(error).__name__

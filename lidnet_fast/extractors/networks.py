@@ -46,10 +46,15 @@ def load_network(name: str, weights: object = None) -> nn.Module:
             known = ", ".join(weight.name for weight in get_model_weights(name))
             raise ValueError(f"{name} has no weights {weights!r}; it has {known}, or give a file") from None
     network = get_model(name, weights=None)
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # torch.load raises whatever its zip and pickle readers do
+        raise ValueError(f"{path} is not a readable state dict ({type(error).__name__})") from error
     try:
         network.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"{path} doesn't hold weights of {name}: {str(error).splitlines()[-1].strip()}") from error
     return network.eval()
 

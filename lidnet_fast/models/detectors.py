@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, RetinaNet
+from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
@@ -22,6 +23,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image, nms, remove_small_boxes
 
 from lidnet_fast.errors import InputError
+from lidnet_fast.functional import multiscale_roi_align
 from lidnet_fast.models.backbones import Backbone, DilatedBackbone, ResNetFPN, SmallFPN
 from lidnet_fast.models.registry import construct, unknown_name
 
@@ -41,6 +43,32 @@ class _KeepSize(GeneralizedRCNNTransform):
 
     def resize(self, image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
         return image, target
+
+
+class _BoxCoder(BoxCoder):
+    """Decodes in the boxes' dtype.
+
+    torchvision's rounds boxes to the dtype of the head's output, under autocast bfloat16: to whole pixels from 128 on,
+    to every second from 256.
+    """
+
+    def decode_single(self, rel_codes: Tensor, boxes: Tensor) -> Tensor:
+        return super().decode_single(rel_codes.to(boxes.dtype), boxes)
+
+
+class _BoxPool(MultiScaleRoIAlign):
+    """torchvision's pooling of boxes, which its models insist on, computed by our op."""
+
+    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+        return multiscale_roi_align(
+            {name: x[name] for name in self.featmap_names},
+            boxes,
+            image_shapes,
+            self.output_size,
+            self.sampling_ratio,
+            canonical_scale=self.canonical_scale,
+            canonical_level=self.canonical_level,
+        )
 
 
 @contextmanager
@@ -350,7 +378,7 @@ class _TwoStage:
         # A 28-pixel lesion is pooled from the second level: 7x7 samples of 4 pixels each. torchvision's own scale (224
         # pixels at level 4) would pool every lesion from the finest level.
         levels = [str(level) for level in range(len(backbone.strides))]
-        pool = MultiScaleRoIAlign(levels, self.roi_size, sampling_ratio=2, canonical_scale=28, canonical_level=3)
+        pool = _BoxPool(levels, self.roi_size, sampling_ratio=2, canonical_scale=28, canonical_level=3)
         model = FasterRCNN(
             backbone,
             rpn_anchor_generator=anchors,
@@ -454,6 +482,9 @@ def build_detector(name: str, **options: Any) -> LesionDetector:
         raise InputError(f"detector {name!r} has {len(strides)} feature levels, got anchor_sizes for {len(sizes)}")
     anchors = AnchorGenerator(tuple(tuple(level) for level in sizes), ((1.0,),) * len(sizes))
     model = architecture.heads.build(backbone, anchors, chosen)
+    for module in model.modules():
+        if isinstance(getattr(module, "box_coder", None), BoxCoder):
+            module.box_coder = _BoxCoder(module.box_coder.weights)
     model.transform = _KeepSize(1, 1, [chosen.image_mean], [chosen.image_std], size_divisible=max(strides))
     kind: type[LesionDetector] = TwoStageDetector if isinstance(architecture.heads, _TwoStage) else OneStageDetector
     named = {str(level): stride for level, stride in enumerate(strides)}

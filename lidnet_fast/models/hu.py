@@ -31,4 +31,4 @@ class HUDenoiser(nn.Module):
         """
         if hu.dim() != 4 or hu.shape[1] != 1:
             raise ValueError(f"hu must be [N,1,H,W], got {list(hu.shape)}")
-        return self.window.unscale(self.network(self.window.scale(hu.float())))
+        return self.window.unscale(self.network(self.window.scale(hu.float())).float())

@@ -9,6 +9,7 @@ package.
 from .gradients import combine_gradients, gradient_gramian
 from .multi_loss import multi_loss, multi_loss_jacobian
 from .multiscale_roi_perceptual import multiscale_roi_perceptual_loss
+from .roi_align import multiscale_roi_align, roi_align
 from .roi_perceptual import roi_perceptual_loss
 from .roi_windows import roi_windows
 
@@ -17,7 +18,9 @@ __all__ = [
     "gradient_gramian",
     "multi_loss",
     "multi_loss_jacobian",
+    "multiscale_roi_align",
     "multiscale_roi_perceptual_loss",
+    "roi_align",
     "roi_perceptual_loss",
     "roi_windows",
 ]

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import roi_align
 
-from .roi_align_3d import roi_align_3d
+from .roi_align import roi_align
 
 CHARBONNIER_EPS = 1e-3
 
@@ -54,9 +53,8 @@ def box_losses(
         aligned: Whether coordinates are shifted by half a cell (pixel-edge coordinates).
         criterion: A key of `CRITERIA`.
     """
-    pool = roi_align if input.ndim == 4 else roi_align_3d
-    pooled_input = pool(input.to(rois.dtype), rois, output_size, spatial_scale, sampling_ratio, aligned)
-    pooled_target = pool(target.to(rois.dtype), rois, output_size, spatial_scale, sampling_ratio, aligned)
+    pooled_input = roi_align(input.to(rois.dtype), rois, output_size, spatial_scale, sampling_ratio, aligned)
+    pooled_target = roi_align(target.to(rois.dtype), rois, output_size, spatial_scale, sampling_ratio, aligned)
     return CRITERIA[criterion](pooled_input - pooled_target).flatten(1).mean(1)
 
 

@@ -40,18 +40,17 @@ class Speed:
 
 
 class _StopAfter(L.Callback):
-    """Ends training after so many seconds, at the end of a cycle of steps."""
+    """Ends training so many seconds after the first cycle of steps, at the end of another."""
 
     def __init__(self, seconds: float, cycle: int) -> None:
         self.seconds, self.cycle = seconds, cycle
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.start = time.perf_counter()
-
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if (batch_idx + 1) % self.cycle == 0 and time.perf_counter() - self.start > self.seconds:
+        if batch_idx + 1 == self.cycle:
+            self.start = time.perf_counter()
+        elif (batch_idx + 1) % self.cycle == 0 and time.perf_counter() - self.start > self.seconds:
             trainer.should_stop = True
 
 
@@ -85,7 +84,7 @@ def bench(config: RunConfig, seconds: float = 120.0) -> dict[str, Speed]:
                 print(f"No time was left for {name}: give more --seconds")
                 continue
             out = replace(variant, out=str(Path(folder) / f"variant{number}"))
-            speeds[name] = measured(out, 0.8 * seconds / len(kinds))
+            speeds[name] = measured(out, 0.6 * seconds / len(kinds))
         loaded = loading_speed(config, 0.1 * seconds)
     facts = machine_facts()
     print_table(
@@ -114,7 +113,7 @@ def variants(config: RunConfig) -> dict[str, RunConfig]:
 
 
 def measured(config: RunConfig, seconds: float) -> Speed:
-    """Train for about so many seconds, but at least one cycle, and read the logged speeds; the first cycle warms up."""
+    """Train a cycle to warm up, and others for about so many seconds, at least one; read the logged speeds."""
     joint = config.collaborate
     cycle = joint.denoiser_steps + joint.detector_steps
     config = replace(
@@ -134,8 +133,8 @@ def measured(config: RunConfig, seconds: float) -> Speed:
     logged = curves(run.out / "collaborate")
 
     def median(key: str) -> float:
-        values = logged.get(key, ([], [0.0]))[1]
-        return statistics.median(values[1:] or values)
+        values = logged.get(key, ([], [0.0, 0.0]))[1]
+        return statistics.median(values[1:])
 
     shares = {part: median(f"speed/{part}") for part in PARTS}
     return Speed(median("speed/images_per_s"), shares, max(logged["speed/peak_memory_mb"][1]))
@@ -170,9 +169,7 @@ def advice(config: RunConfig, speeds: Mapping[str, Speed], loaded: float) -> lis
         if name != CONFIGURED and gain > _WORTH_SAYING:
             lines.append(f"Change: {name} takes {gain:.2f} times as many images/s.")
     if limit in ("denoiser", "detector"):
-        if not config.compile:
-            lines.append("Try: --compile true on long runs (it costs minutes at the start of a phase).")
-        lines.append(f"A smaller {limit} is the other way: see --{limit}.name and --{limit}.options.")
+        lines.append(f"A smaller {limit} is another way: see --{limit}.name and --{limit}.options.")
     return lines
 
 

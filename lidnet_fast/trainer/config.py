@@ -57,6 +57,7 @@ class PhaseConfig:
 
     steps: int
     batch_size: int
+    """Samples of a step, shared out equally among the run's processes."""
     learning_rate: float
     weight_decay: float = 0.0
     clip_norm: float | None = None
@@ -104,6 +105,7 @@ class CollaborateConfig:
     steps: int = 20000
     """Batches in all, of both kinds of step."""
     batch_size: int = 4
+    """Samples of a step, shared out equally among the run's processes."""
     denoiser_steps: int = 4
     detector_steps: int = 1
     denoiser_learning_rate: float = 1e-4
@@ -144,7 +146,7 @@ class RunConfig:
     compile: bool = False
     """Compile the denoiser and the detector's backbone with torch.compile: minutes at the start of every phase."""
     micro_batch_size: int | None = None
-    """Most samples that pass through the networks at once; gradients of a batch's parts are accumulated."""
+    """Most samples that pass through a process's networks at once; gradients of a batch's parts are accumulated."""
     activation_checkpointing: bool = False
     """Keep fewer activations and compute them again in the backward pass: less memory for more time."""
     ema_decay: float = 0.0
@@ -152,6 +154,7 @@ class RunConfig:
     the result then use; 0 for none."""
     accelerator: str = "auto"
     devices: int = 1
+    """Processes on this machine, each with a GPU of its own; where torchrun starts them, it decides."""
     num_nodes: int = 1
     checkpoint_every: int = 500
     """Steps between two checkpoints; an interrupted run resumes from the last."""

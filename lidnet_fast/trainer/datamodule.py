@@ -23,14 +23,16 @@ def stream_seed(seed: int, stream: str) -> int:
 
 
 class DrawSampler(Sampler[list[int]]):
-    """Batches of consecutive draws, strided over ranks, starting after the steps already taken.
+    """A rank's parts of batches of consecutive draws, starting after the steps already taken.
 
-    Batch `step` of rank r holds the draws (step * world + r) * batch_size + [0, batch_size): a pure function of the
-    step, so nothing about it has to be saved but the number of steps taken.
+    Batch `step` holds the draws step * batch_size + [0, batch_size), and every rank an equal part of them: a pure
+    function of the step, whatever the number of ranks, so nothing has to be saved but the number of steps taken.
     """
 
     def __init__(self, steps: int, batch_size: int, rank: int, world: int) -> None:
-        self.steps, self.batch_size, self.rank, self.world = steps, batch_size, rank, world
+        self.steps, self.batch_size = steps, batch_size
+        self.part = batch_size // world
+        self.offset = rank * self.part
         self.start = 0
 
     def __len__(self) -> int:
@@ -39,8 +41,8 @@ class DrawSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         start, self.start = self.start, 0
         for step in range(start, self.steps):
-            first = (step * self.world + self.rank) * self.batch_size
-            yield list(range(first, first + self.batch_size))
+            first = step * self.batch_size + self.offset
+            yield list(range(first, first + self.part))
 
 
 class PatchData(L.LightningDataModule):
@@ -50,7 +52,7 @@ class PatchData(L.LightningDataModule):
         config: the run's configuration.
         stream: whose draws these are; see `stream_seed`.
         steps: batches of the phase.
-        batch_size: samples per batch and rank.
+        batch_size: samples per batch, over all ranks.
     """
 
     def __init__(self, config: RunConfig, stream: str, steps: int, batch_size: int) -> None:
@@ -86,11 +88,19 @@ class PatchData(L.LightningDataModule):
         """Batches taken so far: Lightning's own progress, which counts batches and not optimiser steps."""
         assert self.trainer is not None
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
-        return {"steps_done": progress.current.processed}
+        return {"steps_done": progress.current.processed, "processes": self.trainer.world_size}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue after the batches already taken."""
+        assert self.trainer is not None
         self._steps_done = state_dict["steps_done"]
+        before, now = state_dict["processes"], self.trainer.world_size
+        if before != now and self.trainer.is_global_zero:
+            print(
+                f"The {self.stream} phase goes on at step {self._steps_done}, its processes changed from {before} to "
+                f"{now}: every step sees the same samples in parts of another size, so results differ by rounding, "
+                "and where BatchNorm, sampled anchors or a mean over boxes see a part of the batch."
+            )
 
 
 def split_patches(config: RunConfig, split: str, stream: str) -> LesionPatches:

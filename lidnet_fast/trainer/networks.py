@@ -9,10 +9,12 @@ from torch import nn
 
 from lidnet_fast import __version__
 from lidnet_fast.errors import InputError
+from lidnet_fast.files import write_bytes
 from lidnet_fast.models.denoisers import build_denoiser
 from lidnet_fast.models.detectors import LesionDetector, build_detector
 from lidnet_fast.models.hu import HUDenoiser
 from lidnet_fast.models.windowing import HUWindow
+from lidnet_fast.trainer.checkpoints import diverged_weights, serialised
 from lidnet_fast.trainer.config import NetworkConfig
 
 FORMAT = "lidnet_fast-network"
@@ -42,10 +44,7 @@ def save_network(
         "trained": trained,
         "state_dict": network.state_dict(),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    torch.save(content, temporary)
-    temporary.replace(path)
+    write_bytes(path, serialised(content))
 
 
 def load_network(path: Path, kind: Kind, expected: NetworkConfig | None = None) -> tuple[nn.Module, HUWindow]:
@@ -83,6 +82,9 @@ def load_network(path: Path, kind: Kind, expected: NetworkConfig | None = None) 
         network.load_state_dict(content["state_dict"])
     except RuntimeError as error:
         raise InputError(f"{path}: its weights do not fit {kind} {config.name} {config.options}") from error
+    diverged = diverged_weights(network.state_dict())
+    if diverged is not None:
+        raise InputError(f"{path}: {diverged} is NaN")
     return network.eval(), HUWindow(**content["window"])
 
 

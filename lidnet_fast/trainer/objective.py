@@ -231,7 +231,7 @@ def _extractor_loss(config: ObjectiveConfig, cache_bytes: int) -> ROIPerceptualL
         with torch.random.fork_rng():
             torch.manual_seed(0)  # random weights are the same in every run, and when it resumes
             network = load_network(name, config.extractor_weights)
-        return ROIPerceptualLoss(
+        loss = ROIPerceptualLoss(
             network,
             layers,
             halo,
@@ -240,6 +240,7 @@ def _extractor_loss(config: ObjectiveConfig, cache_bytes: int) -> ROIPerceptualL
             std=IMAGENET_STD,
             cache_bytes=cache_bytes,
         )
+        return loss.to(memory_format=torch.channels_last)
     except (ValueError, OSError) as error:
         key = "collaborate.objective.extractor"
         raise InputError(f"{key} {config.extractor!r}, weights {config.extractor_weights!r}: {error}") from error

@@ -99,10 +99,8 @@ class Phase(L.LightningModule):
         """Make of the networks what the phase leaves."""
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed the global generator from the step: detectors sample anchors from it, and a resumed run must agree."""
+        """A step begins."""
         self.clock.lap("data")
-        name = zlib.crc32(type(self).__name__.encode())
-        torch.manual_seed((self.config.seed * 1_000_003 + batch_idx) * 4_099 + self.global_rank + (name << 20))
 
     def optimise(
         self,
@@ -133,8 +131,12 @@ class Phase(L.LightningModule):
         optimizer.zero_grad()  # type: ignore[union-attr]
         mean: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         parts = list(micro_batches(batch, self.config.micro_batch_size))
+        samples = len(batch["normal_dose"])
+        first_sample = self.global_rank * samples
         for number, part in enumerate(parts):
-            share = len(part["normal_dose"]) / len(batch["normal_dose"])
+            self._seed_part(batch_idx, first_sample)
+            first_sample += len(part["normal_dose"])
+            share = len(part["normal_dose"]) / samples
             with self._gradients_exchanged(number == len(parts) - 1):
                 for name, value in backward(part, share).items():
                     mean[name] = mean[name] + share * value.detach()
@@ -146,6 +148,14 @@ class Phase(L.LightningModule):
         optimizer.step()  # type: ignore[union-attr]
         scheduler.step()
         return mean
+
+    def _seed_part(self, batch_idx: int, first_sample: int) -> None:
+        """Seed the global generator, from which detectors sample anchors, for a part of a step's batch.
+
+        A resumed run must agree, and so must a part whether it is a rank's or one of several of one process.
+        """
+        name = zlib.crc32(type(self).__name__.encode())
+        torch.manual_seed((self.config.seed * 1_000_003 + batch_idx) * 4_099 + first_sample + (name << 20))
 
     def _gradients_exchanged(self, exchanged: bool) -> AbstractContextManager[None]:
         """Whether a backward pass exchanges gradients between processes; only a step's last one has to."""

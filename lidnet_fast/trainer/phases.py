@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from lidnet_fast.data.dataset import Batch
 from lidnet_fast.models.detectors import LesionDetector
 from lidnet_fast.multitask import mtl_backward
+from lidnet_fast.trainer import ranks
 from lidnet_fast.trainer.config import CollaborateConfig, RunConfig
+from lidnet_fast.trainer.device import evaluation_device
 from lidnet_fast.trainer.objective import JointObjective, Objective
 from lidnet_fast.trainer.phase import Phase, averaged_weights, scheduled_adamw
 
@@ -27,6 +29,12 @@ class DetectorPhase(Phase):
     def trained_parts(self) -> list[nn.Module]:
         """The backbone; proposals and targets differ in number with every batch."""
         return [self.detector.model.backbone]
+
+    def prepare_networks(self) -> None:
+        """On several GPUs, BatchNorm sees the batch of all; PyTorch has that for GPUs alone."""
+        if ranks.world() > 1 and evaluation_device(self.config).type == "cuda":
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.detector)
+        super().prepare_networks()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """The detector's own losses on normal dose."""

@@ -1,9 +1,12 @@
 """A run: phases in a folder, each resumed where it stopped and skipped when it is done."""
 
 import logging
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
+from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
@@ -21,6 +25,8 @@ from lidnet_fast.files import write_text
 from lidnet_fast.models.detectors import LesionDetector
 from lidnet_fast.models.windowing import HUWindow
 from lidnet_fast.runtime import recorded_cost
+from lidnet_fast.trainer import ranks
+from lidnet_fast.trainer.checkpoints import PhaseCheckpoints
 from lidnet_fast.trainer.config import CollaborateConfig, NetworkConfig, ObjectiveConfig, RunConfig, to_dict, validate
 from lidnet_fast.trainer.datamodule import PatchData, split_patches, stream_seed
 from lidnet_fast.trainer.device import evaluation_device, native_precision
@@ -30,7 +36,16 @@ from lidnet_fast.trainer.phase import Phase
 from lidnet_fast.trainer.phases import CollaboratePhase, DenoiserPhase, DetectorPhase
 
 # What may differ between a run and its continuation, since no result depends on it.
-_FREE_KEYS = {"out", "accelerator", "log_every", "checkpoint_every", "data.workers", "collaborate.cache_mb"}
+_FREE_KEYS = {
+    "out",
+    "accelerator",
+    "devices",  # nothing beyond rounding; see `PatchData.load_state_dict`
+    "num_nodes",
+    "log_every",
+    "checkpoint_every",
+    "data.workers",
+    "collaborate.cache_mb",
+}
 
 
 class Run:
@@ -50,17 +65,11 @@ class Run:
 
     def __init__(self, config: RunConfig, callbacks: Sequence[L.Callback] = ()) -> None:
         self._callbacks = callbacks
-        validate(config)
-        backend.use(backend.available()[-1] if config.ops == "auto" else config.ops)
+        joined = ranks.join(config)
+        self.config = config = ranks.on_first(lambda: _begun(joined))
         self.out = Path(config.out)
-        earlier = _earlier_config(self.out)
-        if config.precision == "auto":
-            native = native_precision(evaluation_device(config))
-            config = replace(config, precision=earlier.get("precision", native))
-        self.config = config
+        backend.use(backend.available()[-1] if config.ops == "auto" else config.ops)
         self.window = HUWindow(config.window.low, config.window.high)
-        _check_parts(config)
-        _claim_folder(self.out, config, earlier)
 
     def detector(self) -> LesionDetector:
         """Train the detector on normal dose; a frozen copy of it is the judge of the evaluation."""
@@ -147,35 +156,40 @@ class Run:
     ) -> None:
         folder = self.out / phase
         files = {kind: folder / f"{kind}.pt" for kind in networks}
-        if not all(path.exists() for path in files.values()):
-            with recorded_cost(folder / "cost.json", steps=steps):
-                if steps and not self._train(folder, make_module, stream, steps, batch_size):
-                    return
+        last = folder / "last.ckpt"
+
+        def save() -> None:
             for kind, (network, config) in networks.items():
                 save_network(files[kind], kind, network, config, self.window, to_dict(self.config))
-            (folder / "last.ckpt").unlink(missing_ok=True)
+
+        if not ranks.on_first(lambda: all(path.exists() for path in files.values())):
+            with recorded_cost(folder / "cost.json", steps=steps) if ranks.is_first() else nullcontext():
+                if steps:
+                    checkpoint = last if ranks.on_first(last.exists) else None
+                    self._train(folder, make_module, PatchData(self.config, stream, steps, batch_size), checkpoint)
+            ranks.on_first(save)
+        ranks.on_first(lambda: last.unlink(missing_ok=True))
         for kind, (network, config) in networks.items():
             loaded, _ = load_network(files[kind], kind, config)
             network.load_state_dict(loaded.state_dict())
             network.cpu().eval()
 
-    def _train(self, folder: Path, make_module: Callable[[], Phase], stream: str, steps: int, batch_size: int) -> bool:
-        """Train, from the last checkpoint if there is one; whether this process is the one that writes the result."""
-        last = folder / "last.ckpt"
-        data = PatchData(self.config, stream, steps, batch_size)
+    def _train(self, folder: Path, make_module: Callable[[], Phase], data: PatchData, checkpoint: Path | None) -> None:
+        """Train, from a checkpoint if there is one."""
         with warnings.catch_warnings():
             _silence_lightning()
-            trainer = self._trainer(folder, steps, resumed=last.exists())
+            trainer = self._trainer(folder, data.steps, resumed=checkpoint is not None)
             phase = make_module()
             phase.prepare_networks()
             try:
-                trainer.fit(phase, data, ckpt_path=last if last.exists() else None, weights_only=True)
+                trainer.fit(phase, data, ckpt_path=checkpoint, weights_only=True)
             except SystemExit as stop:  # what Lightning makes of Ctrl-C
                 if trainer.interrupted:
                     raise KeyboardInterrupt from stop
                 raise
+            except InputError as error:
+                raise _own_words(error) from error
         phase.finish()
-        return trainer.is_global_zero
 
     def _trainer(self, folder: Path, steps: int, resumed: bool) -> L.Trainer:
         config = self.config
@@ -194,7 +208,7 @@ class Run:
             num_sanity_val_steps=0,
             log_every_n_steps=config.log_every,
             logger=[
-                CSVLogger(folder, name="logs", version=version),
+                CSVLogger(folder, name="logs", version=version, flush_logs_every_n_steps=config.log_every),
                 TensorBoardLogger(folder, name="logs", version=version),
             ],
             callbacks=[
@@ -206,13 +220,23 @@ class Run:
                     save_on_train_epoch_end=False,
                     enable_version_counter=False,
                 ),
+                _EndOnSigterm(),
                 *([RichProgressBar()] if sys.stdout.isatty() else []),
                 *self._callbacks,
             ],
+            plugins=[PhaseCheckpoints(), TorchElasticEnvironment() if ranks.launched() else LightningEnvironment()],
             enable_progress_bar=sys.stdout.isatty(),
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
+
+
+class _EndOnSigterm(L.Callback):
+    """SIGTERM ends the run as Ctrl-C does; Lightning would wait for the step's end and for the other processes."""
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def train(config: RunConfig) -> Run:
@@ -230,24 +254,49 @@ def train(config: RunConfig) -> Run:
 
 
 def curves(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """A phase's logged values: name -> (steps, values), over all its parts."""
+    """A phase's logged values: name -> (steps, values), over all its parts; steps that were done again count once."""
     import csv
 
-    series: dict[str, tuple[list[int], list[float]]] = {}
+    series: dict[str, dict[int, float]] = {}
     for path in sorted((folder / "logs").glob("part*/metrics.csv"), key=lambda p: int(p.parent.name[4:])):
         with path.open(newline="", encoding="utf-8") as lines:
             for row in csv.DictReader(lines):
+                if None in row.values():  # the run was killed while it wrote this line
+                    continue
                 step = int(row["step"])
                 for name, value in row.items():
                     if value and name not in ("step", "epoch"):
-                        steps, values = series.setdefault(name, ([], []))
-                        steps.append(step)
-                        values.append(float(value))
-    return series
+                        series.setdefault(name, {})[step] = float(value)
+    return {name: (sorted(values), [values[step] for step in sorted(values)]) for name, values in series.items()}
+
+
+def _begun(config: RunConfig) -> RunConfig:
+    """Check everything, make the folder this run's, and decide the precision."""
+    validate(config)
+    out = Path(config.out)
+    earlier = _earlier_config(out)
+    if config.precision == "auto":
+        native = native_precision(evaluation_device(config))
+        config = replace(config, precision=earlier.get("precision", native))
+    _check_parts(config)
+    _claim_folder(out, config, earlier)
+    return config
 
 
 def _check_parts(config: RunConfig) -> None:
     """Open the store and build every network once, so that what is wrong with them is said before the run begins."""
+    processes = config.devices * config.num_nodes
+    batch_sizes = {
+        "detector_phase": config.detector_phase.batch_size,
+        "denoiser_phase": config.denoiser_phase.batch_size,
+        "collaborate": config.collaborate.batch_size,
+    }
+    for phase, size in batch_sizes.items():
+        if size % processes:
+            raise InputError(
+                f"{phase}.batch_size is {size}, which {processes} processes cannot share equally: "
+                f"make it a multiple of {processes}"
+            )
     for split in ("train", "val", "test"):
         split_patches(config, split, "test")
     networks: list[tuple[Kind, NetworkConfig | None]] = [
@@ -282,9 +331,18 @@ def _claim_folder(out: Path, config: RunConfig, earlier: dict[str, Any]) -> None
                     "choose another --out, or give the same configuration to go on with it"
                 )
         return
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file: choose another --out")
+    # A run that was killed while it wrote its configuration has done nothing else.
+    if out.exists() and {path.name for path in out.iterdir()} - {"config.yaml.part"}:
         raise InputError(f"{out} is not empty and holds no run: choose another --out")
     write_text(out / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
+
+
+def _own_words(error: InputError) -> InputError:
+    """An error of a loader process without the traceback that it comes with."""
+    text = str(error)
+    return InputError(text.rpartition("InputError: ")[2].strip()) if "DataLoader worker" in text else error
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

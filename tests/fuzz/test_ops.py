@@ -64,12 +64,8 @@ def boxes(draw, images, axes, side):
         index = draw(rarely(st.integers(0, max(images - 1, 0)), st.sampled_from([-1, 99, 0.5, math.nan, 1e30])))
         rows.append([index, *corners])
     dtype = draw(rarely(st.sampled_from([torch.float32, torch.float64]), st.sampled_from([torch.int64, torch.float16])))
-    table = (
-        torch.tensor(rows, dtype=torch.float64).reshape(-1, columns + 1).nan_to_num(0)
-        if dtype == torch.int64
-        else (torch.tensor(rows, dtype=torch.float64).reshape(-1, columns + 1))
-    )
-    table = table.to(dtype)
+    table = torch.tensor(rows, dtype=torch.float64).reshape(-1, columns + 1)
+    table = (table.nan_to_num(0) if dtype == torch.int64 else table).to(dtype)
     if draw(st.booleans()):
         return table
     return [table[table[:, 0] == image, 1:] for image in range(images)]
@@ -157,39 +153,54 @@ def huge(rois, options):
 
 
 @given(data=st.data())
-def test_multiscale_roi_perceptual_loss(data):
-    images, channels, side = (
-        data.draw(st.integers(1, 2)),
-        data.draw(st.integers(1, 3)),
-        data.draw(st.sampled_from([8, 12, 16])),
+def test_roi_align(data):
+    axes = data.draw(st.sampled_from([2, 2, 3]))
+    shape, dtype = data.draw(shapes(axes, largest=9)), data.draw(DTYPES)
+    input, rois = data.draw(tensors(shape, dtype)), data.draw(boxes(shape[0], axes, 9))
+    options = {
+        "output_size": data.draw(rarely(st.integers(1, 5), ODD)),
+        "spatial_scale": data.draw(NUMBERS),
+        "sampling_ratio": data.draw(rarely(st.integers(-1, 3), ODD)),
+        "aligned": data.draw(rarely(st.booleans(), ODD)),
+    }
+    assume(not huge(rois, options))
+    check(lambda: with_gradient(lambda leaf: lidnet_fast.roi_align(leaf, rois, **options), input), dtype)
+
+
+@st.composite
+def pyramids(draw):
+    """Levels by name, the same again, their boxes and images' sizes."""
+    images, channels, side = draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.sampled_from([8, 12, 16]))
+    dtype, count = draw(DTYPES), draw(st.integers(0, 3))
+    first, second = (
+        {str(n): draw(tensors((images, channels, side >> n, side >> n), dtype)) for n in range(count)} for _ in range(2)
     )
-    dtype = data.draw(DTYPES)
-    sizes = [
-        (images, channels, max(side >> level, 1), max(side >> level, 1))
-        for level in range(data.draw(st.integers(0, 3)))
-    ]
-    inputs = {str(level): data.draw(tensors(size, dtype)) for level, size in enumerate(sizes)}
-    targets = {str(level): data.draw(tensors(size, dtype)) for level, size in enumerate(sizes)}
-    rois = data.draw(boxes(images, 2, 64))
-    image_sizes = [
-        data.draw(rarely(st.just((side * 4, side * 4)), st.sampled_from([(0, 1), (1,), 3, (math.nan, 4), ("a", "b")])))
-    ] * images
+    odd_sizes = st.sampled_from([(0, 1), (1,), 3, (math.nan, 4), ("a", "b")])
+    return first, second, draw(boxes(images, 2, 64)), [draw(rarely(st.just((side * 4, side * 4)), odd_sizes))] * images
+
+
+@given(data=st.data(), op=st.sampled_from(["multiscale_roi_perceptual_loss", "multiscale_roi_align"]))
+def test_pyramids(data, op):
+    inputs, targets, rois, image_sizes = data.draw(pyramids())
     options = {
         "output_size": data.draw(rarely(st.integers(1, 4), ODD)),
         "sampling_ratio": data.draw(rarely(st.integers(-1, 3), ODD)),
         "canonical_scale": data.draw(NUMBERS),
         "canonical_level": data.draw(rarely(st.integers(-3, 6), ODD)),
-        "reduction": data.draw(st.sampled_from(REDUCTIONS)),
     }
+    further = [rois, image_sizes]
+    if op == "multiscale_roi_perceptual_loss":
+        options["reduction"] = data.draw(st.sampled_from(REDUCTIONS))
+        further.insert(0, targets)
     assume(not huge(rois, options))
 
     def call():
         leaves = {name: level.detach().requires_grad_(level.is_floating_point()) for name, level in inputs.items()}
-        result = lidnet_fast.multiscale_roi_perceptual_loss(leaves, targets, rois, image_sizes, **options)
+        result = getattr(lidnet_fast, op)(leaves, *further, **options)
         gradients = torch.autograd.grad(result.sum(), list(leaves.values()), materialize_grads=True)
         return [result.detach(), *gradients]
 
-    check(call, dtype)
+    check(call, next((level.dtype for level in inputs.values()), torch.float32))
 
 
 @given(data=st.data())

@@ -111,6 +111,18 @@ def test_detections_agree_with_torchvisions_forward(name):
 
 
 @pytest.mark.parametrize("name", SMALL)
+def test_boxes_are_not_rounded_to_half_precision(name):
+    """Far from the image's corner a lesion is smaller than bfloat16's steps."""
+    detector = make(name, score_threshold=0.0).eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (found,) = detector.detect(images(1, 1, 320, 320))
+    assert found["boxes"].dtype == torch.float32
+    far = found["boxes"][(found["boxes"] > 130).all(dim=1)]
+    assert len(far) > 5
+    assert (far % 1 != 0).any()
+
+
+@pytest.mark.parametrize("name", SMALL)
 def test_a_frozen_detector_stays_as_it_was(name):
     """Losses in eval mode change neither flags nor buffers, nor do they give the parameters gradients."""
     detector = make(name).eval().requires_grad_(False)

@@ -46,7 +46,8 @@ def _seed() -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Tests of an op that has kernels run on every backend there is here."""
     name = metafunc.module.__name__
-    if any(op in name for op in ("roi_perceptual", "roi_windows", "multi_loss", "gradients")) and "fused" not in name:
+    ops = ("roi_align", "roi_perceptual", "roi_windows", "multi_loss", "gradients")
+    if any(op in name for op in ops) and "fused" not in name:
         metafunc.parametrize("_backend", backend.available(), indirect=True)
 
 

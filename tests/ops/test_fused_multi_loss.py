@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
 
 from lidnet_fast import backend, multi_loss, multi_loss_jacobian, reference
@@ -148,10 +150,12 @@ def test_every_pixel_of_a_gradient_is_written():
 
 @pytest.mark.parametrize("instructions", ["avx2", "baseline"])
 def test_instruction_sets_agree(instructions):
-    """The loops are compiled for AVX-512, for AVX2 and without: the tests of this file pass on all that are here."""
+    """The loops are compiled for AVX-512, for AVX2 and without: tests of them pass on all that are here."""
     if os.environ.get("LIDNET_FAST_CPU"):
         pytest.skip("this is the run on other instructions")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", "panels or scales or same_bits", __file__]
+    tests = "panels or scales or same_bits or blocks or rounding"
+    files = [__file__, str(Path(__file__).with_name("test_gradients.py"))]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", tests, *files]
     environment = {**os.environ, "LIDNET_FAST_CPU": instructions}
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stdout[-2000:]
@@ -223,6 +227,15 @@ def test_export(assert_near):
     assert "lidnet_fast.multi_loss" in program.graph_module.print_readable(print_output=False)
     other = images(2, 1, 14, 20)
     assert_near(program.module()(*other), Loss()(*other), torch.float32)
+
+
+def test_a_traced_call_holds_for_other_images():
+    def gradient(input, target):
+        return evaluate(multi_loss, input, target, WEIGHTS)[2]
+
+    graph = make_fx(gradient)(*images(1, 1, 20, 20))
+    other = images(1, 1, 20, 20)
+    assert torch.equal(graph(*other), gradient(*other))
 
 
 def test_no_gradient_is_made_where_none_is_asked_for():

@@ -59,6 +59,18 @@ def test_sums_of_half_gradients_dont_overflow():
     assert torch.equal(combined, torch.full((4, 4), 300.0, dtype=torch.float16))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rounding_to_half_precision_is_torchs(dtype):
+    special = torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0, -0.0, 65504.0])
+    first = torch.cat((torch.randn(3000), special)).to(dtype)
+    second = torch.cat((torch.randint(-8, 9, (3000,)) / 4, torch.zeros(6))).to(dtype)
+    coefficients = torch.tensor([1.0, 2.0**-9])  # ties between two neighbours, and sums that float32 holds exactly
+    combined = combine_gradients(torch.stack((first, second)), coefficients)
+    torch.testing.assert_close(
+        combined, (first.float() + second.float() / 512).to(dtype), rtol=0, atol=0, equal_nan=True
+    )
+
+
 def test_gradcheck():
     gradients = torch.randn(3, 4, 2, dtype=torch.float64, requires_grad=True)
     coefficients = torch.randn(3, dtype=torch.float64, requires_grad=True)

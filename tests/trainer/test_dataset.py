@@ -106,10 +106,12 @@ def test_positive_fraction(tmp_path: Path) -> None:
     assert any(not len(never[draw].boxes) for draw in range(50))
 
 
-def test_sampler_strides_over_ranks_without_overlap_and_starts_where_told() -> None:
-    ranks = [DrawSampler(5, 2, rank, 2) for rank in range(2)]
+def test_sampler_shares_batches_out_to_ranks_and_starts_where_told() -> None:
+    whole = list(DrawSampler(5, 4, 0, 1))
+    assert [draw for batch in whole for draw in batch] == list(range(20))
+    ranks = [DrawSampler(5, 4, rank, 2) for rank in range(2)]
     batches = [list(sampler) for sampler in ranks]
-    assert sorted(draw for batch in [*batches[0], *batches[1]] for draw in batch) == list(range(20))
+    assert [first + second for first, second in zip(*batches, strict=True)] == whole
     ranks[1].start = 3
     assert list(ranks[1]) == batches[1][3:]
 

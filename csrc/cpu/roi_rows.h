@@ -33,9 +33,40 @@ struct Ahead {
   int64_t rows, elements;
 };
 
-// lines[bin, i] = the sum over the bin's rows of weight * (input - target), at the row's i-th element
-template <int kVectors, typename S, typename T>
-inline void pool_vectors(const S* input, const S* target, const Rows<T>& rows, int64_t row_stride, Ahead ahead, T* lines,
+// What is pooled: a map, ...
+template <typename S>
+struct Map {
+  using Storage = S;
+  const S* cells;
+
+  Map at(int64_t offset) const { return {cells + offset}; }
+  template <typename T>
+  inline Vec8<T> load(int64_t i) const { return Vec8<T>::load(cells + i); }
+  template <typename T>
+  inline T value(int64_t i) const { return static_cast<T>(cells[i]); }
+  inline void prefetch(int64_t i) const { __builtin_prefetch(cells + i, 0, 2); }
+};
+
+// ... or the difference of two.
+template <typename S>
+struct Difference {
+  using Storage = S;
+  Map<S> input, target;
+
+  Difference at(int64_t offset) const { return {input.at(offset), target.at(offset)}; }
+  template <typename T>
+  inline Vec8<T> load(int64_t i) const { return input.template load<T>(i) - target.template load<T>(i); }
+  template <typename T>
+  inline T value(int64_t i) const { return input.template value<T>(i) - target.template value<T>(i); }
+  inline void prefetch(int64_t i) const {
+    input.prefetch(i);
+    target.prefetch(i);
+  }
+};
+
+// lines[bin, i] = the sum over the bin's rows of weight * source, at the row's i-th element
+template <int kVectors, typename Source, typename T>
+inline void pool_vectors(const Source& source, const Rows<T>& rows, int64_t row_stride, Ahead ahead, T* lines,
                          int64_t line_stride) {
   const Row<T>* row = rows.rows;
   for (int64_t b = 0; b < rows.bins; ++b) {
@@ -43,32 +74,30 @@ inline void pool_vectors(const S* input, const S* target, const Rows<T>& rows, i
     LID_UNROLL for (int v = 0; v < kVectors; ++v) sums[v] = Vec8<T>::zero();
     for (int64_t t = 0; t < rows.taps; ++t, ++row) {
       const int64_t at = row->index * row_stride, next = row[ahead.rows].index * row_stride + ahead.elements;
-      LID_UNROLL for (int v = 0; v < kVectors; v += kVectorsOfLine<S>) {
-        __builtin_prefetch(input + next + v * 8, 0, 2);
-        __builtin_prefetch(target + next + v * 8, 0, 2);
+      LID_UNROLL for (int v = 0; v < kVectors; v += kVectorsOfLine<typename Source::Storage>) {
+        source.prefetch(next + v * 8);
       }
       LID_UNROLL for (int v = 0; v < kVectors; ++v) {
-        sums[v] = sums[v] + row->weight * (Vec8<T>::load(input + at + v * 8) - Vec8<T>::load(target + at + v * 8));
+        sums[v] = sums[v] + row->weight * source.template load<T>(at + v * 8);
       }
     }
     LID_UNROLL for (int v = 0; v < kVectors; ++v) sums[v].store(lines + b * line_stride + v * 8);
   }
 }
 
-template <typename S, typename T>
-void pool_rows(const S* input, const S* target, const Rows<T>& rows, int64_t row_stride, Ahead ahead, int64_t length,
-               T* lines, int64_t line_stride) {
+template <typename Source, typename T>
+void pool_rows(const Source& source, const Rows<T>& rows, int64_t row_stride, Ahead ahead, int64_t length, T* lines,
+               int64_t line_stride) {
   int64_t i = 0;
-  for (; i + 32 <= length; i += 32) pool_vectors<4>(input + i, target + i, rows, row_stride, ahead, lines + i, line_stride);
-  for (; i + 16 <= length; i += 16) pool_vectors<2>(input + i, target + i, rows, row_stride, ahead, lines + i, line_stride);
-  for (; i + 8 <= length; i += 8) pool_vectors<1>(input + i, target + i, rows, row_stride, ahead, lines + i, line_stride);
+  for (; i + 32 <= length; i += 32) pool_vectors<4>(source.at(i), rows, row_stride, ahead, lines + i, line_stride);
+  for (; i + 16 <= length; i += 16) pool_vectors<2>(source.at(i), rows, row_stride, ahead, lines + i, line_stride);
+  for (; i + 8 <= length; i += 8) pool_vectors<1>(source.at(i), rows, row_stride, ahead, lines + i, line_stride);
   for (; i < length; ++i) {
     for (int64_t b = 0; b < rows.bins; ++b) {
       T sum = 0;
       for (int64_t t = 0; t < rows.taps; ++t) {
         const Row<T>& row = rows.rows[b * rows.taps + t];
-        const int64_t at = row.index * row_stride + i;
-        sum += row.weight * (static_cast<T>(input[at]) - static_cast<T>(target[at]));
+        sum += row.weight * source.template value<T>(row.index * row_stride + i);
       }
       lines[b * line_stride + i] = sum;
     }

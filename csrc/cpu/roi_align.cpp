@@ -1,0 +1,109 @@
+// roi_align on the CPU: weight tables per box, then blocks of channels of one image each, in parallel.
+//
+// A thread owns every cell of the blocks it works on and takes the boxes in their order, so the result is the same, bit by
+// bit, for any number of threads.
+
+#include <optional>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <torch/csrc/stable/library.h>
+
+#include "roi_tables.h"
+
+namespace lid {
+namespace {
+
+using torch::headeronly::MemoryFormat;
+
+template <typename T>
+PoolFunction<T> pool_function(ScalarType dtype, bool channels_last) {
+  const bool avx2 = instruction_set() >= InstructionSet::avx2;
+  if constexpr (std::is_same_v<T, double>) {
+    return avx2 ? avx2::double_pool(channels_last) : baseline::double_pool(channels_last);
+  } else {
+    const Storage storage = storage_of(dtype);
+    return avx2 ? avx2::float_pool(storage, channels_last) : baseline::float_pool(storage, channels_last);
+  }
+}
+
+std::vector<int64_t> pooled_shape(const Pooling& pooling, const std::vector<FeatureLevel>& levels) {
+  for (const FeatureLevel& level : levels) {
+    STD_TORCH_CHECK(level.channels == levels[0].channels, "levels must have as many channels, got ", level.channels,
+                    " and ", levels[0].channels);
+  }
+  std::vector<int64_t> shape{pooling.rois.size(0), levels[0].channels};
+  shape.insert(shape.end(), pooling.output_size.begin(), pooling.output_size.end());
+  return shape;
+}
+
+template <typename T>
+void pool(const Pooling& pooling, const std::vector<FeatureLevel>& levels, int64_t images, ScalarType dtype, void* pooled) {
+  const Boxes<T> boxes(pooling, levels, images);
+  for_each_block<T>(levels, images, [&](size_t l, int64_t image, int64_t block) {
+    pool_function<T>(dtype, levels[l].channels_last)(levels[l], boxes.of(l, image), image, block, pooled);
+  });
+}
+
+Tensor roi_align(std::vector<Tensor> inputs, Tensor rois, std::optional<Tensor> box_levels,
+                 std::vector<double> spatial_scales, std::vector<int64_t> output_size, int64_t sampling_ratio,
+                 bool aligned) {
+  const bool wide = is_double(inputs);
+  const Tensor& first = inputs[0];
+  const Pooling pooling{rois, box_levels, std::move(spatial_scales), std::move(output_size), sampling_ratio, aligned};
+  check_pooling(pooling, inputs.size(), first.dim() - 2, first.scalar_type());
+  std::vector<FeatureLevel> levels;
+  for (const Tensor& input : inputs) {
+    STD_TORCH_CHECK(input.dim() == first.dim() && input.size(0) == first.size(0) &&
+                        input.scalar_type() == first.scalar_type(),
+                    "levels must share dimensions, batch size and dtype");
+    levels.push_back(feature_level(input.sizes().vec(), !is_planar(input)));
+    levels.back().input = input.const_data_ptr();
+  }
+  Tensor pooled = torch::stable::new_empty(first, pooled_shape(pooling, levels));
+  ask_for_huge_pages(pooled);
+  const auto work = wide ? pool<double> : pool<float>;
+  work(pooling, levels, first.size(0), first.scalar_type(), pooled.mutable_data_ptr());
+  return pooled;
+}
+
+// `shapes`: those of the levels, one after the other.
+std::vector<Tensor> roi_align_backward(Tensor grad_pooled, Tensor rois, std::optional<Tensor> box_levels,
+                                       std::vector<double> spatial_scales, std::vector<int64_t> output_size,
+                                       int64_t sampling_ratio, bool aligned, std::vector<int64_t> shapes,
+                                       bool channels_last) {
+  const bool wide = is_double({grad_pooled});
+  const ScalarType dtype = grad_pooled.scalar_type();
+  const Pooling pooling{rois, box_levels, std::move(spatial_scales), std::move(output_size), sampling_ratio, aligned};
+  const size_t dimensions = pooling.output_size.size() + 2, count = pooling.spatial_scales.size();
+  STD_TORCH_CHECK(shapes.size() == count * dimensions, "shapes must have ", dimensions, " numbers per level");
+  check_pooling(pooling, count, dimensions - 2, dtype);
+  const MemoryFormat form = !channels_last     ? MemoryFormat::Contiguous
+                            : dimensions == 4 ? MemoryFormat::ChannelsLast
+                                              : MemoryFormat::ChannelsLast3d;
+  std::vector<FeatureLevel> levels;
+  std::vector<Tensor> gradients;
+  for (auto shape = shapes.begin(); shape != shapes.end(); shape += dimensions) {
+    const std::vector<int64_t> of_level(shape, shape + dimensions);
+    STD_TORCH_CHECK(of_level[0] == shapes[0], "levels must share the batch size");
+    gradients.push_back(
+        torch::stable::empty(of_level, dtype, std::nullopt, grad_pooled.device(), std::nullopt, form));
+    ask_for_huge_pages(gradients.back());
+    levels.push_back(feature_level(of_level, channels_last));
+    levels.back().gradient = gradients.back().mutable_data_ptr();
+  }
+  STD_TORCH_CHECK(grad_pooled.sizes().vec() == pooled_shape(pooling, levels), "grad_pooled must have the bins' shape");
+  const Tensor upstream = torch::stable::contiguous(grad_pooled);
+  const auto work = wide ? pool<double> : pool<float>;
+  work(pooling, levels, shapes[0], dtype, const_cast<void*>(upstream.const_data_ptr()));
+  return gradients;
+}
+
+}  // namespace
+}  // namespace lid
+
+STABLE_TORCH_LIBRARY_IMPL(lidnet_fast, CPU, m) {
+  m.impl("roi_align", TORCH_BOX(&lid::roi_align));
+  m.impl("roi_align_backward", TORCH_BOX(&lid::roi_align_backward));
+}

@@ -1,0 +1,312 @@
+"""Features and images inside boxes: RoIAlign, the ROI perceptual losses, windows."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from lidnet_fast import backend
+from lidnet_fast._checks import (
+    LAYOUTS,
+    Boxes,
+    as_box_weights,
+    as_output_size,
+    as_rois,
+    check_bool,
+    check_choice,
+    check_corners,
+    check_features,
+    check_float,
+    check_int,
+    check_levels,
+    check_pair,
+    check_positive,
+    check_pyramid,
+    check_sampling_ratio,
+)
+
+from ._autocast import without_autocast
+
+CRITERIA = ("mse", "l1", "smooth_l1", "charbonnier")
+REDUCTIONS = ("none", "sum", "mean")
+
+
+def roi_perceptual_loss(
+    input: Tensor,
+    target: Tensor,
+    boxes: Boxes,
+    output_size: int | Sequence[int] = 7,
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = 2,
+    aligned: bool = True,
+    *,
+    criterion: str = "mse",
+    box_weights: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Difference of two feature maps, or two feature volumes, inside boxes only.
+
+    With l_k the mean of criterion(roi_align(input) - roi_align(target)) over the C*P*P values of box k (C*P*P*P in
+    volumes), and w_k its weight: "none" gives [w_k l_k], "sum" their sum, "mean" their sum over K. Unweighted, the mean
+    with "mse" is F.mse_loss of the pooled tensors. RoIAlign is torchvision's (He et al., Mask R-CNN, arXiv:1703.06870,
+    section 3), on volumes the same rule on a third axis, with trilinear interpolation; the loss is that of LIDnet
+    (Chen et al., arXiv:2104.08845).
+
+    Args:
+        input: Features [N, C, H, W], or of volumes [N, C, D, H, W]. Differentiable.
+        target: Features of `input`'s shape, dtype and device. Never gets a gradient, so it mustn't require one.
+        boxes: As torchvision.ops.roi_align takes them, of any floating-point dtype and with no gradient:
+            Tensor[K, 5] of (batch index, x1, y1, x2, y2), or N Tensors [L_i, 4] of (x1, y1, x2, y2). For volumes
+            Tensor[K, 7] of (batch index, x1, y1, z1, x2, y2, z2), or N Tensors [L_i, 6]; z is along D. In pixels of
+            the image, voxels of the volume; x1 <= x2. Parts outside the map read as torchvision clamps them: the
+            border's value within one cell of it, 0 beyond.
+        output_size: P, or rows and columns of bins; for volumes P, or depth, rows and columns.
+        spatial_scale: Feature cells per pixel of the image, 1 / stride; on volumes the same along all three axes.
+        sampling_ratio: Samples per bin and axis; -1 (or 0): ceil(bin size in cells), torchvision's adaptive rule.
+        aligned: True for pixel-edge coordinates (a box over pixel column 3 alone is x1=3, x2=4); False for
+            torchvision's legacy rule, without the half-cell shift and with sides of at least one cell.
+        criterion: "mse", "l1", "smooth_l1" (beta 1) or "charbonnier" (sqrt(d^2 + eps^2), eps 1e-3).
+        box_weights: w, floating-point Tensor[K] in the order of the boxes, without gradient. Default: ones.
+        reduction: "none", "sum" or "mean".
+
+    Returns:
+        Scalar, or Tensor[K] for "none", in float32 (float64 for float64 features). Without boxes 0, or empty, with a
+        zero gradient.
+
+    Raises:
+        TypeError: For an argument of another type or dtype than above.
+        ValueError: For shapes, devices or options that don't fit, a target that requires a gradient, and, on the CPU,
+            a box with NaN or infinite coordinates, with x2 < x1, y2 < y1 or z2 < z1 or with a batch index that isn't
+            there (naming its row), or a weight that isn't finite.
+        RuntimeError: For such a box or weight on CUDA tensors, where the device reports it without a synchronisation
+            here, and inside torch.compile and torch.export. Kernels clamp the batch index rather than read outside.
+    """
+    check_pair(input, target, volumes=True)
+    rois = as_rois(boxes, input)
+    weights = as_box_weights(box_weights, rois)
+    check_positive("spatial_scale", spatial_scale)
+    check_bool("aligned", aligned)
+    bins = check_pooling(output_size, sampling_ratio, criterion, reduction, dimensions=input.ndim - 2)
+    with without_autocast(input):
+        return backend.implementation("roi_perceptual_loss", input.device)(
+            input,
+            target,
+            rois,
+            bins,
+            float(spatial_scale),
+            int(sampling_ratio),
+            aligned,
+            criterion=criterion,
+            box_weights=weights,
+            reduction=reduction,
+        )
+
+
+def multiscale_roi_perceptual_loss(
+    inputs: Mapping[str, Tensor],
+    targets: Mapping[str, Tensor],
+    boxes: Boxes,
+    image_sizes: Sequence[tuple[int, int]],
+    output_size: int | Sequence[int] = 7,
+    sampling_ratio: int = 2,
+    aligned: bool = True,
+    *,
+    canonical_scale: float = 224,
+    canonical_level: int = 4,
+    criterion: str = "mse",
+    box_weights: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """`roi_perceptual_loss` on a feature pyramid, each box on the one level that suits its size.
+
+    Strides and levels are those of torchvision.ops.MultiScaleRoIAlign: a level's stride is the power of two nearest to
+    the image's height over the level's, and a box w x h belongs to level floor(k0 + log2(sqrt(w h) / s0)) (stride 2^k;
+    Lin et al., arXiv:1612.03144, eq. 1), clamped to the levels given. s0 = 224 puts every lesion on the finest level:
+    choose `canonical_scale` for the sizes at hand. One thing differs by default: MultiScaleRoIAlign pools with
+    aligned=False; here `aligned` is True as in `roi_perceptual_loss`, and aligned=False reproduces torchvision.
+
+    Args:
+        inputs: Name -> features [N, C_l, H_l, W_l], finest first, each level of twice the stride of the one before.
+            Differentiable; a level that no box falls on gets a zero gradient.
+        targets: The same names and shapes. Never get a gradient, so they mustn't require one.
+        boxes: As in `roi_perceptual_loss`, in pixels of the images.
+        image_sizes: (height, width) of each image; features are of a batch padded to the largest of them.
+        output_size: As in `roi_perceptual_loss`.
+        sampling_ratio: As in `roi_perceptual_loss`.
+        aligned: As in `roi_perceptual_loss`.
+        canonical_scale: s0, in pixels.
+        canonical_level: k0, the level of a box of s0 x s0.
+        criterion: As in `roi_perceptual_loss`.
+        box_weights: As in `roi_perceptual_loss`.
+        reduction: As in `roi_perceptual_loss`.
+
+    Returns:
+        As `roi_perceptual_loss`; "none" in the order of the boxes.
+
+    Raises:
+        TypeError: As `roi_perceptual_loss`.
+        ValueError: As `roi_perceptual_loss`, and for no levels, names that differ, image sizes that don't number N, or
+            strides that don't double from level to level.
+    """
+    first = check_levels(inputs)
+    if set(inputs) != set(targets):
+        raise ValueError(f"targets must have the levels of inputs, {sorted(inputs)}, got {sorted(targets)}")
+    for name, level in inputs.items():
+        check_pair(level, targets[name], f"inputs[{name!r}]", f"targets[{name!r}]")
+    rois = as_rois(boxes, first)
+    weights = as_box_weights(box_weights, rois)
+    image_height = check_pyramid(inputs, image_sizes)
+    check_positive("canonical_scale", canonical_scale)
+    check_int("canonical_level", canonical_level)
+    check_bool("aligned", aligned)
+    bins = check_pooling(output_size, sampling_ratio, criterion, reduction)
+    with without_autocast(first):
+        return backend.implementation("multiscale_roi_perceptual_loss", first.device)(
+            list(inputs.values()),
+            [targets[name] for name in inputs],
+            rois,
+            image_height,
+            bins,
+            int(sampling_ratio),
+            aligned,
+            canonical_scale=float(canonical_scale),
+            canonical_level=int(canonical_level),
+            criterion=criterion,
+            box_weights=weights,
+            reduction=reduction,
+        )
+
+
+def roi_align(
+    input: Tensor,
+    boxes: Boxes,
+    output_size: int | Sequence[int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+) -> Tensor:
+    """Features pooled inside boxes: torchvision.ops.roi_align (He et al., Mask R-CNN, arXiv:1703.06870, section 3).
+
+    Arguments, defaults and values are torchvision's; on volumes it is the same rule on a third axis. The gradient is
+    the same, bit by bit, every time and on any number of threads. Unlike torchvision it goes to `input` only.
+
+    Args:
+        input: Features [N, C, H, W], or of volumes [N, C, D, H, W]. Differentiable.
+        boxes: As in `roi_perceptual_loss`.
+        output_size: P, or rows and columns of bins; for volumes P, or depth, rows and columns.
+        spatial_scale: Feature cells per pixel of the image, 1 / stride; on volumes the same along all three axes.
+        sampling_ratio: As in `roi_perceptual_loss`.
+        aligned: As in `roi_perceptual_loss`.
+
+    Returns:
+        [K, C, P, P], or [K, C, P, P, P] of volumes, contiguous, in the dtype of `input`.
+
+    Raises:
+        TypeError: As `roi_perceptual_loss`.
+        ValueError: As `roi_perceptual_loss`.
+        RuntimeError: As `roi_perceptual_loss`.
+    """
+    check_features("input", input, volumes=True)
+    rois = as_rois(boxes, input)
+    check_positive("spatial_scale", spatial_scale)
+    check_sampling_ratio(sampling_ratio)
+    check_bool("aligned", aligned)
+    bins = as_output_size(output_size, input.ndim - 2)
+    with without_autocast(input):
+        return backend.implementation("roi_align", input.device)(
+            input, rois, bins, float(spatial_scale), int(sampling_ratio), aligned
+        )
+
+
+def multiscale_roi_align(
+    inputs: Mapping[str, Tensor],
+    boxes: Boxes,
+    image_sizes: Sequence[tuple[int, int]],
+    output_size: int | Sequence[int],
+    sampling_ratio: int,
+    *,
+    canonical_scale: float = 224,
+    canonical_level: int = 4,
+) -> Tensor:
+    """`roi_align` on a feature pyramid, each box on the one level that suits its size: MultiScaleRoIAlign's result.
+
+    Strides and levels are found as in `multiscale_roi_perceptual_loss`; aligned is False, as in torchvision.
+
+    Args:
+        inputs: Name -> features [N, C, H_l, W_l], finest first, each level of twice the stride of the one before.
+            Differentiable; a level that no box falls on gets a zero gradient.
+        boxes: As in `roi_perceptual_loss`, in pixels of the images.
+        image_sizes: (height, width) of each image; features are of a batch padded to the largest of them.
+        output_size: P, or rows and columns of bins.
+        sampling_ratio: As in `roi_perceptual_loss`.
+        canonical_scale: s0, in pixels.
+        canonical_level: k0, the level of a box of s0 x s0.
+
+    Returns:
+        [K, C, P, P] in the order of the boxes, in the dtype of `inputs`.
+
+    Raises:
+        TypeError: As `roi_perceptual_loss`.
+        ValueError: As `roi_perceptual_loss`, and for no levels, levels that differ in batch size, channels, dtype or
+            device, image sizes that don't number N, or strides that don't double from level to level.
+        RuntimeError: As `roi_perceptual_loss`.
+    """
+    first = check_levels(inputs, same_channels=True)
+    rois = as_rois(boxes, first)
+    image_height = check_pyramid(inputs, image_sizes)
+    check_sampling_ratio(sampling_ratio)
+    check_positive("canonical_scale", canonical_scale)
+    check_int("canonical_level", canonical_level)
+    bins = as_output_size(output_size)
+    with without_autocast(first):
+        return backend.implementation("multiscale_roi_align", first.device)(
+            list(inputs.values()),
+            rois,
+            image_height,
+            bins,
+            int(sampling_ratio),
+            canonical_scale=float(canonical_scale),
+            canonical_level=int(canonical_level),
+        )
+
+
+def roi_windows(images: Tensor, corners: Tensor, size: Sequence[int]) -> Tensor:
+    """Windows of one size cut out of images; they may overlap.
+
+    The gradient of a pixel is the sum over the windows that hold it, in their order: the same bits every time.
+
+    Args:
+        images: [N, C, H, W], or volumes [N, C, D, H, W]. Differentiable.
+        corners: int64 [K, 3], (image, first row, first column), or [K, 4], (image, first slice, row, column); on the
+            images' device or on the CPU, from where it is copied.
+        size: Rows and columns of the windows, or slices, rows and columns.
+
+    Returns:
+        [K, C, *size], of the images' dtype.
+
+    Raises:
+        TypeError: For images that aren't floating-point, or corners that aren't int64.
+        ValueError: For shapes that don't fit, a size that isn't at least 1 and at most the images', and, for corners
+            on the CPU, a window that leaves the images (naming its row). On CUDA such a window is moved inside.
+    """
+    check_float("images", images)
+    if images.ndim not in LAYOUTS:
+        raise ValueError(f"images must be {' or '.join(LAYOUTS.values())}, got shape {tuple(images.shape)}")
+    lengths = as_output_size(size, images.ndim - 2, "size")
+    if any(length > side for length, side in zip(lengths, images.shape[2:], strict=True)):
+        raise ValueError(f"size must be at most the images', {tuple(images.shape[2:])}, got {lengths}")
+    check_corners(corners, images, lengths)
+    return backend.implementation("roi_windows", images.device)(images, corners.to(images.device), lengths)
+
+
+def check_pooling(
+    output_size: int | Sequence[int], sampling_ratio: int, criterion: str, reduction: str, *, dimensions: int = 2
+) -> tuple[int, ...]:
+    """Options of `roi_perceptual_loss` that need no tensors; returns the number of bins along each of the dimensions.
+
+    Raises:
+        ValueError: Naming the option that isn't one.
+    """
+    check_sampling_ratio(sampling_ratio)
+    check_choice("criterion", criterion, CRITERIA)
+    check_choice("reduction", reduction, REDUCTIONS)
+    return as_output_size(output_size, dimensions)

@@ -1,0 +1,6 @@
+"""Trained denoisers on whole studies: `denoise` is what `lidnet-fast denoise` runs."""
+
+from .denoise import DenoiseSummary, denoise
+from .slices import SliceDenoiser
+
+__all__ = ["DenoiseSummary", "SliceDenoiser", "denoise"]

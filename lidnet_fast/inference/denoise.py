@@ -1,0 +1,293 @@
+"""From a folder of studies to a folder of denoised studies: what `lidnet-fast denoise` runs."""
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import groupby, repeat
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+
+from lidnet_fast import __version__
+from lidnet_fast.data.dicom_headers import without_pydicom_warnings
+from lidnet_fast.data.dicom_writer import CTImage, Derivation, read_image, write_derived
+from lidnet_fast.data.itk_volumes import is_volume
+from lidnet_fast.data.series import LOWEST_HU
+from lidnet_fast.errors import InputError
+from lidnet_fast.files import write_text
+from lidnet_fast.inference.slices import Precision, SliceDenoiser
+from lidnet_fast.inference.sources import DicomSeries, counted, find
+from lidnet_fast.inference.volumes import VolumeFile, read_volume_file, rounded_hu, write_volume_file
+from lidnet_fast.progress import progress
+from lidnet_fast.trainer.networks import load_denoiser
+
+MANIFEST = "denoise.json"
+_FORMAT = "lidnet_fast-denoised"
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass
+class DenoiseSummary:
+    """What `denoise` did.
+
+    Attributes:
+        out: where the results are.
+        left_aside: files that were left aside, by reason.
+        failures: one sentence for everything that couldn't be denoised.
+        denoised: series and volumes that this call denoised.
+        slices: how many slices it denoised.
+        already: series and volumes that were there.
+    """
+
+    out: Path
+    left_aside: Counter[str]
+    failures: list[str]
+    denoised: int = 0
+    slices: int = 0
+    already: int = 0
+
+    def lines(self) -> list[str]:
+        """Return the summary as lines of text."""
+        already = f", {self.already} were there already" if self.already else ""
+        lines = [f"{self.out}: {self.denoised} series ({self.slices} slices) denoised{already}"]
+        return lines + ([f"  left aside: {counted(self.left_aside)}"] if self.left_aside else [])
+
+
+def denoise(
+    source: str | Path,
+    out: str | Path,
+    *,
+    model: str | Path,
+    precision: Precision = "auto",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    tile: int | None = None,
+    batch_size: int | None = None,
+    blend: float = 1.0,
+) -> DenoiseSummary:
+    """Denoise every CT series below a folder, slice by slice; see docs/denoise.md.
+
+    Each series and volume appears whole or not at all. The same call again goes on where an earlier one stopped.
+
+    Args:
+        source: a folder, searched with everything below it, or a file: DICOM, NIfTI, MetaImage or NRRD.
+        out: a new folder, or one that an earlier call with this model made; for a volume, also the file to make.
+        model: the folder of a run, or a `denoiser.pt`.
+        precision: see `SliceDenoiser`.
+        device: "auto" is the first GPU if there is one.
+        tile: see `SliceDenoiser`.
+        batch_size: see `SliceDenoiser`.
+        blend: see `SliceDenoiser`.
+
+    Raises:
+        InputError: something of this can't be used. What is wrong with a single series doesn't stop the others, and is
+            among the summary's `failures`.
+    """
+    source, out = Path(source), Path(out)
+    file = _model_file(Path(model))
+    denoiser = SliceDenoiser(
+        load_denoiser(file),
+        _device(device),
+        precision=precision,
+        tile=tile,
+        batch_size=batch_size,
+        blend=blend,
+    )
+    one_volume = is_volume(out) and not out.is_dir()
+    if one_volume and not (source.is_file() and is_volume(source)):
+        raise InputError(f"{out}: is the name of a volume, which {source} isn't; give a folder")
+    if one_volume and out.exists():
+        raise InputError(f"{out}: exists already")
+    found = find(source, out)
+    if not (found.series or found.volumes):
+        raise InputError(found.failures[0])
+    settings = {"model": _fingerprint(file), "precision": denoiser.precision, "blend": float(blend)}
+    try:
+        created = datetime.now() if one_volume else _claim(out, settings)
+        derivation = _derivation(file, settings, created)
+        base = source if source.is_dir() else source.parent
+        targets: dict[Path, DicomSeries | VolumeFile] = {
+            out / one.folder.relative_to(base) / derivation.uid(one.uid): one for one in found.series
+        }
+        targets |= {out if one_volume else out / one.path.relative_to(base): one for one in found.volumes}
+        worker = _Worker(denoiser, derivation, DenoiseSummary(out, found.left_aside, found.failures))
+        total = sum(len(one.files) for one in found.series) + sum(one.slices for one in found.volumes)
+        with without_pydicom_warnings():
+            for _ in progress(worker.run(targets), "denoising", total=total):
+                pass
+    except OSError as error:
+        raise InputError(f"{error.filename or out}: can't be written: {error.strerror or error}") from error
+    return worker.summary
+
+
+class _Worker:
+    """Denoises series and volumes one after the other; reading, computing and writing overlap."""
+
+    def __init__(self, denoiser: SliceDenoiser, derivation: Derivation, summary: DenoiseSummary) -> None:
+        self.denoiser, self.derivation, self.summary = denoiser, derivation, summary
+
+    def run(self, targets: Mapping[Path, DicomSeries | VolumeFile]) -> Iterator[None]:
+        """Make each target; yields for each slice, or each file of multi-frame CT."""
+        with ThreadPoolExecutor(2) as pool:
+            for target, source in targets.items():
+                try:
+                    if isinstance(source, VolumeFile):
+                        yield from self._volume(source, target)
+                    else:
+                        yield from self._series(source, target, pool)
+                except InputError as error:
+                    self.summary.failures.append(str(error))
+
+    def _series(self, series: DicomSeries, target: Path, pool: ThreadPoolExecutor) -> Iterator[None]:
+        if target.exists():
+            there = sum(file.is_file() for file in target.rglob("*"))
+            if there != len(series.files):
+                raise InputError(
+                    f"{target}: holds {there} files, but series {series.uid} has {len(series.files)}; "
+                    "remove the folder to denoise the series again"
+                )
+            self.summary.already += 1
+            yield from repeat(None, there)
+            return
+        unfinished, slices_before = target.with_name(f".{target.name}.part"), self.summary.slices
+        try:
+            yield from self._fill(unfinished, series, pool)
+        except InputError:
+            self.summary.slices = slices_before
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        unfinished.rename(target)
+        self.summary.denoised += 1
+
+    def _fill(self, folder: Path, series: DicomSeries, pool: ThreadPoolExecutor) -> Iterator[None]:
+        """Denoise what isn't in the folder yet, in the batches of an uninterrupted call."""
+        outputs = {file: folder / file.relative_to(series.folder) for file in series.files.values()}
+        files = list(outputs)
+        size = 1 if series.multiframe else self.denoiser.batch_size
+        batches = [files[start : start + size] for start in range(0, len(files), size)]
+        wanted = [batch for batch in batches if not all(outputs[file].exists() for file in batch)]
+        yield from repeat(None, len(files) - sum(map(len, wanted)))
+        writing: Future[None] | None = None
+        try:
+            for images in _one_ahead(_read, wanted, pool):
+                denoised = self._denoised(images)
+                if writing is not None:
+                    writing.result()
+                paths = [outputs[image.path] for image in images]
+                writing = pool.submit(self._write, images, denoised, paths)
+                self.summary.slices += sum(map(len, denoised))
+                yield from repeat(None, len(images))
+        finally:
+            if writing is not None:
+                writing.result()
+
+    def _denoised(self, images: Sequence[CTImage]) -> list[np.ndarray]:
+        """HU of each image; neighbours of one size are computed together."""
+        denoised: list[np.ndarray] = []
+        for _, group in groupby(images, key=lambda image: image.hu.shape[1:]):
+            alike = list(group)
+            stack = self._checked(np.concatenate([image.hu for image in alike]), alike[0].path)
+            denoised += np.split(stack, np.cumsum([len(image.hu) for image in alike])[:-1])
+        return denoised
+
+    def _checked(self, hu: np.ndarray, path: Path) -> np.ndarray:
+        try:
+            return self.denoiser(hu)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+
+    def _write(self, images: Sequence[CTImage], denoised: Sequence[np.ndarray], paths: Sequence[Path]) -> None:
+        for image, hu, path in zip(images, denoised, paths, strict=True):
+            write_derived(image, hu, self.derivation, path)
+
+    def _volume(self, volume: VolumeFile, target: Path) -> Iterator[None]:
+        if target.exists():
+            self.summary.already += 1
+            yield from repeat(None, volume.slices)
+            return
+        image, slices = read_volume_file(volume)
+        result = np.empty(slices.shape, np.int16)
+        size = self.denoiser.batch_size
+        for start in range(0, len(slices), size):
+            original = slices[start : start + size].astype(np.float32)
+            hu = self._checked(np.maximum(original, LOWEST_HU), volume.path)
+            result[start : start + size] = rounded_hu(hu, original)
+            yield from repeat(None, len(original))
+        write_volume_file(result, volume.axis, image, self.derivation.description, target)
+        self.summary.denoised += 1
+        self.summary.slices += len(result)
+
+
+def _read(paths: Sequence[Path]) -> list[CTImage]:
+    return [read_image(path) for path in paths]
+
+
+def _one_ahead(function: Callable[[T], R], items: Iterable[T], pool: Executor) -> Iterator[R]:
+    """`map` that works on the next item while one is in use."""
+    waiting: Future[R] | None = None
+    for item in items:
+        following = pool.submit(function, item)
+        if waiting is not None:
+            yield waiting.result()
+        waiting = following
+    if waiting is not None:
+        yield waiting.result()
+
+
+def _model_file(model: Path) -> Path:
+    return model / "collaborate" / "denoiser.pt" if model.is_dir() else model
+
+
+def _device(name: str) -> torch.device:
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise InputError("device: cuda is asked for, but PyTorch finds no GPU")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def _fingerprint(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _derivation(file: Path, settings: Mapping[str, Any], created: datetime) -> Derivation:
+    folder = file.resolve().parent
+    name = folder.parent.name if folder.name == "collaborate" else file.stem
+    mixed = "" if settings["blend"] == 1 else f", mixed with the original, of which {1 - settings['blend']:.0%} remain"
+    return Derivation(
+        model=f"{name} {settings['model'][:8]}",
+        description=f"Noise reduced by a convolutional network{mixed}: lidnet_fast {__version__}, model {name}, "
+        f"SHA-256 {settings['model'][:16]}, computed in {settings['precision'].replace('32', 'float32')}",
+        identity=json.dumps(settings, sort_keys=True),
+        created=created,
+    )
+
+
+def _claim(out: Path, settings: Mapping[str, Any]) -> datetime:
+    """Make a folder one of these settings, or check that it is; returns when it became one."""
+    path = out / MANIFEST
+    if path.exists():
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            theirs = {name: manifest[name] for name in ("format", *settings)}
+            created = datetime.fromisoformat(manifest["created"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: isn't the record of a folder of denoised images") from error
+        for name, mine in {"format": _FORMAT, **settings}.items():
+            if theirs[name] != mine:
+                raise InputError(f"{out}: holds images of {name} {theirs[name]}, not {mine}; choose another folder")
+        return created
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: isn't empty and holds no denoised images; choose another folder")
+    created = datetime.now().replace(microsecond=0)
+    record = {"format": _FORMAT, "version": 1, "software": __version__, "created": created.isoformat(), **settings}
+    write_text(path, json.dumps(record, indent=2))
+    return created

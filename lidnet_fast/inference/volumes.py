@@ -1,0 +1,106 @@
+"""CT volumes in files that SimpleITK reads and writes: NIfTI, MetaImage, NRRD."""
+
+import shutil
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+
+from lidnet_fast.data.itk_volumes import check_nifti_complete, itk_cause
+from lidnet_fast.data.series import LOWEST_HU
+from lidnet_fast.errors import InputError
+
+
+@dataclass(frozen=True)
+class VolumeFile:
+    """A CT volume on disk.
+
+    Attributes:
+        path: the file.
+        axis: of its array (third, second, first index of the image) that runs closest to the patient's length; slices
+            are taken across it.
+        slices: how many.
+    """
+
+    path: Path
+    axis: int
+    slices: int
+
+
+def inspect_volume(path: Path) -> VolumeFile | str:
+    """Read a volume's header; a string says why it isn't CT.
+
+    Raises:
+        InputError: it can't be read, or isn't an image of three dimensions and one value per voxel.
+    """
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise InputError(f"{path}: can't be read: {itk_cause(error)}") from error
+    if reader.GetPixelID() in (sitk.sitkUInt8, sitk.sitkInt8):
+        return "of 8 bits, which can't hold HU (masks?)"
+    if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
+        raise InputError(
+            f"{path}: has {reader.GetDimension()} dimensions and {reader.GetNumberOfComponents()} values per voxel; "
+            "a CT volume has 3 dimensions and 1 value"
+        )
+    lengthwise = np.abs(np.array(reader.GetDirection()).reshape(3, 3)[2])
+    axis = 2 - int(lengthwise.argmax())
+    return VolumeFile(path, axis, reader.GetSize()[2 - axis])
+
+
+def read_volume_file(volume: VolumeFile) -> tuple[sitk.Image, np.ndarray]:
+    """Read a volume: the image, and its voxels [Z,H,W] as slices.
+
+    Raises:
+        InputError: it is damaged, or has values that aren't finite.
+    """
+    try:
+        check_nifti_complete(volume.path)
+        image = sitk.ReadImage(str(volume.path))
+    except (RuntimeError, OSError, EOFError, struct.error) as error:
+        raise InputError(f"{volume.path}: can't be read (truncated?): {itk_cause(error)}") from error
+    slices = np.moveaxis(sitk.GetArrayViewFromImage(image), volume.axis, 0)
+    if not np.isfinite(slices).all():
+        raise InputError(f"{volume.path}: has voxels that aren't finite")
+    return image, slices
+
+
+def write_volume_file(slices: np.ndarray, axis: int, source: sitk.Image, description: str, path: Path) -> None:
+    """Write a volume with the geometry of another, in a folder of a temporary name from which it is then moved.
+
+    Args:
+        slices: int16 [Z,H,W].
+        axis: where Z is in the source's array.
+        source: gives origin, spacing and direction.
+        description: kept in the header, where the format has a place for it.
+        path: the file to make; its name says in which format.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    image = sitk.GetImageFromArray(np.ascontiguousarray(np.moveaxis(slices, 0, axis)))
+    image.CopyInformation(source)
+    image.SetMetaData("ITK_FileNotes", description[:79])  # NIfTI's "descrip"
+    folder = path.with_name(f".{path.name}.part")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        sitk.WriteImage(image, str(folder / path.name), useCompression=path.name.lower().endswith(".gz"))
+    except RuntimeError as error:
+        raise OSError(None, itk_cause(error), str(path)) from error
+    # The header comes last, where it has a file of its own.
+    for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
+        file.replace(path.with_name(file.name))
+    folder.rmdir()
+
+
+def rounded_hu(denoised: np.ndarray, original: np.ndarray) -> np.ndarray:
+    """Denoised HU as int16; where nothing was measured (below `LOWEST_HU`), what was there."""
+    limits = np.iinfo(np.int16)
+    values = np.where(original < LOWEST_HU, original, np.maximum(np.rint(denoised), LOWEST_HU))
+    return values.clip(limits.min, limits.max).astype(np.int16)

@@ -1,0 +1,125 @@
+"""NIfTI, MetaImage and NRRD in and out, checked with SimpleITK."""
+
+import gzip
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+
+from lidnet_fast.errors import InputError
+from lidnet_fast.inference import denoise
+
+# Rotated about the patient's length, oblique, and left-handed.
+DIRECTION = (0.8, -0.6, 0.0, 0.6, 0.8, 0.0, 0.0, 0.0, -1.0)
+
+
+def write(path, values, direction=DIRECTION):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = sitk.GetImageFromArray(values)
+    image.SetSpacing((0.7, 0.8, 2.5))
+    image.SetOrigin((-20.0, 30.5, 100.0))
+    image.SetDirection(direction)
+    sitk.WriteImage(image, str(path))
+
+
+def run_on(source, out, run, **options):
+    return denoise(source, out, **{"model": run, "precision": "32", "device": "cpu", **options})
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".mhd", ".mha", ".nrrd"])
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_volumes(tmp_path, run, expected, make_hu, suffix, dtype):
+    hu = make_hu(5, 40, 56).astype(dtype)
+    hu[:, :3] = -2000
+    source, out = tmp_path / "in", tmp_path / "out"
+    write(source / "anna" / f"ct{suffix}", hu)
+    summary = run_on(source, out, run, batch_size=2)
+    assert (summary.denoised, summary.slices, summary.failures) == (1, 5, [])
+    files = {path.name for path in (out / "anna").iterdir()}
+    assert files == {path.name for path in (source / "anna").iterdir()}
+    before, after = (sitk.ReadImage(str(root / "anna" / f"ct{suffix}")) for root in (source, out))
+    for what in ("Size", "Spacing", "Origin", "Direction"):
+        np.testing.assert_allclose(getattr(after, f"Get{what}")(), getattr(before, f"Get{what}")(), atol=1e-5)
+    assert after.GetPixelID() == sitk.sitkInt16
+    made = sitk.GetArrayFromImage(after)
+    assert (made[:, :3] == -2000).all()
+    assert np.abs(made - expected(np.maximum(hu, -1024)).clip(-1024))[:, 3:].max() <= 0.5 + 1e-3
+    if suffix.startswith(".nii"):
+        assert "Noise reduced" in after.GetMetaData("descrip")
+    if suffix == ".nii.gz":
+        assert gzip.decompress((out / "anna" / "ct.nii.gz").read_bytes())
+    again = run_on(source, out, run, batch_size=2)
+    assert (again.denoised, again.already) == (0, 1)
+
+
+def test_slices_run_across_the_patient(tmp_path, run, expected, make_hu):
+    """A volume kept as coronal planes is denoised in its axial ones."""
+    hu = make_hu(6, 40, 48)
+    # The array's first axis is now the patient's front to back, its second the length.
+    write(tmp_path / "in.mha", np.ascontiguousarray(np.moveaxis(hu, 0, 1)), (1, 0, 0, 0, 0, -1, 0, 1, 0))
+    run_on(tmp_path / "in.mha", tmp_path / "out", run)
+    made = np.moveaxis(sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out" / "in.mha"))), 1, 0)
+    assert np.abs(made - expected(hu).clip(-1024)).max() <= 0.5 + 1e-3
+
+
+def test_one_file_into_another_format(tmp_path, run, make_hu):
+    write(tmp_path / "ct.mhd", make_hu(2))
+    run_on(tmp_path / "ct.mhd", tmp_path / "new" / "ct.nii.gz", run)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["ct.nii.gz"]
+    before = (tmp_path / "new" / "ct.nii.gz").read_bytes()
+    with pytest.raises(InputError, match=r"ct\.nii\.gz: exists already"):
+        run_on(tmp_path / "ct.mhd", tmp_path / "new" / "ct.nii.gz", run)
+    assert (tmp_path / "new" / "ct.nii.gz").read_bytes() == before
+
+
+def bad_volumes(make_hu):
+    spoiled = make_hu(2).astype(np.float32)
+    spoiled[1, 5, 5] = np.nan
+    return {
+        "nan.nrrd": (spoiled, "has voxels that aren't finite"),
+        "infinite.mha": (np.full((2, 32, 32), np.inf, np.float32), "has voxels that aren't finite"),
+        "flat.nii": (make_hu(1)[0], "has 2 dimensions"),
+        "film.nii": (np.stack([make_hu(2)] * 2), "has 4 dimensions"),
+    }
+
+
+def test_bad_volumes(tmp_path, run, make_hu):
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    bad = bad_volumes(make_hu)
+    for name, (values, _) in bad.items():
+        sitk.WriteImage(sitk.GetImageFromArray(values, isVector=False), str(source / name))
+    for name in ("cut.nii", "cut.nii.gz", "cut.nrrd", "cut.mha"):
+        write(source / name, make_hu(4))
+        content = (source / name).read_bytes()
+        (source / name).write_bytes(content[: len(content) // 2])
+        bad[name] = (None, "can't be read")
+    (source / "empty.nii.gz").write_bytes(b"")
+    bad["empty.nii.gz"] = (None, "can't be read")
+    (source / "no_voxels.mhd").write_text(
+        "NDims = 3\nDimSize = 4 4 4\nElementType = MET_SHORT\nElementDataFile = nowhere.raw\n"
+    )
+    bad["no_voxels.mhd"] = (None, "can't be read")
+    write(source / "good.mha", make_hu(2))
+    write(source / "mask.nii.gz", np.ones((2, 32, 32), np.uint8))
+    summary = run_on(source, out, run)
+    assert {path.name for path in out.iterdir()} == {"denoise.json", "good.mha"}
+    assert (summary.denoised, summary.left_aside) == (1, {"of 8 bits, which can't hold HU (masks?)": 1})
+    assert len(summary.failures) == len(bad)
+    for name, (_, message) in bad.items():
+        (failure,) = (failure for failure in summary.failures if failure.startswith(f"{source / name}:"))
+        assert message in failure
+        assert "\n" not in failure
+    assert {path.name for path in out.iterdir()} == {"denoise.json", "good.mha"}
+
+
+def test_a_volume_that_was_not_finished(tmp_path, run, make_hu):
+    """What a killed call leaves behind has no final name, and is cleared away."""
+    write(tmp_path / "in" / "ct.mhd", make_hu(2))
+    run_on(tmp_path / "in", tmp_path / "out", run)
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    (tmp_path / "out" / ".ct.mhd.part").mkdir()
+    (tmp_path / "out" / "ct.mhd").rename(tmp_path / "out" / ".ct.mhd.part" / "ct.mhd")
+    (tmp_path / "out" / "ct.raw").write_bytes(b"half")
+    run_on(tmp_path / "in", tmp_path / "out", run)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == whole

@@ -1,0 +1,145 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lidnet_fast.errors import InputError
+from lidnet_fast.inference import slices
+from lidnet_fast.inference.slices import SliceDenoiser, computes_in_bf16
+from lidnet_fast.inference.tiling import Reach
+from lidnet_fast.models.hu import HUDenoiser
+from lidnet_fast.models.windowing import HUWindow
+from tests.inference.conftest import random_network
+
+CPU = torch.device("cpu")
+WINDOW = HUWindow()
+
+
+def denoiser(network, **options):
+    return SliceDenoiser(HUDenoiser(network, WINDOW).eval(), CPU, **{"precision": "32", **options})
+
+
+def random_hu(*shape):
+    return np.random.default_rng(0).uniform(-1024, 2000, shape).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("small", {}), ("redcnn", {"channels": 6}), ("unet", {"channels": 8, "levels": 3, "blocks": 1})],
+)
+def test_little_memory_gives_the_same(name, options):
+    network = random_network(name, **options)
+    hu = random_hu(3, 250, 317)
+    whole = denoiser(network)(hu)
+    with torch.inference_mode():
+        plain = HUDenoiser(network, WINDOW)(torch.from_numpy(hu[:, None]))[:, 0].numpy()
+    np.testing.assert_allclose(whole, plain, rtol=0, atol=1e-4 * WINDOW.width)
+    little = denoiser(network)
+    little._memory = 50_000 * little._bytes_per_pixel
+    at_once, side = little._plan(250, 317)
+    assert at_once == 1
+    assert side is not None
+    assert side < 250
+    np.testing.assert_allclose(little(hu), whole, rtol=0, atol=1e-4 * WINDOW.width)
+    np.testing.assert_allclose(denoiser(network, tile=40)(hu), whole, rtol=0, atol=1e-4 * WINDOW.width)
+
+
+class Greedy(nn.Module):
+    """Runs out of memory above a number of pixels, once there is one."""
+
+    def __init__(self):
+        super().__init__()
+        self.pixels, self.sizes = None, []
+        self.conv = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x):
+        if self.pixels is not None:
+            if x.numel() > self.pixels:
+                raise torch.OutOfMemoryError("out of memory")
+            self.sizes.append(x.numel())
+        return self.conv(x)
+
+
+def test_halves_when_memory_runs_out():
+    network, hu = Greedy(), random_hu(4, 200, 200)
+    greedy = denoiser(network, batch_size=4)
+    expected = greedy(hu)
+    assert greedy._reach == Reach(1, 1, 1)
+    network.pixels = 20_000
+    np.testing.assert_allclose(greedy(hu), expected, rtol=0, atol=1e-2)
+    assert 10 <= len(network.sizes) <= 40
+    network.pixels = 3
+    with pytest.raises(InputError, match="memory doesn't suffice"):
+        greedy(hu)
+
+
+@pytest.mark.parametrize("name", ["small", "unet", "redcnn"])
+def test_bf16_is_close(name):
+    network, hu = random_network(name, channels=8), random_hu(1, 96, 96)
+    exact, rough = denoiser(network)(hu), denoiser(network, precision="bf16")(hu)
+    assert rough.dtype == np.float32
+    assert 0 < np.abs(rough - exact).max() < 0.02 * np.abs(exact - hu).max()
+
+
+def test_bf16_comes_out_as_float32():
+    """A network without a sum of float32 at its end gives bf16."""
+    hu = denoiser(nn.Conv2d(1, 1, 3, padding=1), precision="bf16")(random_hu(1, 16, 16))
+    assert hu.dtype == np.float32
+
+
+def test_auto_precision():
+    assert denoiser(nn.Conv2d(1, 1, 1), precision="auto").precision == ("bf16" if computes_in_bf16(CPU) else "32")
+
+
+def test_blend():
+    network, hu = random_network("small", channels=4), random_hu(2, 40, 40)
+    denoised = denoiser(network)(hu)
+    np.testing.assert_array_equal(denoiser(network, blend=0)(hu), hu)
+    np.testing.assert_allclose(denoiser(network, blend=0.25)(hu), 0.25 * denoised + 0.75 * hu, rtol=0, atol=1e-2)
+
+
+class Averaging(nn.Module):
+    def forward(self, x):
+        return x - x.mean((-1, -2), keepdim=True)
+
+
+class Multiples(nn.Module):
+    """Takes multiples of 16 pixels only, or of none."""
+
+    def __init__(self, multiple=16):
+        super().__init__()
+        self.multiple = multiple
+
+    def forward(self, x):
+        if x.shape[-1] % self.multiple:
+            raise ValueError(f"not a multiple of {self.multiple}")
+        return x
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "message"),
+    [
+        (nn.Conv2d(1, 1, 1), {"tile": 0}, "tile must be at least 1, got 0"),
+        (nn.Conv2d(1, 1, 1), {"batch_size": -1}, "batch_size must be at least 1, got -1"),
+        (nn.Conv2d(1, 1, 1), {"blend": 1.5}, r"blend must lie in \[0, 1\], got 1.5"),
+        (nn.Conv2d(1, 1, 1), {"blend": float("nan")}, "blend must lie"),
+        (Averaging(), {"tile": 64}, "depends on the whole image"),
+        (Multiples(), {"tile": 64}, "or on its size"),
+        (Multiples(1000), {}, "fails on a small image: not a multiple of 1000"),
+    ],
+)
+def test_bad_arguments(network, options, message):
+    with pytest.raises(InputError, match=message):
+        denoiser(network, **options)
+
+
+def test_what_a_network_cannot_do(monkeypatch):
+    with pytest.raises(InputError, match="can't take 16 x 20 pixels: RED-CNN needs images of at least 21x21"):
+        denoiser(random_network("redcnn", channels=2))(random_hu(1, 20, 16))
+    broken = nn.Conv2d(1, 1, 1)
+    nn.init.constant_(broken.weight, float("inf"))
+    with pytest.raises(InputError, match="aren't finite"):
+        denoiser(broken)(random_hu(1, 8, 8))
+    monkeypatch.setattr(slices, "_CPU_MEMORY", 1000)
+    with pytest.raises(InputError, match="don't fit into memory, and this denoiser can't work in tiles"):
+        denoiser(Averaging())(random_hu(1, 64, 64))
