@@ -1,4 +1,4 @@
-"""Profiles of the fuzzing: few examples that are the same every time, or ``pytest tests/fuzz --hypothesis-profile long``."""
+"""Profiles of the fuzzing: few examples, the same every time; many with ``--hypothesis-profile long``."""
 
 import os
 
