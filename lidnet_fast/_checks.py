@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -223,9 +224,10 @@ def check_positive(name: str, value: float) -> None:
         raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
 
 
-def is_finite_number(value: object) -> bool:
+def is_finite_number(value: Any) -> bool:
     """Whether `value` is a number that a float can hold; True and False aren't meant as numbers here."""
-    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    return is_number and abs(value) <= sys.float_info.max
 
 
 def _is_integer(value: object) -> bool:

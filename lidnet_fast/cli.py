@@ -77,7 +77,7 @@ def _parse(parser, arguments):  # type: ignore[no-untyped-def]
 
     try:
         return parser.parse_args(arguments)
-    except ArgumentError as error:
+    except (ArgumentError, UnicodeDecodeError) as error:
         raise InputError(f"{_faulty_file(parser, arguments)}{error}") from error
 
 
@@ -89,7 +89,7 @@ def _faulty_file(parser, arguments):  # type: ignore[no-untyped-def]
         if option == "--config" and Path(value).is_file():
             try:
                 parser.parse_path(value)
-            except ArgumentError:
+            except (ArgumentError, UnicodeDecodeError):
                 return f"{value}: "
     return ""
 

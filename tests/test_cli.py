@@ -67,7 +67,11 @@ def test_value_of_the_wrong_type(capsys: pytest.CaptureFixture[str]) -> None:
         ("--window.low", "500", "window.low (500.0 HU) must be below window.high (400.0 HU)"),
         ("--ops", "cudnn", "Got value: cudnn"),
         ("--balance", "nash", "Got value: nash"),
-        ("--collaborate.objective.detection", "nan", "collaborate.objective.detection must be finite and not negative"),
+        (
+            "--collaborate.objective.detection",
+            ".nan",
+            "collaborate.objective.detection must be finite and not negative",
+        ),
         ("--data.store", "", "data.store is empty"),
         ("--data.store", "/nowhere/store", "/nowhere/store"),
     ],
@@ -89,6 +93,13 @@ def test_null_where_it_means_nothing(capsys: pytest.CaptureFixture[str], tmp_pat
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(value))
     message = refused(capsys, ["train", "--config", str(tmp_path / "config.yaml")])
     assert key.split(".")[0] in message
+
+
+def test_config_file_that_is_not_text(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_bytes(b"\x80seed: 1")
+    assert "config.yaml: 'utf-8' codec can't decode" in refused(
+        capsys, ["train", "--config", str(tmp_path / "config.yaml")]
+    )
 
 
 def test_config_file_that_does_not_exist(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

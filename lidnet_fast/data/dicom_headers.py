@@ -134,10 +134,7 @@ def parse_header(path: Path) -> tuple[pydicom.Dataset, int] | str:
         with path.open("rb") as file:
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_HEADER_TAGS), force=True)
             pixels_start = file.tell()
-        for _ in (
-            *header.file_meta,
-            *header.iterall(),
-        ):  # converts the values, which is where many damaged ones are noticed
+        for _ in (*header.file_meta, *header.iterall()):  # converts the values: many damaged ones are noticed there
             pass
     except Exception as error:  # whatever the parser stumbles over
         if not preamble:

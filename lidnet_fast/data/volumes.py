@@ -109,7 +109,11 @@ class Zarr:
             dtype=np.int16,
             chunks=(1, *block),
             shards=(16, *(math.ceil(side / part) * part for side, part in zip((height, width), block, strict=True))),
-            compressors=zarr.codecs.BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"),
+            # Damaged bytes must not reach the decompressor, which can crash on them.
+            compressors=[
+                zarr.codecs.BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"),
+                zarr.codecs.Crc32cCodec(),
+            ],
             fill_value=self._MISSING,
             config={"write_empty_chunks": True},
         )

@@ -199,7 +199,7 @@ def refuse_null(options: Any, kind: type = RunConfig, prefix: str = "") -> None:
         kinds = (entry.type, *get_args(entry.type))
         if value is None and NoneType not in kinds:
             raise InputError(f"configuration key {key} must not be null")
-        inner = next(filter(is_dataclass, kinds), None)
+        inner = next((one for one in kinds if isinstance(one, type) and is_dataclass(one)), None)
         if inner is not None and value is not None:
             refuse_null(value, inner, f"{key}.")
 

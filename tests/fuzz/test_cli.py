@@ -25,7 +25,7 @@ OPTIONS = [
     *("--format", "--boxes", "--splits", "--simulate-dose", "--workers", "--extractor", "--image-size", "--", "-h"),
 ]
 WORDS = st.sampled_from(NUMBERS) | st.text(max_size=6) | st.sampled_from(
-    ["null", "{}", "[]", "{a: 1}", "true", "/nowhere", ".", "vgg19:relu3_4", "a=b", "unet", "upgrad", "N=/nowhere", "\n"]
+    ["null", "{}", "[]", "{a: 1}", "true", "/nowhere", ".", "vgg19:relu3_4", "a=b", "unet", "upgrad", "N=/", "\n"]
 )  # fmt: skip
 TRAINING = {
     "lidnet_fast.trainer.run.train": lambda config: validate(config) or mock.MagicMock(),

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 import lidnet_fast
 from lidnet_fast import backend
-from lidnet_fast.functional import CRITERIA, REDUCTIONS, SMALLEST_SIDE
+from lidnet_fast.functional.pixel_losses import SMALLEST_SIDE
+from lidnet_fast.functional.roi import CRITERIA, REDUCTIONS
 from tests.fuzz.hostile import limits
 
 pytestmark = pytest.mark.skipif("fused" not in backend.available(), reason="there are no kernels to compare")
