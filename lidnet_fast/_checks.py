@@ -8,8 +8,10 @@ looks at the values. Kernels rely on neither: they clamp a batch index into [0, 
 """
 
 import math
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -218,8 +220,14 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> None:
 
 def check_positive(name: str, value: float) -> None:
     """`value` is a finite number above 0."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value) or value <= 0:
+    if not is_finite_number(value) or value <= 0:
         raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
+
+
+def is_finite_number(value: Any) -> bool:
+    """Whether `value` is a number that a float can hold; True and False aren't meant as numbers here."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    return is_number and abs(value) <= sys.float_info.max
 
 
 def _is_integer(value: object) -> bool:

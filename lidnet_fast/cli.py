@@ -77,7 +77,7 @@ def _parse(parser, arguments):  # type: ignore[no-untyped-def]
 
     try:
         return parser.parse_args(arguments)
-    except ArgumentError as error:
+    except (ArgumentError, UnicodeDecodeError) as error:
         raise InputError(f"{_faulty_file(parser, arguments)}{error}") from error
 
 
@@ -89,7 +89,7 @@ def _faulty_file(parser, arguments):  # type: ignore[no-untyped-def]
         if option == "--config" and Path(value).is_file():
             try:
                 parser.parse_path(value)
-            except ArgumentError:
+            except (ArgumentError, UnicodeDecodeError):
                 return f"{value}: "
     return ""
 
@@ -99,7 +99,9 @@ def _parser(command: str, description: str):  # type: ignore[no-untyped-def]
         from jsonargparse import ArgumentParser
     except ImportError as error:
         raise InputError(f"{error.name} is not installed: pip install 'lidnet_fast[train]'") from error
-    return ArgumentParser(prog=f"lidnet-fast {command}", description=description, exit_on_error=False)
+    return ArgumentParser(
+        prog=f"lidnet-fast {command}", description=description, exit_on_error=False, allow_abbrev=False
+    )
 
 
 def _run_parser(command: str, description: str, defaults: str | None = None):  # type: ignore[no-untyped-def]
@@ -282,8 +284,9 @@ def info(arguments: Sequence[str]) -> None:
 
 
 def _run_config(parser, options):  # type: ignore[no-untyped-def]
-    from lidnet_fast.trainer.config import from_options
+    from lidnet_fast.trainer.config import from_options, refuse_null
 
+    refuse_null(options)
     return from_options(parser.instantiate(options))
 
 

@@ -46,6 +46,10 @@ def test_unknown_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--colaborate.steps" in refused(capsys, ["train", "--colaborate.steps", "3"])
 
 
+def test_options_are_written_in_full(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--split" in refused(capsys, ["prepare", "folder", "--out", "store", "--split", "splits.csv"])
+
+
 def test_value_of_the_wrong_type(capsys: pytest.CaptureFixture[str]) -> None:
     assert "many" in refused(capsys, ["train", "--collaborate.steps", "many"])
 
@@ -54,11 +58,20 @@ def test_value_of_the_wrong_type(capsys: pytest.CaptureFixture[str]) -> None:
     ("option", "value", "expected"),
     [
         ("--data.crop", "0", "data.crop must be at least 1, got 0"),
-        ("--collaborate.objective.detection", "-1", "collaborate.objective.detection must not be negative, got -1"),
+        (
+            "--collaborate.objective.detection",
+            "-1",
+            "collaborate.objective.detection must be finite and not negative, got -1",
+        ),
         ("--data.positive_fraction", "1.5", "data.positive_fraction must lie in [0, 1], got 1.5"),
         ("--window.low", "500", "window.low (500.0 HU) must be below window.high (400.0 HU)"),
         ("--ops", "cudnn", "Got value: cudnn"),
         ("--balance", "nash", "Got value: nash"),
+        (
+            "--collaborate.objective.detection",
+            ".nan",
+            "collaborate.objective.detection must be finite and not negative",
+        ),
         ("--data.store", "", "data.store is empty"),
         ("--data.store", "/nowhere/store", "/nowhere/store"),
     ],
@@ -70,6 +83,23 @@ def test_value_that_cannot_work(
     arguments = ["--data.store", str(tmp_path), "--out", str(out), option, value]
     assert expected in refused(capsys, ["train", *arguments])
     assert not out.exists()
+
+
+@pytest.mark.parametrize("key", ["data", "checkpoint_every", "collaborate.objective", "window.low", "denoiser.name"])
+def test_null_where_it_means_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path, key: str) -> None:
+    value: dict | None = None
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(value))
+    message = refused(capsys, ["train", "--config", str(tmp_path / "config.yaml")])
+    assert key.split(".")[0] in message
+
+
+def test_config_file_that_is_not_text(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_bytes(b"\x80seed: 1")
+    assert "config.yaml: 'utf-8' codec can't decode" in refused(
+        capsys, ["train", "--config", str(tmp_path / "config.yaml")]
+    )
 
 
 def test_config_file_that_does_not_exist(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

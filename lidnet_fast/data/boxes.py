@@ -49,8 +49,8 @@ def read_boxes(path: Path, series: Sequence[Series], rejected: frozenset[str] = 
             z = slice_at(one, number(row, "z_mm", where), where)
         else:
             z = _slice_index(row, where)
-        box = [number(row, name, where) for name in COLUMNS[1:]]
-        fault = box_fault(z, np.array(box), one.shape)
+        box = np.array([number(row, name, where) for name in COLUMNS[1:]]).astype(np.float32)
+        fault = box_fault(z, box, one.shape)
         if fault:
             raise InputError(f"{where}: {fault} (series {one.series_uid})")
         found[one.series_uid].append([z, *box])
@@ -59,8 +59,8 @@ def read_boxes(path: Path, series: Sequence[Series], rejected: frozenset[str] = 
 
 def _slice_index(row: dict[str, str], where: str) -> int:
     try:
-        return int(row["slice"])
-    except ValueError:
+        return int(np.int32(int(row["slice"])))
+    except (ValueError, OverflowError):
         raise InputError(f"{where}: slice {row['slice']!r} isn't a whole number") from None
 
 

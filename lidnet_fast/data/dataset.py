@@ -126,7 +126,7 @@ class LesionPatches(Dataset[Sample]):
         self.positive_fraction = positive_fraction
         self.augment = augment
         self.seed = seed
-        self.simulation = None if self.store.simulation is None else DoseSimulation(**self.store.simulation)
+        self.simulation = None if self.store.simulation is None else DoseSimulation.from_dict(self.store.simulation)
         self._cache: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
         self._cached_bytes = 0
         self._cache_bytes = cache_mb * 2**20

@@ -26,7 +26,7 @@ from lidnet_fast.errors import InputError
 TABLE = "DL_info.csv"
 
 _OFFSET = 32768
-_FOLDER = re.compile(r"\d{6}_\d{2}_\d{2}")
+_FOLDER, _NUMBER = re.compile(r"[0-9]{6}_[0-9]{2}_[0-9]{2}"), re.compile(r"[0-9]{1,9}")
 _COLUMNS = ("File_name", "Bounding_boxes", "Possibly_noisy", "Spacing_mm_px_", "Train_Val_Test")
 
 
@@ -44,7 +44,7 @@ class PNGSeries(Series):
                 with Image.open(path) as image:
                     values = np.array(image)
                     mode = image.mode
-            except (OSError, SyntaxError, ValueError) as error:
+            except Exception as error:  # a damaged PNG has Pillow raise this and that
                 raise InputError(f"{path}: can't be read as PNG (truncated?): {error}") from error
             if not mode.startswith("I") or values.shape != self.shape[1:]:
                 kind = f"{list(values.shape)} pixels of mode {mode}"
@@ -86,7 +86,7 @@ def scan_deeplesion(root: Path) -> tuple[list[PNGSeries], list[Rejected]]:
     keys = _read_table(root / TABLE)
     images: defaultdict[str, dict[int, Path]] = defaultdict(dict)
     for file in files_below([root]):
-        if file.suffix.lower() == ".png" and file.stem.isdigit() and _FOLDER.fullmatch(file.parent.name):
+        if file.suffix.lower() == ".png" and _NUMBER.fullmatch(file.stem) and _FOLDER.fullmatch(file.parent.name):
             images[file.parent.name][int(file.stem)] = file
     series: list[PNGSeries] = []
     rejected = []
@@ -124,7 +124,7 @@ def _read_table(path: Path) -> dict[str, list[_KeySlice]]:
 def _key_slice(row: dict[str, str], where: str, line: int) -> _KeySlice:
     name = (row["File_name"] or "").strip()
     folder, _, number = name.removesuffix(".png").rpartition("_")
-    if not _FOLDER.fullmatch(folder) or not number.isdigit():
+    if not _FOLDER.fullmatch(folder) or not _NUMBER.fullmatch(number):
         raise InputError(f"{where}: File_name {name!r} isn't like 000001_01_01_109.png")
     box, spacing = (_numbers(row, name, count, where) for name, count in (("Bounding_boxes", 4), ("Spacing_mm_px_", 3)))
     if min(spacing) <= 0:
@@ -164,7 +164,7 @@ def _run(name: str, files: Sequence[Path], first: int, keys: Sequence[_KeySlice]
     for key in keys:
         if key.noisy:
             continue
-        x1, y1, x2, y2 = np.clip(key.box, 0, [width, height, width, height]).tolist()
+        x1, y1, x2, y2 = np.clip(np.array(key.box, np.float32), 0, [width, height, width, height]).tolist()
         if x1 >= x2 or y1 >= y2:
             raise InputError(f"{TABLE}, line {key.line}: the box {list(key.box)} lies outside its image")
         boxes.append((float(key.slice - first), x1, y1, x2, y2))
@@ -187,5 +187,5 @@ def _size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             return image.height, image.width
-    except (OSError, SyntaxError) as error:
+    except Exception as error:  # as above
         raise InputError(f"{path}: can't be read as PNG: {error}") from error

@@ -242,15 +242,16 @@ def read_volume(series: CTSeries) -> np.ndarray:
     Raises:
         InputError: a file is truncated or can't be decoded; the message names it.
     """
-    volume = np.empty(series.shape, np.int16)
-    if not series.frames:
-        for index, path in enumerate(series.files):
-            volume[index] = read_slice(path, series.shape[1:])
-        return volume
+    size = series.shape[1:]
+    volume: np.ndarray | None = None
     files = np.array([str(path) for path in series.files])
     for name in dict.fromkeys(files):
         places = np.flatnonzero(files == name)
-        volume[places] = _decode(Path(name), series.shape[1:], [series.frames[place] for place in places])
+        decoded = _decode(Path(name), size, [series.frames[place] for place in places] if series.frames else ())
+        if volume is None:  # allocated once a file has shown that it is of the size that its header says
+            volume = np.empty(series.shape, np.int16)
+        volume[places] = decoded
+    assert volume is not None
     return volume
 
 
@@ -273,7 +274,12 @@ def _decode(path: Path, size: tuple[int, int], frames: Sequence[int] = ()) -> np
         raise InputError(f"{path}: its pixels can't be decoded (truncated?): {one_line(error)}") from error
     if stored[0].shape != size:
         raise InputError(f"{path}: decodes to {list(stored[0].shape)} pixels, its header says {list(size)}")
-    padding = image.get("PixelPaddingValue")
+    if stored[0].dtype.kind not in "iu":
+        raise InputError(f"{path}: its pixels are {stored[0].dtype}, those of CT are whole numbers")
+    try:
+        padding = int(image.PixelPaddingValue)
+    except (AttributeError, TypeError, ValueError):
+        padding = None
     return np.stack([_to_hu(pixels, header, padding) for pixels, header in zip(stored, headers, strict=True)])
 
 
@@ -284,7 +290,7 @@ def _to_hu(stored: np.ndarray, header: pydicom.Dataset, padding: int | None) -> 
     hu += intercept
     if padding is not None:
         # Often stored as unsigned though the pixels are signed.
-        value = int(np.array(int(padding)).astype(stored.dtype))
+        value = int(np.array(padding).astype(stored.dtype))
         if not LOWEST_HU <= value * slope + intercept <= _HIGHEST_SCANNER_HU:
             hu[stored == value] = LOWEST_HU
     return hu_volume(hu)

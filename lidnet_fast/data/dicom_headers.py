@@ -28,6 +28,9 @@ _ENHANCED = {EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage}
 _FIRST_ELEMENTS = (b"\x02\x00\x00\x00", b"\x08\x00\x00\x00", b"\x08\x00\x05\x00", b"\x08\x00\x08\x00")
 """How files start that old archives wrote without the DICOM preamble."""
 
+_LARGEST_RESCALING = 1e6
+"""Slopes and intercepts beyond this are no scanner's, and would leave the range of float32."""
+
 _HEADER_TAGS = [
     "SOPClassUID",
     "SOPInstanceUID",
@@ -107,6 +110,8 @@ def _read_header(path: Path) -> HeaderResult:
         return _slices(header, path)
     except InputError as error:
         return Rejected(series_uid, path, str(error))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        return Rejected(series_uid, path, f"{path}: has a value of the wrong kind in its header: {one_line(error)}")
 
 
 def parse_header(path: Path) -> tuple[pydicom.Dataset, int] | str:
@@ -129,7 +134,7 @@ def parse_header(path: Path) -> tuple[pydicom.Dataset, int] | str:
         with path.open("rb") as file:
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_HEADER_TAGS), force=True)
             pixels_start = file.tell()
-        for _ in header.iterall():  # converts the values, which is where many damaged ones are noticed
+        for _ in (*header.file_meta, *header.iterall()):  # converts the values: many damaged ones are noticed there
             pass
     except Exception as error:  # whatever the parser stumbles over
         if not preamble:
@@ -138,17 +143,17 @@ def parse_header(path: Path) -> tuple[pydicom.Dataset, int] | str:
     if not preamble and "SOPClassUID" not in header:
         return "not DICOM"
     # A file that is cut off early has lost the second of these two, or even the end of the first.
-    kinds = {header.file_meta.get("MediaStorageSOPClassUID"), header.get("SOPClassUID")}
+    kinds = {str(kind) for kind in (header.file_meta.get("MediaStorageSOPClassUID"), header.get("SOPClassUID"))}
     if "SOPClassUID" not in header and MediaStorageDirectoryStorage not in kinds:
         raise InputError(f"{path}: can't be read as DICOM (truncated?): it doesn't say what it holds")
     return _unwanted(header, kinds) or (header, pixels_start)
 
 
-def _unwanted(header: pydicom.Dataset, kinds: set[str | None]) -> str | None:
+def _unwanted(header: pydicom.Dataset, kinds: set[str]) -> str | None:
     """Say why a file isn't one of those wanted, if it isn't."""
     if XRayRadiationDoseSRStorage in kinds:
         return "dose report"
-    if not kinds & {CTImageStorage, *_ENHANCED} or not "CT".startswith(header.get("Modality") or ""):
+    if not kinds & {CTImageStorage, *_ENHANCED} or not "CT".startswith(str(header.get("Modality") or "")):
         return "not CT"
     image_type = [str(value).upper() for value in header.get("ImageType") or ()]
     if "LOCALIZER" in image_type:
@@ -166,7 +171,7 @@ def _check_complete(header: pydicom.Dataset, path: Path, pixels_start: int) -> N
     syntax = header.file_meta.get("TransferSyntaxUID")
     if syntax in _UNCOMPRESSED:
         rows, columns = (int(_number(header, keyword, path)) for keyword in ("Rows", "Columns"))
-        frames = int(header.get("NumberOfFrames") or 1) if header.get("SOPClassUID") in _ENHANCED else 1
+        frames = _frames(header, path) if _is_enhanced(header) else 1
         needed = frames * rows * columns * int(_number(header, "BitsAllocated", path)) // 8
         element_header = 8 if syntax == ImplicitVRLittleEndian else 12
         if path.stat().st_size - pixels_start - element_header < needed:
@@ -174,9 +179,17 @@ def _check_complete(header: pydicom.Dataset, path: Path, pixels_start: int) -> N
             raise InputError(f"{path}: is truncated: its {pixels} take {needed} bytes, fewer are left")
 
 
+def _is_enhanced(header: pydicom.Dataset) -> bool:
+    return str(header.get("SOPClassUID")) in _ENHANCED
+
+
+def _frames(header: pydicom.Dataset, path: Path) -> int:
+    return int(_number(header, "NumberOfFrames", path)) if header.get("NumberOfFrames") else 1
+
+
 def _slices(header: pydicom.Dataset, path: Path) -> list[SliceHeader] | str:
-    if header.SOPClassUID not in _ENHANCED:
-        if int(header.get("NumberOfFrames") or 1) != 1:
+    if not _is_enhanced(header):
+        if _frames(header, path) != 1:
             raise InputError(f"{path}: holds {header.NumberOfFrames} frames, which CT Image Storage has one of")
         return [_ct_slice(header, path, None)]
     try:
@@ -190,11 +203,14 @@ def _slices(header: pydicom.Dataset, path: Path) -> list[SliceHeader] | str:
 def _ct_slice(header: pydicom.Dataset, path: Path, frame: int | None) -> SliceHeader:
     """Check the header of a CT image and keep what is needed of it."""
     rows, columns = int(_number(header, "Rows", path)), int(_number(header, "Columns", path))
+    if min(rows, columns) < 1:
+        raise InputError(f"{path}: says that it has {columns} x {rows} pixels")
     if header.get("PhotometricInterpretation") != "MONOCHROME2" or header.get("SamplesPerPixel") != 1:
         kind = f"{header.get('PhotometricInterpretation')} with {header.get('SamplesPerPixel')} samples per pixel"
         raise InputError(f"{path}: CT is MONOCHROME2 with 1 sample per pixel, this is {kind}")
-    _number(header, "RescaleSlope", path)
-    _number(header, "RescaleIntercept", path)
+    slope, intercept = _number(header, "RescaleSlope", path), _number(header, "RescaleIntercept", path)
+    if not 0 < abs(slope) < _LARGEST_RESCALING or abs(intercept) > _LARGEST_RESCALING:
+        raise InputError(f"{path}: its RescaleSlope {slope:g} and RescaleIntercept {intercept:g} don't give HU")
     rescale_type = str(header.get("RescaleType") or "HU")
     if rescale_type not in ("HU", "US"):  # "US" stands for unspecified
         raise InputError(f"{path}: its values are {rescale_type} (RescaleType), not HU")
@@ -207,7 +223,6 @@ def _ct_slice(header: pydicom.Dataset, path: Path, frame: int | None) -> SliceHe
     if not np.allclose(orientation @ orientation.T, np.eye(2), atol=1e-2):
         raise InputError(f"{path}: has no usable ImageOrientationPatient")
     x, y, z = _numbers(header, "ImagePositionPatient", 3, path)
-    thickness = header.get("SliceThickness")
     sop_instance_uid = _text(header, "SOPInstanceUID", path)
     return SliceHeader(
         path=path,
@@ -220,14 +235,22 @@ def _ct_slice(header: pydicom.Dataset, path: Path, frame: int | None) -> SliceHe
         pixel_spacing=(y_spacing, x_spacing),
         position=(x, y, z),
         orientation=tuple(orientation.ravel().tolist()),
-        thickness=0.0 if thickness is None else max(0.0, float(thickness)),
+        thickness=_thickness(header, path),
     )
+
+
+def _thickness(header: pydicom.Dataset, path: Path) -> float:
+    """0 where it isn't known: only a series of one slice needs it."""
+    try:
+        return max(0.0, _number(header, "SliceThickness", path))
+    except InputError:
+        return 0.0
 
 
 def _number(header: pydicom.Dataset, keyword: str, path: Path) -> float:
     try:
         value = float(header[keyword].value)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise InputError(f"{path}: has no usable {keyword}") from None
     if not np.isfinite(value):
         raise InputError(f"{path}: has no usable {keyword}")

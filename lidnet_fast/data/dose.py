@@ -77,11 +77,16 @@ class DoseSimulation:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "DoseSimulation":
-        """Make a simulation from the dict of :meth:`to_dict`; an unknown key is an InputError."""
+        """Make a simulation from the dict of :meth:`to_dict`; anything else is an InputError."""
+        if not isinstance(values, dict):
+            raise InputError(f"a dose simulation is a set of named settings, got {values!r}")
         unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise InputError(f"no such dose simulation setting: {', '.join(unknown)}")
-        return cls(**values)
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise InputError(f"dose simulation: {error}") from error
 
 
 def sample_generator(seed: int, epoch: int, sample: int) -> torch.Generator:

@@ -87,7 +87,7 @@ def exported_uid(series_id: str, kind: str) -> str:
 def _low_dose(store: Store, index: int, normal: np.ndarray, seed: int) -> np.ndarray:
     if store.simulation is None:
         return np.stack([store.read(index, z, low_dose=True) for z in range(len(normal))])
-    simulation = DoseSimulation(**store.simulation)
+    simulation = DoseSimulation.from_dict(store.simulation)
     spacing = store.series[index].spacing[2]
     low = np.empty_like(normal)
     for z, hu in enumerate(normal):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -12,6 +11,23 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 SPLITS = ("train", "val", "test")
+
+_COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "series_id": ("U", ()),
+    "patient_id": ("U", ()),
+    "split": ("u", ()),
+    "shape": ("i", (3,)),
+    "spacing": ("f", (3,)),
+    "origin": ("f", (3,)),
+    "orientation": ("f", (6,)),
+    "has_low_dose": ("b", ()),
+    "volume": ("i", ()),
+    "box_series": ("i", ()),
+    "box_z": ("i", ()),
+    "box": ("f", (4,)),
+    "lesion": ("i", ()),
+}
+"""Kind of NumPy's dtype and further dimensions of every array of the index."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +93,34 @@ class Index:
     lesion: np.ndarray
 
     def __post_init__(self) -> None:
-        series, boxes = len(self.series_id), len(self.box)
-        for field in dataclasses.fields(self):
-            rows = boxes if field.name in ("box_series", "box_z", "box", "lesion") else series
-            if len(getattr(self, field.name)) != rows:
-                raise ValueError(f"{field.name} has {len(getattr(self, field.name))} rows, not {rows}")
+        for name, (kind, columns) in _COLUMNS.items():
+            array = getattr(self, name)
+            rows = self.box.shape[:1] if name in ("box_series", "box_z", "box", "lesion") else self.series_id.shape[:1]
+            if array.dtype.kind != kind or array.shape != rows + columns:
+                raise ValueError(f"{name} is {array.dtype} {list(array.shape)}")
+        self._check_values()
+
+    def _check_values(self) -> None:
+        """Refuse values that nothing could be looked up with."""
+        keys = box_keys(self.box_series, self.box_z)
+        series = self.box_series.clip(0, max(len(self.shape) - 1, 0))
+        sound = {
+            "split": self.split < len(SPLITS),
+            "shape": self.shape > 0,
+            "spacing": np.isfinite(self.spacing) & (self.spacing >= 0),
+            "pixel spacing": self.spacing[:, 1:] > 0,
+            "origin": np.isfinite(self.origin),
+            "orientation": np.isfinite(self.orientation),
+            "volume": self.volume >= 0,
+            "box_series": self.box_series == series,
+            "box_z": (self.box_z >= 0) & (self.box_z < self.shape[series, 0]) if len(self.shape) else self.box_z < 0,
+            "box": np.isfinite(self.box),
+            "lesion": self.lesion >= 0,
+            "the boxes' order": keys[1:] >= keys[:-1],
+        }
+        for name, values in sound.items():
+            if not values.all():
+                raise ValueError(f"{name} has impossible values")
 
     @classmethod
     def of(cls, series: Sequence[SeriesInfo], volume: Sequence[int], boxes: Sequence[np.ndarray]) -> Self:
@@ -139,8 +178,8 @@ class Index:
         try:
             with np.load(io.BytesIO(content)) as arrays:
                 return cls(**{field.name: arrays[field.name] for field in dataclasses.fields(cls)})
-        except (KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(str(error)) from error
+        except Exception as error:  # a damaged archive has zipfile and NumPy raise this and that
+            raise ValueError(str(error) or type(error).__name__) from error
 
 
 def box_keys(series: np.ndarray, z: np.ndarray) -> np.ndarray:

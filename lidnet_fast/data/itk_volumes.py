@@ -88,28 +88,32 @@ def _read_headers(paths: Sequence[Path]) -> list[VolumeSeries | Rejected]:
 
 
 def _read_header(path: Path) -> VolumeSeries | Rejected:
-    import SimpleITK as sitk  # noqa: N813
-
     name = next(path.name[: -len(suffix)] for suffix in SUFFIXES if path.name.lower().endswith(suffix))
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
     try:
-        reader.ReadImageInformation()
-        if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
-            kind = f"{reader.GetDimension()} dimensions and {reader.GetNumberOfComponents()} values per voxel"
-            raise InputError(f"{path}: a CT volume has 3 dimensions and 1 value per voxel, this has {kind}")
-        if max(reader.GetSize()) > _LARGEST_SIDE:
-            raise InputError(f"{path}: says that it has {' x '.join(map(str, reader.GetSize()))} voxels")
-        if reader.GetPixelID() in (sitk.sitkInt8, sitk.sitkUInt8):
-            raise InputError(f"{path}: holds 8-bit values, which HU don't fit into (labels?)")
-        directions = np.array(reader.GetDirection()).reshape(3, 3).T  # a row per axis of the array
-        if not np.allclose(directions[:2] @ directions[:2].T, np.eye(2), atol=1e-2):
-            raise InputError(f"{path}: its first two axes aren't at right angles: {directions[:2].tolist()}")
+        return _series(path, name)
     except RuntimeError as error:
         return Rejected(name, path, f"{path}: can't be read: {itk_cause(error)}")
     except InputError as error:
         return Rejected(name, path, str(error))
+
+
+def _series(path: Path, name: str) -> VolumeSeries:
+    import SimpleITK as sitk  # noqa: N813
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
+        kind = f"{reader.GetDimension()} dimensions and {reader.GetNumberOfComponents()} values per voxel"
+        raise InputError(f"{path}: a CT volume has 3 dimensions and 1 value per voxel, this has {kind}")
     width, height, depth = reader.GetSize()
+    if not 1 <= min(width, height, depth) <= max(width, height, depth) <= _LARGEST_SIDE:
+        raise InputError(f"{path}: says that it has {width} x {height} x {depth} voxels")
+    if reader.GetPixelID() in (sitk.sitkInt8, sitk.sitkUInt8):
+        raise InputError(f"{path}: holds 8-bit values, which HU don't fit into (labels?)")
+    directions = np.array(reader.GetDirection()).reshape(3, 3).T  # a row per axis of the array
+    if not np.allclose(directions[:2] @ directions[:2].T, np.eye(2), atol=1e-2):
+        raise InputError(f"{path}: its first two axes aren't at right angles: {directions[:2].tolist()}")
     x_spacing, y_spacing, z_spacing = reader.GetSpacing()
     step = directions[2] * z_spacing
     normal = np.cross(directions[0], directions[1])
@@ -117,6 +121,8 @@ def _read_header(path: Path) -> VolumeSeries | Rejected:
     flipped = bool(normal @ step < 0)
     if flipped:
         first, step = first + (depth - 1) * step, -step
+    if not normal @ step > 0:
+        raise InputError(f"{path}: its slices aren't apart: spacing {reader.GetSpacing()}")
     return VolumeSeries(
         series_uid=name,
         patient_id=name,

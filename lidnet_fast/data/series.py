@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -21,6 +22,8 @@ _UNEVEN = 0.1
 """Slice distances are uneven where one differs from their median by more than this fraction of it ..."""
 _ROUNDED_MM = 0.1
 """... and by more than this, as some archives round positions."""
+_SMALLEST_MM, _LARGEST_MM = 1e-6, 1e6
+"""Pixels below and lengths above this are no scanner's, and would overflow what is computed from them."""
 
 Triple = tuple[float, float, float]
 Directions = tuple[float, float, float, float, float, float]
@@ -55,6 +58,14 @@ class Series(abc.ABC):
     description: str = ""
     split: str | None = None
     boxes: tuple[tuple[float, float, float, float, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        lengths = np.abs([*self.spacing, *self.orientation, *itertools.chain(*self.positions)])
+        if not (lengths <= _LARGEST_MM).all() or not self.spacing[0] >= 0 or min(self.spacing[1:]) < _SMALLEST_MM:
+            raise InputError(
+                f"{self.files[0]}: has no usable geometry: spacing (z, y, x) {self.spacing}, "
+                f"first slice at {self.positions[0]}"
+            )
 
     @abc.abstractmethod
     def read(self) -> np.ndarray:

@@ -87,7 +87,7 @@ class Store:
         try:
             self._format = FORMATS[header["volumes"]]
             self.index = Index.load(self._read_file("index.npz"))
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.path}: the store's index is damaged: {error}") from error
         self.series = self.index.infos()
         self._key = box_keys(self.index.box_series, self.index.box_z)

@@ -67,7 +67,10 @@ class Blosc2:
         if is_url(location):
             raise InputError("blosc2 volumes are read from a local folder; a store at a URL needs volumes of zarr")
         # One thread: readers run in parallel in the workers, and a slice is too small to share out.
-        return _Blosc2Volume(blosc2.open(location, mode="r", dparams=blosc2.DParams(nthreads=1)))
+        array = blosc2.open(location, mode="r", dparams=blosc2.DParams(nthreads=1))
+        if not isinstance(array, blosc2.NDArray):
+            raise ValueError(f"it holds a {type(array).__name__}, not an array")
+        return _Blosc2Volume(array)
 
 
 class _Blosc2Volume:
@@ -106,7 +109,11 @@ class Zarr:
             dtype=np.int16,
             chunks=(1, *block),
             shards=(16, *(math.ceil(side / part) * part for side, part in zip((height, width), block, strict=True))),
-            compressors=zarr.codecs.BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"),
+            # Damaged bytes must not reach the decompressor, which can crash on them.
+            compressors=[
+                zarr.codecs.BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"),
+                zarr.codecs.Crc32cCodec(),
+            ],
             fill_value=self._MISSING,
             config={"write_empty_chunks": True},
         )

@@ -1,13 +1,20 @@
 """`multi_loss`, several pixel losses at once, and its Jacobian."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
 from lidnet_fast import backend
-from lidnet_fast._checks import Boxes, as_rois, check_choice, check_pair, check_positive, compute_dtype
+from lidnet_fast._checks import (
+    Boxes,
+    as_rois,
+    check_choice,
+    check_pair,
+    check_positive,
+    compute_dtype,
+    is_finite_number,
+)
 
 from ._autocast import without_autocast
 
@@ -142,7 +149,7 @@ def check_term_weights(weights: Mapping[str, float]) -> None:
     """
     _check_terms("weights", tuple(weights))
     for name, weight in weights.items():
-        if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not math.isfinite(weight):
+        if not is_finite_number(weight):
             raise ValueError(f"weights[{name!r}] must be a finite number, got {weight!r}")
 
 

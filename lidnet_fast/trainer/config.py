@@ -5,9 +5,11 @@ in units of the window. The paper (arXiv:2104.08845) does not publish its weight
 them are configuration here, and the defaults are ours.
 """
 
-from dataclasses import asdict, dataclass, field
+import math
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Literal, get_args
 
 from lidnet_fast import backend
 from lidnet_fast.data.volumes import is_url
@@ -181,6 +183,27 @@ def from_options(options: Any) -> RunConfig:
     return RunConfig(**{name: getattr(options, name) for name in RunConfig.__dataclass_fields__})
 
 
+def refuse_null(options: Any, kind: type = RunConfig, prefix: str = "") -> None:
+    """Refuse null where it means nothing; the parser lets it pass for every type.
+
+    Args:
+        options: the parsed options, by name.
+        kind: the dataclass that they are to become.
+        prefix: of the keys in the message.
+
+    Raises:
+        InputError: names the key.
+    """
+    for entry in fields(kind):
+        key, value = f"{prefix}{entry.name}", getattr(options, entry.name)
+        kinds = (entry.type, *get_args(entry.type))
+        if value is None and NoneType not in kinds:
+            raise InputError(f"configuration key {key} must not be null")
+        inner = next((one for one in kinds if isinstance(one, type) and is_dataclass(one)), None)
+        if inner is not None and value is not None:
+            refuse_null(value, inner, f"{key}.")
+
+
 def validate(config: RunConfig) -> None:
     """Refuse values that can't work, before anything is built.
 
@@ -219,8 +242,8 @@ def validate(config: RunConfig) -> None:
         "seed": config.seed,
     }
     for key, value in not_negative.items():
-        if value < 0:
-            raise InputError(f"configuration key {key} must not be negative, got {value}")
+        if not 0 <= value < math.inf:
+            raise InputError(f"configuration key {key} must be finite and not negative, got {value}")
     if not 0 <= config.ema_decay < 1:
         raise InputError(f"configuration key ema_decay must lie in [0, 1), got {config.ema_decay}")
     if not 0 <= config.data.positive_fraction <= 1:

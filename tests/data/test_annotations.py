@@ -99,6 +99,7 @@ def test_small_and_outlying_nodules(tmp_path, luna16):
         (f"{UID},1,2,three,4", "line 2: coordZ 'three' isn't a number"),
         (f"{UID},1,2,nan,4", r"line 2: the nodule at \[1.0, 2.0, nan\] of 4 mm isn't a sphere"),
         (f"{UID},1,2,3,-4", "line 2: the nodule .* of -4 mm isn't a sphere"),
+        (f"{UID},1,2,3,1e200", r"line 2: the nodule .* of 1e\+200 mm isn't a sphere"),
         (f"{UID},1,2,3", "line 2: has 4 values for 5 columns"),
         (f"{OTHER},1,2,3,4", "has no lesion in any of the 1 series found"),
     ],
@@ -245,6 +246,7 @@ BILLION_LAUGHS = (
         ("<LidcReadMessage>", "bad.xml: can't be read as LIDC-IDRI XML"),
         ("", "bad.xml: can't be read as LIDC-IDRI XML"),
         (BILLION_LAUGHS, "bad.xml: can't be read as LIDC-IDRI XML"),
+        ('<?xml version="1.0" encoding="no-such"?><a/>', "bad.xml: can't be read as LIDC-IDRI XML: unknown encoding"),
         (message(""), "bad.xml: has no SeriesInstanceUid"),
         (
             message(UID, [[outline("left", 1, 9, 9, 100, "1")]]),

@@ -105,6 +105,8 @@ BAD = {
     ),
     "below": ((HEADER, f"{UID}.1,2,1,2,3,41"), "line 2: .*reaches outside"),
     "no area": ((HEADER, f"{UID}.1,2,3,2,3,4"), "line 2: .*is empty"),
+    "no area in float32": ((HEADER, f"{UID}.1,2,3,2,3.00000001,4"), "line 2: .*is empty"),
+    "slice beyond float": ((HEADER, f"{UID}.1,{'9' * 400},1,2,3,4"), "line 2: slice '9+' isn't a whole number"),
     "quote": ((HEADER, f'"{UID}.1,2,3,2,3,4'), "can't be read as CSV"),
 }
 

@@ -86,6 +86,11 @@ FOLDER = "000001_01_01"
 BAD = {
     "column": (HEADER.replace("Possibly_noisy", "noisy"), "DL_info.csv, line 1: column Possibly_noisy is missing"),
     "name": (line(FOLDER, 4, "1, 2, 3, 4").replace(f"{FOLDER}_004", "a"), "line 2: File_name 'a.png' isn't like"),
+    "number": (
+        line(FOLDER, 4, "1, 2, 3, 4").replace("_004", "_²"),
+        "line 2: File_name '000001_01_01_².png' isn't like",
+    ),
+    "huge": (line(FOLDER, 4, "1, 2, 3, 4", spacing="1, 1, 1e308"), "has no usable geometry"),
     "box": (line(FOLDER, 4, "1, 2, 3"), "line 2: Bounding_boxes '1, 2, 3' isn't 4 numbers"),
     "spacing": (line(FOLDER, 4, "1, 2, 3, 4", spacing="0, 1, 1"), "line 2: Spacing_mm_px_ .* isn't positive"),
     "split": (line(FOLDER, 4, "1, 2, 3, 4", split=4), "line 2: Train_Val_Test '4' isn't 1, 2 or 3"),

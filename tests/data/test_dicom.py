@@ -4,6 +4,9 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.data import get_testdata_file
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import Tag
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     EnhancedCTImageStorage,
@@ -19,6 +22,7 @@ from pydicom.uid import (
 
 from lidnet_fast.data.dicom import LOWEST_HU, read_volume, scan
 from lidnet_fast.errors import InputError
+from tests.fuzz.hostile import limits
 
 UID = "1.2.826.0.1.3680043.8.498"
 
@@ -289,6 +293,18 @@ def drop(keyword):
     return edit
 
 
+def raw(**values):
+    """Text, whatever the type should be."""
+
+    def edit(z, dataset):
+        if z == 2:
+            for keyword, value in values.items():
+                tag = Tag(tag_for_keyword(keyword))
+                dataset[tag] = RawDataElement(tag, "LO", len(value), value.encode(), 0, False, True)
+
+    return edit
+
+
 BAD_SLICES = {
     "size": (change(Rows=32), r"differ in size \(rows, columns\): .*32"),
     "orientation": (change(ImageOrientationPatient=[1, 0, 0, 0, 0.9272, -0.3746]), "differ in orientation"),
@@ -303,6 +319,11 @@ BAD_SLICES = {
     "inverted": (change(PhotometricInterpretation="MONOCHROME1"), "this is MONOCHROME1"),
     "frames": (change(NumberOfFrames=3), "holds 3 frames"),
     "no HU": (change(RescaleType="Z_EFF"), r"its values are Z_EFF \(RescaleType\), not HU"),
+    "frames twice": (raw(NumberOfFrames="1\\1"), "has no usable NumberOfFrames"),
+    "no pixels": (change(Columns=0, PixelData=b""), "says that it has 0 x 64 pixels"),
+    "zero slope": (change(RescaleSlope=0), "its RescaleSlope 0 and RescaleIntercept -1024 don't give HU"),
+    "huge slope": (change(RescaleSlope="1e39"), r"its RescaleSlope 1e\+39 and"),
+    "huge position": (change(ImagePositionPatient=["1e300", 0, 0]), "has no usable geometry"),
     "enhanced": (change(SOPClassUID=EnhancedCTImageStorage), r"is multi-frame \(enhanced\) CT"),
 }
 
@@ -364,3 +385,52 @@ def test_real_head_is_the_same_in_two_transfer_syntaxes(tmp_path):
     np.testing.assert_array_equal(*volumes)
     assert volumes[0].min() == LOWEST_HU
     assert 20 < np.median(volumes[0][0, 200:320, 200:320]) < 30
+
+
+@pytest.mark.parametrize("keyword", ["Modality", "SOPClassUID", "SliceThickness", "PixelPaddingValue"])
+def test_two_values_for_one(tmp_path, write_series, make_hu, keyword):
+    """What isn't needed, or can't be told from another modality, doesn't stop the scan."""
+    text = {"Modality": "CT\\MR", "SOPClassUID": "1.2\\1.3"}.get(keyword, "2\\3")
+    write_series(tmp_path, make_hu(), edit=raw(**{keyword: text}))
+    found = scan([tmp_path], strict=False, accept="any")
+    (series,) = found.series
+    assert (
+        read_volume(series).shape
+        == series.shape
+        == ((4 if keyword[0] in "SP" and keyword != "SOPClassUID" else 3), 64, 64)
+    )
+
+
+@pytest.mark.parametrize("thickness", ["nan", "inf", "-1", ""])
+def test_an_unusable_thickness_is_unknown(tmp_path, write_series, make_hu, thickness):
+    def edit(z, dataset):
+        tag = Tag(tag_for_keyword("SliceThickness"))
+        dataset[tag] = RawDataElement(tag, "DS", len(thickness), thickness.encode(), 0, False, True)
+
+    write_series(tmp_path, make_hu(depth=1), edit=edit)
+    assert scan([tmp_path]).series[0].spacing[0] == 0
+
+
+def test_an_unknown_type_in_the_meta_header(tmp_path, write_series, make_hu):
+    (file,) = write_series(tmp_path, make_hu(depth=1))
+    file.write_bytes(file.read_bytes().replace(b"\x02\x00\x02\x00UI", b"\x02\x00\x02\x00TI", 1))
+    with pytest.raises(InputError, match="Unknown Value Representation 'TI'"):
+        scan([tmp_path])
+
+
+def test_a_compressed_file_that_says_it_is_huge(tmp_path, write_series, make_hu):
+    """Nothing of the stated size is allocated before a file has proved it."""
+    sides = {"Rows": 65535, "Columns": 65535}
+    write_series(
+        tmp_path,
+        make_hu(),
+        syntax=JPEG2000Lossless,
+    )
+    for file in tmp_path.iterdir():
+        image = pydicom.dcmread(file)
+        for keyword, side in sides.items():
+            setattr(image, keyword, side)
+        image.save_as(file)
+    (series,) = scan([tmp_path]).series
+    with limits(), pytest.raises(InputError, match=r"decodes to \[64, 64\] pixels|can't be decoded"):
+        read_volume(series)

@@ -332,6 +332,9 @@ def test_settings_survive_a_dict():
     assert DoseSimulation.from_dict(SCAN.to_dict()) == SCAN
     with pytest.raises(InputError, match="no such dose simulation setting: dose"):
         DoseSimulation.from_dict({"dose": 0.1})
+    for damaged in (True, ["dose_fraction"], {"dose_fraction": "x"}):
+        with pytest.raises(InputError, match="dose simulation"):
+            DoseSimulation.from_dict(damaged)
 
 
 @pytest.mark.parametrize("spacing", [0.0, -0.7, float("nan"), torch.tensor([0.7, 0.7])])

@@ -1,5 +1,7 @@
 """Volumes written by SimpleITK; where their voxels lie is SimpleITK's word against ours."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -142,4 +144,13 @@ def test_tilted_volume(tmp_path, make_hu):
         header.replace("TransformMatrix = 1 0 0 0 1 0 0 0 1", "TransformMatrix = 1 0 0 1 1 0 0 0 1")
     )
     with pytest.raises(InputError, match=r"a\.mhd: its first two axes aren't at right angles"):
+        only_series(tmp_path)
+
+
+@pytest.mark.parametrize("spacing", ["0.8 0.7 0", "nan 0.7 2.5", "0.8 1e300 2.5"])
+def test_a_spacing_that_cannot_be(tmp_path, make_hu, spacing):
+    write(tmp_path / "a.mhd", make_hu(3, 8, 8))
+    header = re.sub("(?m)^ElementSpacing = .*", f"ElementSpacing = {spacing}", (tmp_path / "a.mhd").read_text())
+    (tmp_path / "a.mhd").write_text(header)
+    with pytest.raises(InputError, match=r"a\.mhd: (its slices aren't apart|has no usable geometry|can't be read)"):
         only_series(tmp_path)

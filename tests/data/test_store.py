@@ -3,6 +3,7 @@ import json
 import multiprocessing
 import pickle
 import shutil
+import zipfile
 
 import blosc2
 import numpy as np
@@ -209,11 +210,28 @@ def test_a_store_of_another_version(study, key, value):
         Store(study[0])
 
 
-def _without_a_box(content):
-    arrays = dict(np.load(io.BytesIO(content)))
-    arrays["box"] = arrays["box"][1:]
+def _changed(**changes):
+    """Damage that replaces an array by what a function makes of it."""
+
+    def damage(content):
+        arrays = dict(np.load(io.BytesIO(content)))
+        for name, change in changes.items():
+            arrays[name] = change(arrays[name])
+        changed = io.BytesIO()
+        np.savez(changed, **arrays)
+        return changed.getvalue()
+
+    return damage
+
+
+def _with_a_huge_array(content):
+    """An archive of some bytes whose array says that it has 10^15 values."""
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000000,), }"
     changed = io.BytesIO()
-    np.savez(changed, **arrays)
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(changed, "w") as new:
+        for name in old.namelist():
+            huge = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+            new.writestr(name, huge if name == "box.npy" else old.read(name))
     return changed.getvalue()
 
 
@@ -222,7 +240,19 @@ INDEX_DAMAGE = {
     "empty": lambda content: b"",
     "cut": lambda content: content[: len(content) // 2],
     "other": lambda content: b'[{"id": 3}]',
-    "one box short": _without_a_box,
+    "one box short": _changed(box=lambda box: box[1:]),
+    "pickled": _changed(series_id=lambda ids: ids.astype(object)),
+    "huge": _with_a_huge_array,
+    "no such split": _changed(split=lambda split: split + 3),
+    "numbers for names": _changed(patient_id=lambda ids: np.arange(len(ids))),
+    "empty volumes": _changed(shape=lambda shape: shape * [1, 0, 1]),
+    "two dimensions": _changed(shape=lambda shape: shape[:, :2]),
+    "NaN spacing": _changed(spacing=lambda spacing: spacing * np.nan),
+    "negative spacing": _changed(spacing=np.negative),
+    "boxes of no series": _changed(box_series=lambda series: series + 9),
+    "boxes of no slice": _changed(box_z=lambda z: z + 99),
+    "boxes in no order": _changed(box_series=lambda series: series[::-1], box_z=lambda z: z * 0),
+    "NaN boxes": _changed(box=lambda box: box * np.nan),
 }
 
 
@@ -235,3 +265,25 @@ def test_a_damaged_index(study, damage):
         file.write_bytes(content)
     with pytest.raises(InputError, match="the store's index is damaged"):
         Store(study[0])
+
+
+@pytest.mark.parametrize("volumes", [["blosc2"], None, "tar"])
+def test_an_unknown_volume_format(study, volumes):
+    header = json.loads((study[0] / "store.json").read_text())
+    (study[0] / "store.json").write_text(json.dumps({**header, "volumes": volumes}))
+    with pytest.raises(InputError, match="the store's index is damaged"):
+        Store(study[0])
+
+
+def test_a_volume_is_an_array_and_nothing_that_would_be_run(study):
+    """blosc2 files can hold expressions and Python functions, which opening must not evaluate."""
+    file = study[0] / "volumes" / "00000.b2nd"
+    operand = blosc2.asarray(np.zeros(SHAPE, np.int16), urlpath=str(study[0] / "operand.b2nd"), mode="w")
+    file.unlink()
+    (operand + 1).save(urlpath=str(file))
+    with pytest.raises(InputError, match="can't be opened"):
+        Store(study[0]).read(0, 0)
+    file.unlink()
+    blosc2.SChunk(data=bytes(100), urlpath=str(file), mode="w")
+    with pytest.raises(InputError, match="can't be opened: it holds a SChunk, not an array"):
+        Store(study[0]).read(0, 0)

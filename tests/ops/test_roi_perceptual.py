@@ -167,6 +167,8 @@ def test_empty_batch():
     loss.backward()
     assert loss == 0
     assert input.grad.shape == input.shape
+    expanded = torch.zeros(1, 1, 1, 1).expand(0, 3, 4, 4)  # of strides that no kernel expects
+    assert roi_perceptual_loss(expanded, expanded.transpose(2, 3), []) == 0
 
 
 def test_repeats_bitwise():
@@ -259,6 +261,7 @@ def with_row(*row):
         ({"output_size": None}, ValueError, "output_size .*got None"),
         ({"spatial_scale": 0.0}, ValueError, "spatial_scale must be a finite number above 0, got 0.0"),
         ({"spatial_scale": math.nan}, ValueError, "spatial_scale must be .*got nan"),
+        ({"spatial_scale": 10**400}, ValueError, "spatial_scale must be .*got 1000"),
         ({"spatial_scale": True}, ValueError, "spatial_scale must be .*got True"),
         ({"spatial_scale": "1/4"}, ValueError, "spatial_scale must be .*got '1/4'"),
         ({"sampling_ratio": -2}, ValueError, "sampling_ratio must be .*got -2"),

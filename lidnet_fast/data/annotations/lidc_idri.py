@@ -85,7 +85,7 @@ def _parse(file: Path) -> tuple[str | None, list[_Outline]]:
         if not uid:
             raise InputError(f"{file}: has no SeriesInstanceUid")
         return uid, list(_outlines(root))
-    except (OSError, ElementTree.ParseError, ValueError) as error:
+    except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{file}: can't be read as LIDC-IDRI XML: {error}") from error
@@ -143,7 +143,7 @@ def _merge(series: Series, outlines: Sequence[_Outline], readers: int, file: Pat
 
 def _inside(outline: _Outline, series: Series) -> np.ndarray:
     """Box of the pixels inside an outline, in pixel-edge coordinates; one too thin to have an inside counts whole."""
-    low, high = np.array(outline.low), np.array(outline.high)
+    low, high = np.array(outline.low, np.float32), np.array(outline.high, np.float32)
     thin = high - low < 2
     _, height, width = series.shape
     corners = np.concatenate([low + ~thin, high + thin])

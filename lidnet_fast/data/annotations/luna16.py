@@ -19,6 +19,8 @@ COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "diameter_mm")
 
 SMALLEST_CIRCLE = 2.0
 """Diameter, in pixels, of the smallest circle that is given a box."""
+LARGEST_SPHERE = 1e4
+"""Diameter, in mm, from which on a value can't be meant."""
 
 
 def recognises(path: Path) -> bool:
@@ -48,7 +50,7 @@ def read_boxes(path: Path, series: Sequence[Series]) -> dict[str, np.ndarray]:
         where = f"{path}, line {line}"
         centre = np.array([number(row, name, where) for name in COLUMNS[1:4]])
         diameter = number(row, "diameter_mm", where)
-        if not np.isfinite([*centre, diameter]).all() or diameter <= 0:
+        if not np.isfinite(centre).all() or not 0 < diameter < LARGEST_SPHERE:
             raise InputError(f"{where}: the nodule at {centre.tolist()} of {diameter:g} mm isn't a sphere")
         one = known.get(row["seriesuid"])
         if one is not None:
@@ -84,6 +86,7 @@ def sphere_boxes(series: Series, centre: np.ndarray, radius: float) -> np.ndarra
     # Half a pixel from the centre of the first pixel to its edge.
     middle = np.array([x, y]) - places[slices, :2] + 0.5
     half = circles[slices, None] / np.array([series.spacing[2], series.spacing[1]])
-    corners = np.concatenate([middle - half, middle + half], axis=1).clip(0, [width, height, width, height])
+    edges = np.array([width, height, width, height])
+    corners = np.concatenate([middle - half, middle + half], axis=1).clip(0, edges).astype(np.float32)
     inside = (corners[:, 0] < corners[:, 2]) & (corners[:, 1] < corners[:, 3])
     return np.concatenate([slices[:, None], corners], axis=1)[inside].astype(np.float32)
