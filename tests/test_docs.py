@@ -1,7 +1,6 @@
 """Every command and Python example of README.md and docs/ runs as it stands, or says here why not."""
 
 import csv
-import glob
 import re
 import shlex
 from collections.abc import Iterator
@@ -36,10 +35,12 @@ ELSEWHERE = {
     "aws s3 cp": "takes an account; tests/data/test_volumes.py reads such a copy from a server of its own",
     "my_tool": "stands for another tool",
 }
-SMALL = """--accelerator cpu --data.crop 64 --denoiser.name small --detector.name faster_rcnn_small
-    --independent_judge null --detector_phase.steps 1 --detector_phase.batch_size 1 --denoiser_phase.steps 1
-    --denoiser_phase.batch_size 1 --collaborate.steps 1 --collaborate.batch_size 1 --evaluation.samples 2
-    --evaluation.validation_samples 2""".split()
+SMALL = [
+    *("--accelerator", "cpu", "--data.crop", "64", "--denoiser.name", "small", "--detector.name", "faster_rcnn_small"),
+    *("--independent_judge", "null", "--detector_phase.steps", "1", "--detector_phase.batch_size", "1"),
+    *("--denoiser_phase.steps", "1", "--denoiser_phase.batch_size", "1", "--collaborate.steps", "1"),
+    *("--collaborate.batch_size", "1", "--evaluation.samples", "2", "--evaluation.validation_samples", "2"),
+]
 SHORTENED = {"train": SMALL, "bench": [*SMALL, "--seconds", "1"], "evaluate": ["--samples", "2"]}
 """Options that are added to a command so that it takes seconds."""
 STAND_FOR = {"STUDIES...": "STUDIES", "IN": "STUDIES", "RUN": "runs/measured", "STORE": "measured"}
@@ -59,7 +60,7 @@ def commands(document: Path) -> Iterator[str]:
 def words(command: str) -> list[str]:
     """The words of a command as a shell would make them, with the reader's paths filled in."""
     filled = [STAND_FOR.get(word, word).replace("=/data/", "=data/") for word in shlex.split(command)]
-    return [path for word in filled for path in (sorted(glob.glob(word)) if "*" in word else [word])]
+    return [path for word in filled for path in (sorted(map(str, Path().glob(word))) if "*" in word else [word])]
 
 
 def run(command: str) -> None:
