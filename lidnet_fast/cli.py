@@ -36,6 +36,7 @@ _OF_THE_SYSTEM = {
     errno.EIO,
     errno.ENOTDIR,
     errno.EMFILE,
+    errno.ENAMETOOLONG,
 }
 
 
@@ -77,7 +78,7 @@ def _parse(parser, arguments):  # type: ignore[no-untyped-def]
 
     try:
         return parser.parse_args(arguments)
-    except (ArgumentError, UnicodeDecodeError) as error:
+    except (ArgumentError, ValueError, OverflowError) as error:
         raise InputError(f"{_faulty_file(parser, arguments)}{error}") from error
 
 
@@ -89,7 +90,7 @@ def _faulty_file(parser, arguments):  # type: ignore[no-untyped-def]
         if option == "--config" and Path(value).is_file():
             try:
                 parser.parse_path(value)
-            except (ArgumentError, UnicodeDecodeError):
+            except (ArgumentError, ValueError, OverflowError):
                 return f"{value}: "
     return ""
 
@@ -284,9 +285,9 @@ def info(arguments: Sequence[str]) -> None:
 
 
 def _run_config(parser, options):  # type: ignore[no-untyped-def]
-    from lidnet_fast.trainer.config import from_options, refuse_null
+    from lidnet_fast.trainer.config import check_groups, from_options
 
-    refuse_null(options)
+    check_groups(options)
     return from_options(parser.instantiate(options))
 
 

@@ -95,6 +95,12 @@ def test_null_where_it_means_nothing(capsys: pytest.CaptureFixture[str], tmp_pat
     assert key.split(".")[0] in message
 
 
+@pytest.mark.parametrize("value", ["[]", "{}"])
+def test_something_else_than_a_group(capsys: pytest.CaptureFixture[str], tmp_path: Path, value: str) -> None:
+    (tmp_path / "config.yaml").write_text(f"data: {value}")
+    assert "data" in refused(capsys, ["train", "--config", str(tmp_path / "config.yaml")])
+
+
 def test_config_file_that_is_not_text(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_bytes(b"\x80seed: 1")
     assert "config.yaml: 'utf-8' codec can't decode" in refused(

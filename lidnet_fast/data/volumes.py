@@ -1,8 +1,8 @@
 """How a store keeps its volumes: blosc2 files on a local disk, or Zarr arrays for object storage as well.
 
-Both are compressed without loss (LZ4 on shuffled bytes or zstd on shuffled bits) in blocks of one slice, so that a window is read by
-decoding only the blocks it touches. On a local disk blosc2 is an order of magnitude faster for a small window: Zarr
-spends most of its time outside of the decoder.
+Both are compressed without loss (LZ4 on shuffled bytes, zstd on shuffled bits) in blocks of one slice, so that a window
+is read by decoding only the blocks it touches. On a local disk blosc2 is an order of magnitude faster for a small
+window: Zarr spends most of its time outside of the decoder.
 """
 
 import math

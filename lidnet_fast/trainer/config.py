@@ -183,8 +183,8 @@ def from_options(options: Any) -> RunConfig:
     return RunConfig(**{name: getattr(options, name) for name in RunConfig.__dataclass_fields__})
 
 
-def refuse_null(options: Any, kind: type = RunConfig, prefix: str = "") -> None:
-    """Refuse null where it means nothing; the parser lets it pass for every type.
+def check_groups(options: Any, kind: type = RunConfig, prefix: str = "") -> None:
+    """Refuse null, lists and unnamed keys where they mean nothing; the parser lets them pass.
 
     Args:
         options: the parsed options, by name.
@@ -201,7 +201,9 @@ def refuse_null(options: Any, kind: type = RunConfig, prefix: str = "") -> None:
             raise InputError(f"configuration key {key} must not be null")
         inner = next((one for one in kinds if isinstance(one, type) and is_dataclass(one)), None)
         if inner is not None and value is not None:
-            refuse_null(value, inner, f"{key}.")
+            if not isinstance(value, type(options)) or not all(hasattr(value, one.name) for one in fields(inner)):
+                raise InputError(f"configuration key {key} must be a group of keys, got {value!r}")
+            check_groups(value, inner, f"{key}.")
 
 
 def validate(config: RunConfig) -> None:
