@@ -5,7 +5,9 @@ is read by decoding only the blocks it touches. On a local disk blosc2 is an ord
 window: Zarr spends most of its time outside of the decoder.
 """
 
+import contextlib
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -125,7 +127,17 @@ class Zarr:
         source: Any = Path(location)
         if is_url(location):
             source = zarr.storage.FsspecStore.from_url(location, read_only=True)
-        return _ZarrVolume(zarr.open_array(source, mode="r", zarr_format=3), self._MISSING)
+        with _damage_is_a_value_error():
+            return _ZarrVolume(zarr.open_array(source, mode="r", zarr_format=3), self._MISSING)
+
+
+@contextlib.contextmanager
+def _damage_is_a_value_error() -> Iterator[None]:
+    """Zarr takes its metadata at their word: damaged ones end in this and that."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 class _ZarrVolume:
@@ -134,7 +146,8 @@ class _ZarrVolume:
         self.shape, self.dtype = array.shape, array.dtype
 
     def __getitem__(self, place: tuple[int, slice, slice], /) -> np.ndarray:
-        pixels = self._array[place]
+        with _damage_is_a_value_error():
+            pixels = self._array[place]
         # A window lies in one shard: either all of it is there or none.
         if pixels.max() == self._missing:
             raise OSError("an object of it is missing")

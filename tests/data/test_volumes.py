@@ -140,6 +140,7 @@ def _shards(path):
     [
         (lambda shard: shard.unlink(), r"00001\.zarr: slice 20 can't be decoded: an object of it is missing"),
         (lambda shard: shard.write_bytes(shard.read_bytes()[:-9]), r"00001\.zarr: slice 20 can't be decoded"),
+        (lambda shard: _flip_bits(shard), r"00001\.zarr: slice 20 can't be decoded: .*checksum"),
     ],
 )
 def test_a_missing_or_damaged_shard_is_noticed(tmp_path, damage, message):
@@ -149,6 +150,22 @@ def test_a_missing_or_damaged_shard_is_noticed(tmp_path, damage, message):
     np.testing.assert_array_equal(store.read(1, 3), volume_of(1, SHAPES[1])[3])
     with pytest.raises(InputError, match=message):
         store.read(1, 20)
+
+
+def _flip_bits(path):
+    """In every chunk, and not in the shard's list of them, which has a checksum of its own."""
+    content = bytearray(path.read_bytes())
+    for place in range(0, len(content) - 2048, 256):
+        content[place] ^= 0xFF
+    path.write_bytes(content)
+
+
+def test_damaged_metadata_are_noticed(tmp_path):
+    path = write_store(tmp_path / "s", "zarr")
+    metadata = path / "volumes" / "00000.zarr" / "zarr.json"
+    metadata.write_text(metadata.read_text().replace("data_type", "eata_type"))
+    with pytest.raises(InputError, match=r"00000\.zarr: can't be opened: KeyError: 'data_type'"):
+        Store(path).read(0, 0)
 
 
 def test_a_missing_volume_is_noticed(tmp_path):
