@@ -277,8 +277,8 @@ def _decode(path: Path, size: tuple[int, int], frames: Sequence[int] = ()) -> np
     if stored[0].dtype.kind not in "iu":
         raise InputError(f"{path}: its pixels are {stored[0].dtype}, those of CT are whole numbers")
     try:
-        padding = int(image.PixelPaddingValue)
-    except (AttributeError, TypeError, ValueError):
+        padding = int(np.int64(int(image.PixelPaddingValue)))
+    except (AttributeError, TypeError, ValueError, OverflowError):
         padding = None
     return np.stack([_to_hu(pixels, header, padding) for pixels, header in zip(stored, headers, strict=True)])
 

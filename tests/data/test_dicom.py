@@ -434,3 +434,9 @@ def test_a_compressed_file_that_says_it_is_huge(tmp_path, write_series, make_hu)
     (series,) = scan([tmp_path]).series
     with limits(), pytest.raises(InputError, match=r"decodes to \[64, 64\] pixels|can't be decoded"):
         read_volume(series)
+
+
+def test_padding_that_no_pixel_can_have(tmp_path, write_series, make_hu):
+    hu = make_hu()
+    write_series(tmp_path, hu, edit=raw(PixelPaddingValue="9" * 30))
+    np.testing.assert_array_equal(only_series(tmp_path).read(), hu)
