@@ -11,7 +11,7 @@ from lidnet_fast.data.dataset import SampleId
 from lidnet_fast.data.dicom import CTSeries, read_volume, scan
 from lidnet_fast.data.export import exported_uid, file_name
 from lidnet_fast.data.index import SeriesInfo
-from lidnet_fast.data.itk_volumes import SUFFIXES, is_volume, itk_cause, read_voxels
+from lidnet_fast.data.itk_volumes import SUFFIXES, check_is_scalar_volume, is_volume, read_header, read_voxels
 from lidnet_fast.data.store import Store
 from lidnet_fast.errors import InputError
 from lidnet_fast.progress import progress
@@ -199,16 +199,8 @@ def _dicom(series: CTSeries) -> DenoisedSeries:
 
 
 def _volume_file(path: Path) -> DenoisedSeries:
-    import SimpleITK as sitk  # noqa: N813
-
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise InputError(f"{path}: can't be read: {itk_cause(error)}") from error
-    if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
-        raise InputError(f"{path}: a CT volume has 3 dimensions and 1 value per voxel, this has another form")
+    header = read_header(path)
+    check_is_scalar_volume(header)
 
     def read() -> np.ndarray:
         values = read_voxels(path)
@@ -218,9 +210,9 @@ def _volume_file(path: Path) -> DenoisedSeries:
         series_uid="",
         patient_id="",
         path=path,
-        shape=reader.GetSize()[::-1],
-        spacing=reader.GetSpacing()[::-1],
-        origin=reader.GetOrigin(),
-        orientation=tuple(np.array(reader.GetDirection()).reshape(3, 3).T[:2].ravel().tolist()),
+        shape=header.GetSize()[::-1],
+        spacing=header.GetSpacing()[::-1],
+        origin=header.GetOrigin(),
+        orientation=tuple(np.array(header.GetDirection()).reshape(3, 3).T[:2].ravel().tolist()),
         read=read,
     )

@@ -13,12 +13,16 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lidnet_fast.data.jobs import run
 from lidnet_fast.data.series import Rejected, Series, hu_volume
 from lidnet_fast.errors import InputError
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk  # noqa: N813
 
 SUFFIXES = (".mhd", ".mha", ".nrrd", ".nhdr", ".nii", ".nii.gz")
 DATA_SUFFIXES = (".raw", ".zraw", ".raw.gz")
@@ -91,8 +95,6 @@ def _read_header(path: Path) -> VolumeSeries | Rejected:
     name = next(path.name[: -len(suffix)] for suffix in SUFFIXES if path.name.lower().endswith(suffix))
     try:
         return _series(path, name)
-    except RuntimeError as error:
-        return Rejected(name, path, f"{path}: can't be read: {itk_cause(error)}")
     except InputError as error:
         return Rejected(name, path, str(error))
 
@@ -100,12 +102,8 @@ def _read_header(path: Path) -> VolumeSeries | Rejected:
 def _series(path: Path, name: str) -> VolumeSeries:
     import SimpleITK as sitk  # noqa: N813
 
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
-        kind = f"{reader.GetDimension()} dimensions and {reader.GetNumberOfComponents()} values per voxel"
-        raise InputError(f"{path}: a CT volume has 3 dimensions and 1 value per voxel, this has {kind}")
+    reader = read_header(path)
+    check_is_scalar_volume(reader)
     width, height, depth = reader.GetSize()
     if not 1 <= min(width, height, depth) <= max(width, height, depth) <= _LARGEST_SIDE:
         raise InputError(f"{path}: says that it has {width} x {height} x {depth} voxels")
@@ -136,8 +134,36 @@ def _series(path: Path, name: str) -> VolumeSeries:
     )
 
 
-def read_voxels(path: Path) -> np.ndarray:
-    """Read all values of a volume, [Z, H, W], in the file's dtype.
+def read_header(path: Path) -> "sitk.ImageFileReader":
+    """Read what a volume's file says of it, without its voxels.
+
+    Raises:
+        InputError: it can't be read.
+    """
+    import SimpleITK as sitk  # noqa: N813
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise InputError(f"{path}: can't be read: {itk_cause(error)}") from error
+    return reader
+
+
+def check_is_scalar_volume(header: "sitk.ImageFileReader") -> None:
+    """Refuse what has other than three dimensions and one value per voxel.
+
+    Raises:
+        InputError: names the file and what it has.
+    """
+    if header.GetDimension() != 3 or header.GetNumberOfComponents() != 1:
+        kind = f"{header.GetDimension()} dimensions and {header.GetNumberOfComponents()} values per voxel"
+        raise InputError(f"{header.GetFileName()}: a CT volume has 3 dimensions and 1 value per voxel, this has {kind}")
+
+
+def read_image(path: Path) -> "sitk.Image":
+    """Read a volume with its voxels.
 
     Raises:
         InputError: it is truncated or can't be decoded.
@@ -145,13 +171,20 @@ def read_voxels(path: Path) -> np.ndarray:
     import SimpleITK as sitk  # noqa: N813
 
     try:
-        check_nifti_complete(path)
-        return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+        _check_nifti_complete(path)
+        return sitk.ReadImage(str(path))
     except (RuntimeError, OSError, EOFError, struct.error, zlib.error) as error:
         raise InputError(f"{path}: can't be read (truncated?): {itk_cause(error)}") from error
 
 
-def check_nifti_complete(path: Path) -> None:
+def read_voxels(path: Path) -> np.ndarray:
+    """Read all values of a volume, [Z, H, W], in the file's dtype; as `read_image`."""
+    import SimpleITK as sitk  # noqa: N813
+
+    return sitk.GetArrayFromImage(read_image(path))
+
+
+def _check_nifti_complete(path: Path) -> None:
     """ITK fills what is missing at the end of a NIfTI file with zeros and says nothing.
 
     Raises:

@@ -1,14 +1,13 @@
 """CT volumes in files that SimpleITK reads and writes: NIfTI, MetaImage, NRRD."""
 
 import shutil
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
-from lidnet_fast.data.itk_volumes import check_nifti_complete, itk_cause
+from lidnet_fast.data.itk_volumes import check_is_scalar_volume, itk_cause, read_header, read_image
 from lidnet_fast.data.series import LOWEST_HU
 from lidnet_fast.errors import InputError
 
@@ -35,22 +34,13 @@ def inspect_volume(path: Path) -> VolumeFile | str:
     Raises:
         InputError: it can't be read, or isn't an image of three dimensions and one value per voxel.
     """
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise InputError(f"{path}: can't be read: {itk_cause(error)}") from error
-    if reader.GetPixelID() in (sitk.sitkUInt8, sitk.sitkInt8):
+    header = read_header(path)
+    if header.GetPixelID() in (sitk.sitkUInt8, sitk.sitkInt8):
         return "of 8 bits, which can't hold HU (masks?)"
-    if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
-        raise InputError(
-            f"{path}: has {reader.GetDimension()} dimensions and {reader.GetNumberOfComponents()} values per voxel; "
-            "a CT volume has 3 dimensions and 1 value"
-        )
-    lengthwise = np.abs(np.array(reader.GetDirection()).reshape(3, 3)[2])
+    check_is_scalar_volume(header)
+    lengthwise = np.abs(np.array(header.GetDirection()).reshape(3, 3)[2])
     axis = 2 - int(lengthwise.argmax())
-    return VolumeFile(path, axis, reader.GetSize()[2 - axis])
+    return VolumeFile(path, axis, header.GetSize()[2 - axis])
 
 
 def read_volume_file(volume: VolumeFile) -> tuple[sitk.Image, np.ndarray]:
@@ -59,11 +49,7 @@ def read_volume_file(volume: VolumeFile) -> tuple[sitk.Image, np.ndarray]:
     Raises:
         InputError: it is damaged, or has values that aren't finite.
     """
-    try:
-        check_nifti_complete(volume.path)
-        image = sitk.ReadImage(str(volume.path))
-    except (RuntimeError, OSError, EOFError, struct.error) as error:
-        raise InputError(f"{volume.path}: can't be read (truncated?): {itk_cause(error)}") from error
+    image = read_image(volume.path)
     slices = np.moveaxis(sitk.GetArrayViewFromImage(image), volume.axis, 0)
     if not np.isfinite(slices).all():
         raise InputError(f"{volume.path}: has voxels that aren't finite")

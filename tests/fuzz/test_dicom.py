@@ -15,11 +15,8 @@ from pydicom.sequence import Sequence
 from pydicom.tag import Tag
 from pydicom.uid import (
     EnhancedCTImageStorage,
-    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
     JPEG2000Lossless,
-    JPEGLosslessSV1,
     RLELossless,
 )
 
@@ -27,17 +24,9 @@ from lidnet_fast.data.dicom import scan
 from lidnet_fast.data.prepare import prepare
 from lidnet_fast.data.series import LOWEST_HU
 from lidnet_fast.data.store import Store
-from tests.data.conftest import save, slice_dataset
+from tests.data.conftest import SYNTAXES, save, slice_dataset
 from tests.fuzz.hostile import NUMBERS, damaged, input_errors, limits
 
-SYNTAXES = (
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    RLELossless,
-    JPEG2000Lossless,
-    JPEGLosslessSV1,
-)
 KEYWORDS = [
     *("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel"),
     *("NumberOfFrames", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient", "SliceThickness"),

@@ -17,18 +17,14 @@ import SimpleITK as sitk  # noqa: N813
 from pydicom.data import get_testdata_file
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.uid import (
-    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGLosslessSV1,
     MRImageStorage,
-    RLELossless,
 )
 
 from lidnet_fast.cli import main
 from lidnet_fast.errors import InputError
 from lidnet_fast.inference import denoise
+from tests.data.conftest import SYNTAXES
 
 REAL = {
     "head": "693_UNCR.dcm",  # padded with -2000, 14 bits of 16
@@ -134,14 +130,7 @@ def read_with_itk(files):
 
 @pytest.mark.parametrize(
     "syntax",
-    [
-        ExplicitVRLittleEndian,
-        ImplicitVRLittleEndian,
-        ExplicitVRBigEndian,
-        RLELossless,
-        JPEG2000Lossless,
-        JPEGLosslessSV1,
-    ],
+    SYNTAXES,
     ids=lambda syntax: syntax.keyword,
 )
 def test_series_as_a_viewer_reads_it(tmp_path, run, expected, write_series, make_hu, syntax):
