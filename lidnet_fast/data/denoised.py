@@ -11,7 +11,7 @@ from lidnet_fast.data.dataset import SampleId
 from lidnet_fast.data.dicom import CTSeries, read_volume, scan
 from lidnet_fast.data.export import exported_uid, file_name
 from lidnet_fast.data.index import SeriesInfo
-from lidnet_fast.data.itk_volumes import SUFFIXES, check_is_scalar_volume, is_volume, read_header, read_voxels
+from lidnet_fast.data.itk_files import SUFFIXES, check_is_volume, is_volume, read_header, read_voxels
 from lidnet_fast.data.store import Store
 from lidnet_fast.errors import InputError
 from lidnet_fast.progress import progress
@@ -200,7 +200,7 @@ def _dicom(series: CTSeries) -> DenoisedSeries:
 
 def _volume_file(path: Path) -> DenoisedSeries:
     header = read_header(path)
-    check_is_scalar_volume(header)
+    check_is_volume(header)
 
     def read() -> np.ndarray:
         values = read_voxels(path)

@@ -9,7 +9,8 @@ from pathlib import Path
 from lidnet_fast.data.deeplesion import is_deeplesion, scan_deeplesion
 from lidnet_fast.data.dicom import check_regular, no_ct, scan_files
 from lidnet_fast.data.folders import files_below
-from lidnet_fast.data.itk_volumes import DATA_SUFFIXES, is_volume, scan_volumes
+from lidnet_fast.data.itk_files import DATA_SUFFIXES, is_volume
+from lidnet_fast.data.itk_volumes import scan_volumes
 from lidnet_fast.data.series import Rejected, Rejections, Series
 from lidnet_fast.errors import InputError
 

@@ -18,7 +18,7 @@ import torch
 from lidnet_fast import __version__
 from lidnet_fast.data.dicom_headers import without_pydicom_warnings
 from lidnet_fast.data.dicom_writer import CTImage, Derivation, read_image, write_derived
-from lidnet_fast.data.itk_volumes import is_volume
+from lidnet_fast.data.itk_files import is_volume
 from lidnet_fast.data.series import LOWEST_HU
 from lidnet_fast.errors import InputError
 from lidnet_fast.files import write_text

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lidnet_fast.data.dicom_headers import parse_header, without_pydicom_warnings
 from lidnet_fast.data.folders import files_below
-from lidnet_fast.data.itk_volumes import is_volume
+from lidnet_fast.data.itk_files import is_volume
 from lidnet_fast.errors import InputError
 from lidnet_fast.inference.volumes import VolumeFile, inspect_volume
 from lidnet_fast.progress import progress

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
-from lidnet_fast.data.itk_volumes import check_is_scalar_volume, itk_cause, read_header, read_image
+from lidnet_fast.data.itk_files import check_is_volume, itk_cause, read_header, read_image
 from lidnet_fast.data.series import LOWEST_HU
 from lidnet_fast.errors import InputError
 
@@ -37,7 +37,7 @@ def inspect_volume(path: Path) -> VolumeFile | str:
     header = read_header(path)
     if header.GetPixelID() in (sitk.sitkUInt8, sitk.sitkInt8):
         return "of 8 bits, which can't hold HU (masks?)"
-    check_is_scalar_volume(header)
+    check_is_volume(header)
     lengthwise = np.abs(np.array(header.GetDirection()).reshape(3, 3)[2])
     axis = 2 - int(lengthwise.argmax())
     return VolumeFile(path, axis, header.GetSize()[2 - axis])

@@ -1,5 +1,6 @@
 """Damaged MetaImage, NRRD and NIfTI files end as a sound volume, a rejection or an `InputError`."""
 
+import gzip
 import re
 import tempfile
 from pathlib import Path
@@ -9,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lidnet_fast.data.denoised import denoised_series
 from lidnet_fast.data.series import LOWEST_HU
 from lidnet_fast.data.sources import find_series
+from lidnet_fast.inference.volumes import VolumeFile, inspect_volume, read_volume_file
 from tests.fuzz.hostile import NUMBERS, damaged, input_errors, limits
 
 sitk = pytest.importorskip("SimpleITK")
@@ -43,12 +46,23 @@ def changed_words(draw, content):
     return b"".join(words) + rest
 
 
+@st.composite
+def damaged_volumes(draw, seeds):
+    """Names and contents of a damaged header file and of its voxels' file."""
+    name = draw(st.sampled_from(NAMES))
+    content = seeds[name][name]
+    if name == "a.nii.gz" and draw(st.booleans()):
+        changed = draw(damaged(gzip.decompress(content), 360).map(lambda content: gzip.compress(content, 1)))
+    elif name.endswith((".nii", ".gz")):
+        changed = draw(damaged(content, 400))
+    else:
+        changed = draw(changed_words(content) | damaged(content, 400))
+    return seeds[name] | {name: changed}
+
+
 @given(data=st.data())
 def test_damaged_volumes(seeds, data):
-    name = data.draw(st.sampled_from(NAMES))
-    files = dict(seeds[name])
-    text = not name.endswith((".nii", ".gz"))
-    files[name] = data.draw((changed_words(files[name]) if text else st.nothing()) | damaged(files[name], 400))
+    files = data.draw(damaged_volumes(seeds))
     with tempfile.TemporaryDirectory() as folder:
         for file, content in files.items():
             Path(folder, file).write_bytes(content)
@@ -65,3 +79,20 @@ def test_damaged_volumes(seeds, data):
                 assert volume.dtype == np.int16
                 assert volume.shape == series.shape
                 assert volume.min() >= LOWEST_HU
+
+
+@given(data=st.data())
+def test_damaged_volumes_to_denoise_or_evaluate(seeds, data):
+    files = data.draw(damaged_volumes(seeds))
+    with tempfile.TemporaryDirectory() as folder:
+        for file, content in files.items():
+            Path(folder, file).write_bytes(content)
+        with limits(), input_errors():
+            volume = inspect_volume(Path(folder, next(iter(set(files) & set(NAMES)))))
+            if isinstance(volume, VolumeFile):
+                _, slices = read_volume_file(volume)
+                assert len(slices) == volume.slices
+                assert np.isfinite(slices).all()
+        with limits(), input_errors():
+            for series in denoised_series(Path(folder)):
+                assert series.read().shape == series.shape
