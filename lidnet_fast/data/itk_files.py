@@ -91,7 +91,7 @@ def read_image(path: Path) -> "sitk.Image":
     try:
         _check_nifti_complete(path)
         return sitk.ReadImage(str(path), imageIO=_reader(path))
-    except (RuntimeError, OSError, EOFError, struct.error, zlib.error) as error:
+    except (RuntimeError, OSError, EOFError, ValueError, OverflowError, struct.error, zlib.error) as error:
         raise InputError(f"{path}: can't be read (truncated?): {itk_cause(error)}") from error
 
 

@@ -1,6 +1,7 @@
 """Headers that ITK's readers crash on, loop on or follow to several files."""
 
 import re
+import struct
 
 import numpy as np
 import pytest
@@ -54,6 +55,17 @@ def test_bad_headers(tmp_path, bad):
         read(path)
     assert str(error.value).startswith(f"{path}: ")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("offset", [float("nan"), float("inf"), 1e30])
+def test_an_offset_that_cannot_be(tmp_path, offset):
+    path = tmp_path / "a.nii"
+    write(path)
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<f", content, 108, offset)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.nii: can't be read"):
+        read(path)
 
 
 def test_a_path_too_long_for_messages(tmp_path):
