@@ -107,7 +107,7 @@ def check_pyramid(inputs: Mapping[str, Tensor], image_sizes: Sequence[tuple[int,
     return height
 
 
-def as_rois(boxes: Boxes, input: Tensor) -> Tensor:
+def as_rois(boxes: Boxes, input: Tensor, spatial_scale: float = 1.0) -> Tensor:
     """Boxes checked against `input` and brought to one form: contiguous, in the dtype of the arithmetic, detached.
 
     Args:
@@ -115,6 +115,7 @@ def as_rois(boxes: Boxes, input: Tensor) -> Tensor:
             (x1, y1, x2, y2); for [N, C, D, H, W] Tensor[K, 7] of (batch index, x1, y1, z1, x2, y2, z2), or N Tensors
             [L_i, 6].
         input: Gives the batch size, the device and, by `compute_dtype`, the dtype.
+        spatial_scale: What the op multiplies coordinates by; they, and the boxes' sides, must stay finite.
 
     Returns:
         Tensor[K, 5] or Tensor[K, 7].
@@ -124,7 +125,7 @@ def as_rois(boxes: Boxes, input: Tensor) -> Tensor:
     if isinstance(boxes, Tensor):
         _check_box_tensor("boxes", boxes, width, input)
         rois = boxes.detach().to(dtype).contiguous()
-        _check_box_values(rois, images, None)
+        _check_box_values(rois, images, spatial_scale, None)
         return rois
     if not isinstance(boxes, Sequence):
         raise TypeError(
@@ -138,7 +139,7 @@ def as_rois(boxes: Boxes, input: Tensor) -> Tensor:
         corners = of_image.detach().to(dtype)
         parts.append(torch.cat((corners.new_full((corners.shape[0], 1), number), corners), dim=1))
     rois = torch.cat(parts)
-    _check_box_values(rois, images, [of_image.shape[0] for of_image in boxes])
+    _check_box_values(rois, images, spatial_scale, [of_image.shape[0] for of_image in boxes])
     return rois
 
 
@@ -244,11 +245,12 @@ def _check_box_tensor(name: str, boxes: Tensor, width: int, input: Tensor) -> No
         raise ValueError(f"{name} must be on the device of the images or features, {input.device}, got {boxes.device}")
 
 
-def _check_box_values(rois: Tensor, images: int, lengths: Sequence[int] | None) -> None:
+def _check_box_values(rois: Tensor, images: int, spatial_scale: float, lengths: Sequence[int] | None) -> None:
     """The values of `rois` [K, 5] or [K, 7]; `lengths` is how many boxes each image gave, if they came as a list."""
+    largest = torch.finfo(rois.dtype).max / 4 / max(spatial_scale, 1.0)
     axes = "xyz"[: rois.shape[1] // 2]
     index, lower, upper = rois[:, 0], rois[:, 1 : 1 + len(axes)], rois[:, 1 + len(axes) :]
-    ordered, finite = upper >= lower, rois.abs() < math.inf
+    ordered, finite = upper >= lower, rois[:, 1:].abs() < largest
     present = (index >= 0) & (index < images) & (index == index.floor())
     sound = ordered.all() & finite.all() & present.all()
     rule = " and ".join(f"{axis}2 >= {axis}1" for axis in axes)
@@ -257,7 +259,7 @@ def _check_box_values(rois: Tensor, images: int, lengths: Sequence[int] | None) 
         return
     if bool(sound):
         return
-    finite = finite[:, 1:].all(1)
+    finite = finite.all(1)
     wrong = ~(finite & ordered.all(1))
     row = int((wrong if bool(wrong.any()) else ~present).nonzero()[0])
     name = f"boxes[{row}]"
@@ -267,7 +269,8 @@ def _check_box_values(rois: Tensor, images: int, lengths: Sequence[int] | None) 
     if not bool(wrong[row]):
         raise ValueError(f"{name} must have an integer batch index in [0, {images}), got {index[row].item()}")
     corners = ", ".join(f"{axis}{end}" for end in (1, 2) for axis in axes)
-    need = rule if bool(finite[row]) else "finite coordinates"
+    scaled = "" if spatial_scale == 1 else f" (once times spatial_scale, {spatial_scale})"
+    need = rule if bool(finite[row]) else f"finite coordinates{scaled}"
     raise ValueError(f"{name} must have {need}, got ({corners}) = {tuple(rois[row, 1:].tolist())}")
 
 

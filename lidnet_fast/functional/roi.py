@@ -75,15 +75,15 @@ def roi_perceptual_loss(
     Raises:
         TypeError: For an argument of another type or dtype than above.
         ValueError: For shapes, devices or options that don't fit, a target that requires a gradient, and, on the CPU,
-            a box with NaN or infinite coordinates, with x2 < x1, y2 < y1 or z2 < z1 or with a batch index that isn't
-            there (naming its row), or a weight that isn't finite.
+            a box with NaN or infinite coordinates (also once times spatial_scale), with x2 < x1, y2 < y1 or z2 < z1 or
+            with a batch index that isn't there (naming its row), or a weight that isn't finite.
         RuntimeError: For such a box or weight on CUDA tensors, where the device reports it without a synchronisation
             here, and inside torch.compile and torch.export. Kernels clamp the batch index rather than read outside.
     """
     check_pair(input, target, volumes=True)
-    rois = as_rois(boxes, input)
-    weights = as_box_weights(box_weights, rois)
     check_positive("spatial_scale", spatial_scale)
+    rois = as_rois(boxes, input, spatial_scale)
+    weights = as_box_weights(box_weights, rois)
     check_bool("aligned", aligned)
     bins = check_pooling(output_size, sampling_ratio, criterion, reduction, dimensions=input.ndim - 2)
     with without_autocast(input):
@@ -206,8 +206,8 @@ def roi_align(
         RuntimeError: As `roi_perceptual_loss`.
     """
     check_features("input", input, volumes=True)
-    rois = as_rois(boxes, input)
     check_positive("spatial_scale", spatial_scale)
+    rois = as_rois(boxes, input, spatial_scale)
     check_sampling_ratio(sampling_ratio)
     check_bool("aligned", aligned)
     bins = as_output_size(output_size, input.ndim - 2)

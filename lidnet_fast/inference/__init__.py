@@ -1,6 +1,8 @@
 """Trained denoisers on whole studies: `denoise` is what `lidnet-fast denoise` runs."""
 
+from lidnet_fast.trainer.networks import load_denoiser
+
 from .denoise import DenoiseSummary, denoise
 from .slices import SliceDenoiser
 
-__all__ = ["DenoiseSummary", "SliceDenoiser", "denoise"]
+__all__ = ["DenoiseSummary", "SliceDenoiser", "denoise", "load_denoiser"]

@@ -178,6 +178,7 @@ def test_autocast_leaves_the_dtype_of_the_features():
             r"boxes\[1\]\[0\] must have finite coordinates",
         ),
         ({"output_size": (3, 3, 3)}, ValueError, "output_size must be an int >= 1 or two of them"),
+        ({"spatial_scale": 1e300}, ValueError, r"boxes\[0\] must have finite coordinates \(once times spatial_sc"),
         ({"spatial_scale": 0}, ValueError, "spatial_scale must be a finite number above 0, got 0"),
         ({"sampling_ratio": -2}, ValueError, "sampling_ratio must be an int >= 1, or -1 or 0"),
         ({"aligned": 1}, TypeError, "aligned must be True or False, got 1"),

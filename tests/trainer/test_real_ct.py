@@ -8,7 +8,7 @@ import torch
 
 from lidnet_fast.cli import main
 from lidnet_fast.data.store import Store
-from lidnet_fast.trainer.networks import load_denoiser
+from lidnet_fast.inference import load_denoiser
 
 
 @pytest.mark.slow
