@@ -45,6 +45,15 @@ class VolumeFormat(Protocol):
         """
 
 
+@contextlib.contextmanager
+def _damage_is_a_value_error() -> Iterator[None]:
+    """Blosc2 and Zarr take their metadata at their word: damaged ones end in this and that."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, SyntaxError, TypeError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
 class Blosc2:
     """One file. A chunk is a slice, a block 128 x 128 of its pixels."""
 
@@ -69,7 +78,8 @@ class Blosc2:
         if is_url(location):
             raise InputError("blosc2 volumes are read from a local folder; a store at a URL needs volumes of zarr")
         # One thread: readers run in parallel in the workers, and a slice is too small to share out.
-        array = blosc2.open(location, mode="r", dparams=blosc2.DParams(nthreads=1))
+        with _damage_is_a_value_error():
+            array = blosc2.open(location, mode="r", dparams=blosc2.DParams(nthreads=1))
         if not isinstance(array, blosc2.NDArray):
             raise ValueError(f"it holds a {type(array).__name__}, not an array")
         return _Blosc2Volume(array)
@@ -129,15 +139,6 @@ class Zarr:
             source = zarr.storage.FsspecStore.from_url(location, read_only=True)
         with _damage_is_a_value_error():
             return _ZarrVolume(zarr.open_array(source, mode="r", zarr_format=3), self._MISSING)
-
-
-@contextlib.contextmanager
-def _damage_is_a_value_error() -> Iterator[None]:
-    """Zarr takes its metadata at their word: damaged ones end in this and that."""
-    try:
-        yield
-    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
-        raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 class _ZarrVolume:

@@ -160,11 +160,19 @@ def _flip_bits(path):
     path.write_bytes(content)
 
 
-def test_damaged_metadata_are_noticed(tmp_path):
-    path = write_store(tmp_path / "s", "zarr")
-    metadata = path / "volumes" / "00000.zarr" / "zarr.json"
-    metadata.write_text(metadata.read_text().replace("data_type", "eata_type"))
-    with pytest.raises(InputError, match=r"00000\.zarr: can't be opened: KeyError: 'data_type'"):
+@pytest.mark.parametrize(
+    ("volume_format", "file", "part", "damaged", "message"),
+    [
+        ("zarr", "00000.zarr/zarr.json", b"data_type", b"eata_type", "KeyError: 'data_type'"),
+        ("blosc2", "00000.b2nd", b"<i2", b"<((", "SyntaxError: .*"),
+    ],
+)
+def test_damaged_metadata_are_noticed(tmp_path, volume_format, file, part, damaged, message):
+    path = write_store(tmp_path / "s", volume_format)
+    metadata = path / "volumes" / file
+    assert part in metadata.read_bytes()
+    metadata.write_bytes(metadata.read_bytes().replace(part, damaged))
+    with pytest.raises(InputError, match=rf"00000\.\w+: can't be opened: {message}"):
         Store(path).read(0, 0)
 
 
