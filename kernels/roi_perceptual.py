@@ -1,17 +1,9 @@
 """Triton kernels of the ROI perceptual losses: images and volumes, one level or a pyramid, each kernel in one launch.
 
-Three kernels, no atomics, so the same bits every time; nothing is read back to the host, so they can be captured in a
-CUDA graph:
-
-- `_difference_kernel`, a program per (box, block of channels): RoIAlign of input - target, which is linear. The forward
-  sums the criterion; the backward writes its derivative per bin to a buffer [boxes, bins, channels].
-- `_list_kernel`, a program per tile of rows: which boxes touch it, in their order.
-- `_gather_kernel`, a program per (tile of cells, block of channels): each cell of the gradient sums over the boxes that
-  touch it, bin by bin, and is written once.
-
-RoIAlign's weight of cell x in a bin is the mean over the bin's samples of max(0, 1 - |x - sample|), with samples
-clamped into the map and those beyond its border left out (csrc/roi_align.h has the CPU's form of the same).
-Batch indices are clamped into the batch and samples at NaN are left out: whatever the boxes hold, reads stay inside.
+No atomics, so the same bits every time; nothing is read back to the host, so they can be captured in a CUDA graph.
+`_difference_kernel`, a program per (box, block of channels), is RoIAlign of input - target, which is linear. The
+forward sums the criterion; the backward writes its derivative per bin to a buffer [boxes, bins, channels], from which
+the kernels of `roi_gather` make the features' gradient. Batch indices are clamped into the batch.
 """
 
 from collections.abc import Sequence
@@ -22,9 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .roi_gather import gather_kernel, list_kernel
+from .roi_sampling import axis_bins, sample_corners, sample_count
+
 _CRITERIA = {"mse": 0, "l1": 1, "smooth_l1": 2, "charbonnier": 3}
-# Adaptive sampling takes ceil(bin) samples; a bin beyond this many cells is a broken box.
-_MOST_SAMPLES = tl.constexpr(1 << 16)
 _LISTED_BOXES = 128
 # Left alone, ptxas spills a few registers for the sake of occupancy, in loops that wait for memory anyway.
 _COMPILER = {} if torch.version.hip else {"maxnreg": 128}
@@ -158,7 +151,7 @@ class _Call:
         lists = torch.empty(row_ends[-1], self.boxes, dtype=torch.int32, device=self.rois.device)
         counts = torch.empty(row_ends[-1], dtype=torch.int32, device=self.rois.device)
         with _on_device(self.rois):
-            _list_kernel[(row_ends[-1],)](
+            list_kernel[(row_ends[-1],)](
                 self.sizes,
                 row_ends,
                 self.rois,
@@ -174,7 +167,7 @@ class _Call:
                 TILE_Y=tile_y,
                 BLOCK_K=_LISTED_BOXES,
             )
-            _gather_kernel[(ends[-1],)](
+            gather_kernel[(ends[-1],)](
                 tuple(gradients),
                 tuple(_strides(x) for x in gradients),
                 self.sizes,
@@ -204,62 +197,6 @@ def _strides(features: Tensor) -> tuple[int, ...]:
 
 def _on_device(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
-
-
-@triton.jit
-def _axis(
-    rois, box, axis: tl.constexpr, SCALE: tl.constexpr, bins: tl.constexpr, VOLUMES: tl.constexpr, ALIGNED: tl.constexpr
-):
-    """Where a box starts along x, y or z (axis 0, 1, 2), and the size of its bins, in cells."""
-    axes: tl.constexpr = 3 if VOLUMES else 2
-    row = rois + box * (1 + 2 * axes) + 1
-    shift: tl.constexpr = 0.5 if ALIGNED else 0.0
-    start = tl.load(row + axis) * SCALE - shift
-    side = tl.load(row + axes + axis) * SCALE - shift - start
-    if not ALIGNED:
-        side = tl.maximum(side, 1.0)
-    return start, side / bins
-
-
-@triton.jit
-def _samples(bin, SAMPLES: tl.constexpr):
-    """Samples per bin."""
-    if SAMPLES > 0:
-        return bin.to(tl.int32) * 0 + SAMPLES
-    count = tl.minimum(tl.maximum(tl.ceil(bin), 0.0), _MOST_SAMPLES * 1.0)
-    return tl.where(count == count, count, 0.0).to(tl.int32)
-
-
-@triton.jit
-def _corners(start, bin, index, sample, samples, size):
-    """A sample between two cells: both cells and their weights, 0 where the sample lies beyond the map."""
-    position = start + index * bin + (sample + 0.5) * bin / samples
-    valid = (position >= -1.0) & (position <= size)
-    position = tl.where(valid, tl.maximum(position, 0.0), 0.0)
-    low = tl.minimum(position.to(tl.int32), size - 1)
-    high = tl.minimum(low + 1, size - 1)
-    fraction = tl.where(low == size - 1, 0.0, position - low)
-    return low, high, tl.where(valid, 1.0 - fraction, 0.0), tl.where(valid, fraction, 0.0)
-
-
-@triton.jit
-def _weights(cells, start, bin, index, samples, size):
-    """The weight of each cell in a bin."""
-    total = cells.to(start.dtype) * 0.0
-    for sample in range(samples):
-        position = start + index * bin + (sample + 0.5) * bin / samples
-        inside = tl.minimum(tl.maximum(position, 0.0), size - 1.0)
-        tent = tl.maximum(1.0 - tl.abs(cells - inside), 0.0)
-        total += tl.where((position >= -1.0) & (position <= size), tent, 0.0)
-    return total / tl.maximum(samples, 1)
-
-
-@triton.jit
-def _bin_touches(first, last, start, bin, index, size):
-    """Whether a bin may have weights at cells first to last."""
-    low = tl.minimum(tl.maximum(start + index * bin, 0.0), size - 1.0)
-    high = tl.minimum(tl.maximum(start + (index + 1) * bin, 0.0), size - 1.0)
-    return (high + 1.0 > first) & (low - 1.0 < last)
 
 
 @triton.jit
@@ -300,12 +237,12 @@ def _box_difference(
     axes: tl.constexpr = 3 if VOLUMES else 2
     index = tl.load(rois + box * (1 + 2 * axes))
     image = tl.minimum(tl.maximum(tl.where(index == index, index, 0.0).to(tl.int32), 0), images - 1).to(tl.int64)
-    start_x, bin_x = _axis(rois, box, 0, SCALE, BINS_X, VOLUMES, ALIGNED)
-    start_y, bin_y = _axis(rois, box, 1, SCALE, BINS_Y, VOLUMES, ALIGNED)
-    samples_x, samples_y = _samples(bin_x, SAMPLES), _samples(bin_y, SAMPLES)
+    start_x, bin_x = axis_bins(rois, box, 0, SCALE, BINS_X, VOLUMES, ALIGNED)
+    start_y, bin_y = axis_bins(rois, box, 1, SCALE, BINS_Y, VOLUMES, ALIGNED)
+    samples_x, samples_y = sample_count(bin_x, SAMPLES), sample_count(bin_y, SAMPLES)
     if VOLUMES:
-        start_z, bin_z = _axis(rois, box, 2, SCALE, BINS_Z, VOLUMES, ALIGNED)
-        samples_z = _samples(bin_z, SAMPLES)
+        start_z, bin_z = axis_bins(rois, box, 2, SCALE, BINS_Z, VOLUMES, ALIGNED)
+        samples_z = sample_count(bin_z, SAMPLES)
     else:
         start_z, bin_z, samples_z = start_x * 0.0, bin_x * 0.0, 1
     count = tl.maximum(samples_x * samples_y * samples_z, 1)
@@ -325,11 +262,11 @@ def _box_difference(
         for y in range(BINS_Y):
             pooled = tl.zeros((BLOCK_C, BLOCK_X), dtype)
             for sample_z in range(samples_z):
-                z0, z1, wz0, wz1 = _corners(start_z, bin_z, z, sample_z, samples_z, size[0])
+                z0, z1, wz0, wz1 = sample_corners(start_z, bin_z, z, sample_z, samples_z, size[0])
                 for sample_y in range(samples_y):
-                    y0, y1, wy0, wy1 = _corners(start_y, bin_y, y, sample_y, samples_y, size[1])
+                    y0, y1, wy0, wy1 = sample_corners(start_y, bin_y, y, sample_y, samples_y, size[1])
                     for sample_x in range(samples_x):
-                        x0, x1, wx0, wx1 = _corners(start_x, bin_x, x, sample_x, samples_x, size[2])
+                        x0, x1, wx0, wx1 = sample_corners(start_x, bin_x, x, sample_x, samples_x, size[2])
                         for corner in tl.static_range(8 if VOLUMES else 4):
                             at_x = (x1 if corner % 2 else x0).to(tl.int64)
                             at_y = (y1 if corner // 2 % 2 else y0).to(tl.int64)
@@ -431,202 +368,3 @@ def _difference_kernel(
                 BLOCK_C,
                 BLOCK_X,
             )
-
-
-@triton.jit
-def _touches(
-    rois,
-    box,
-    mask,
-    axis: tl.constexpr,
-    SCALE: tl.constexpr,
-    first,
-    last,
-    VOLUMES: tl.constexpr,
-    ALIGNED: tl.constexpr,
-):
-    """Whether boxes may read cells first to last of an axis: samples weigh on cells less than 1 away."""
-    axes: tl.constexpr = 3 if VOLUMES else 2
-    shift: tl.constexpr = 0.5 if ALIGNED else 0.0
-    row = rois + box * (1 + 2 * axes) + 1
-    start = tl.load(row + axis, mask=mask, other=0.0) * SCALE - shift
-    end = tl.load(row + axes + axis, mask=mask, other=0.0) * SCALE - shift
-    if not ALIGNED:
-        end = tl.maximum(end, start + 1.0)
-    return (start - 1.0 <= last) & (end + 1.0 >= first)
-
-
-@triton.jit
-def _list_kernel(
-    sizes,
-    row_ends,
-    rois,
-    box_levels,
-    lists,
-    counts,
-    boxes,
-    images,
-    LEVELS: tl.constexpr,
-    SCALES: tl.constexpr,
-    VOLUMES: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    TILE_Y: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    row = tl.program_id(0)
-    axes: tl.constexpr = 3 if VOLUMES else 2
-    begin = 0
-    for number in tl.static_range(LEVELS):
-        if (row >= begin) & (row < row_ends[number]):
-            tiles = tl.cdiv(sizes[number][1], TILE_Y)
-            first = (row - begin) % tiles * TILE_Y
-            z = (row - begin) // tiles % sizes[number][0]
-            image = (row - begin) // tiles // sizes[number][0]
-            count = 0
-            for k in range(0, boxes, BLOCK_K):
-                box = k + tl.arange(0, BLOCK_K)
-                mask = box < boxes
-                index = tl.load(rois + box * (1 + 2 * axes), mask=mask, other=-1.0)
-                index = tl.minimum(tl.maximum(tl.where(index == index, index, 0.0).to(tl.int32), 0), images - 1)
-                listed = mask & (index == image)
-                listed &= _touches(rois, box, mask, 1, SCALES[number], first, first + TILE_Y - 1, VOLUMES, ALIGNED)
-                if VOLUMES:
-                    listed &= _touches(rois, box, mask, 2, SCALES[number], z, z, VOLUMES, ALIGNED)
-                if box_levels is not None:
-                    listed &= tl.load(box_levels + box, mask=mask, other=-1) == number
-                place = count + tl.cumsum(listed.to(tl.int32), 0) - 1
-                tl.store(lists + row.to(tl.int64) * boxes + place, box, mask=listed)
-                count += tl.sum(listed.to(tl.int32))
-            tl.store(counts + row, count)
-        begin = row_ends[number]
-
-
-@triton.jit
-def _gather_tile(
-    gradient,
-    stride,
-    size,
-    channels,
-    SCALE: tl.constexpr,
-    rois,
-    derivatives,
-    lists,
-    row,
-    count,
-    place,
-    column,
-    block,
-    most_channels,
-    BLOCK_C: tl.constexpr,
-    TILE_Y: tl.constexpr,
-    TILE_X: tl.constexpr,
-    VOLUMES: tl.constexpr,
-    SAMPLES: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    BINS_Z: tl.constexpr,
-    BINS_Y: tl.constexpr,
-    BINS_X: tl.constexpr,
-):
-    dtype: tl.constexpr = rois.dtype.element_ty
-    tiles = tl.cdiv(size[1], TILE_Y)
-    first_y, first_x = place % tiles * TILE_Y, column * TILE_X
-    cell_z = place // tiles % size[0]
-    image = (place // tiles // size[0]).to(tl.int64)
-    lane = tl.arange(0, TILE_Y * TILE_X)
-    cell_y, cell_x = first_y + lane // TILE_X, first_x + lane % TILE_X
-    c = block * BLOCK_C + tl.arange(0, BLOCK_C)
-    total = tl.zeros((BLOCK_C, TILE_Y * TILE_X), dtype)
-
-    for i in range(count):
-        box = tl.load(lists + i)
-        start_x, bin_x = _axis(rois, box, 0, SCALE, BINS_X, VOLUMES, ALIGNED)
-        start_y, bin_y = _axis(rois, box, 1, SCALE, BINS_Y, VOLUMES, ALIGNED)
-        samples_x, samples_y = _samples(bin_x, SAMPLES), _samples(bin_y, SAMPLES)
-        of_box = derivatives + box.to(tl.int64) * (BINS_Z * BINS_Y * BINS_X) * most_channels + c
-        for z in range(BINS_Z):
-            weight_z = tl.full((1,), 1.0, dtype)
-            if VOLUMES:
-                start_z, bin_z = _axis(rois, box, 2, SCALE, BINS_Z, VOLUMES, ALIGNED)
-                weight_z = _weights(cell_z + tl.arange(0, 1), start_z, bin_z, z, _samples(bin_z, SAMPLES), size[0])
-            for y in range(BINS_Y):
-                if _bin_touches(first_y, first_y + TILE_Y - 1, start_y, bin_y, y, size[1]):
-                    weight_zy = weight_z * _weights(cell_y, start_y, bin_y, y, samples_y, size[1])
-                    for x in range(BINS_X):
-                        if _bin_touches(first_x, first_x + TILE_X - 1, start_x, bin_x, x, size[2]):
-                            weight = weight_zy * _weights(cell_x, start_x, bin_x, x, samples_x, size[2])
-                            bin = (z * BINS_Y + y) * BINS_X + x
-                            of_bin = tl.load(of_box + bin * most_channels, mask=c < channels, other=0.0)
-                            total += of_bin[:, None] * weight[None, :]
-
-    mask = (c < channels)[:, None] & ((cell_y < size[1]) & (cell_x < size[2]))[None, :]
-    cells = cell_y.to(tl.int64) * stride[3] + cell_x.to(tl.int64) * stride[4]
-    if VOLUMES:
-        cells += cell_z.to(tl.int64) * stride[2]
-    offsets = image * stride[0] + (c.to(tl.int64) * stride[1])[:, None] + cells[None, :]
-    tl.store(gradient + offsets, total.to(gradient.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _gather_kernel(
-    gradients,
-    strides,
-    sizes,
-    channels,
-    row_ends,
-    ends,
-    rois,
-    derivatives,
-    lists,
-    counts,
-    boxes,
-    channel_blocks,
-    most_channels,
-    LEVELS: tl.constexpr,
-    SCALES: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    TILE_Y: tl.constexpr,
-    TILE_X: tl.constexpr,
-    VOLUMES: tl.constexpr,
-    SAMPLES: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    BINS_Z: tl.constexpr,
-    BINS_Y: tl.constexpr,
-    BINS_X: tl.constexpr,
-):
-    program = tl.program_id(0)
-    begin, row_begin = 0, 0
-    for number in tl.static_range(LEVELS):
-        if (program >= begin) & (program < ends[number]):
-            # Neighbouring programs share the boxes' derivatives: blocks of channels are the slowest, then rows.
-            columns = tl.cdiv(sizes[number][2], TILE_X)
-            rows = row_ends[number] - row_begin
-            column = (program - begin) % columns
-            place = (program - begin) // columns % rows
-            block = (program - begin) // columns // rows
-            row = row_begin + place
-            _gather_tile(
-                gradients[number],
-                strides[number],
-                sizes[number],
-                channels[number],
-                SCALES[number],
-                rois,
-                derivatives,
-                lists + row.to(tl.int64) * boxes,
-                row,
-                tl.load(counts + row),
-                place,
-                column,
-                block,
-                most_channels,
-                BLOCK_C,
-                TILE_Y,
-                TILE_X,
-                VOLUMES,
-                SAMPLES,
-                ALIGNED,
-                BINS_Z,
-                BINS_Y,
-                BINS_X,
-            )
-        begin, row_begin = ends[number], row_ends[number]

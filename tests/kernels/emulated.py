@@ -54,7 +54,7 @@ class Emulation:
         self._schemas = torch.library.Library("lidnet_fast_emulated", "DEF")
         for name in ops.KERNELS["cuda, C++"]:
             schema = str(getattr(torch.ops.lidnet_fast, name).default._schema)
-            self._schemas.define(schema.removeprefix(f"{ops._library.ns}::"))
+            self._schemas.define(schema.removeprefix("lidnet_fast::"))
         torch.ops.load_library(str(path))
         self._library = ctypes.CDLL(str(path))
         self._library.lid_emulation_error.restype = self._library.lid_emulation_barriers.restype = ctypes.c_char_p

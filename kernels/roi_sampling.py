@@ -1,0 +1,91 @@
+"""Where the samples of a box's bins lie, and what a feature map's cells weigh in them: RoIAlign's rule.
+
+The weight of cell x in a bin is the mean over the bin's samples of max(0, 1 - |x - sample|), with samples clamped into
+the map and those beyond its border left out (csrc/roi_align.h has the CPU's form of the same). Samples at NaN are left
+out: whatever the boxes hold, reads stay inside.
+"""
+
+import triton
+import triton.language as tl
+
+# Adaptive sampling takes ceil(bin) samples; a bin beyond this many cells is a broken box.
+_MOST_SAMPLES = tl.constexpr(1 << 16)
+
+
+@triton.jit
+def axis_bins(
+    rois, box, axis: tl.constexpr, SCALE: tl.constexpr, bins: tl.constexpr, VOLUMES: tl.constexpr, ALIGNED: tl.constexpr
+):
+    """Where a box starts along x, y or z (axis 0, 1, 2), and the size of its bins, in cells."""
+    axes: tl.constexpr = 3 if VOLUMES else 2
+    row = rois + box * (1 + 2 * axes) + 1
+    shift: tl.constexpr = 0.5 if ALIGNED else 0.0
+    start = tl.load(row + axis) * SCALE - shift
+    side = tl.load(row + axes + axis) * SCALE - shift - start
+    if not ALIGNED:
+        side = tl.maximum(side, 1.0)
+    return start, side / bins
+
+
+@triton.jit
+def sample_count(bin, SAMPLES: tl.constexpr):
+    """Samples per bin."""
+    if SAMPLES > 0:
+        return bin.to(tl.int32) * 0 + SAMPLES
+    count = tl.minimum(tl.maximum(tl.ceil(bin), 0.0), _MOST_SAMPLES * 1.0)
+    return tl.where(count == count, count, 0.0).to(tl.int32)
+
+
+@triton.jit
+def sample_corners(start, bin, index, sample, samples, size):
+    """A sample between two cells: both cells and their weights, 0 where the sample lies beyond the map."""
+    position = start + index * bin + (sample + 0.5) * bin / samples
+    valid = (position >= -1.0) & (position <= size)
+    position = tl.where(valid, tl.maximum(position, 0.0), 0.0)
+    low = tl.minimum(position.to(tl.int32), size - 1)
+    high = tl.minimum(low + 1, size - 1)
+    fraction = tl.where(low == size - 1, 0.0, position - low)
+    return low, high, tl.where(valid, 1.0 - fraction, 0.0), tl.where(valid, fraction, 0.0)
+
+
+@triton.jit
+def cell_weights(cells, start, bin, index, samples, size):
+    """The weight of each cell in a bin."""
+    total = cells.to(start.dtype) * 0.0
+    for sample in range(samples):
+        position = start + index * bin + (sample + 0.5) * bin / samples
+        inside = tl.minimum(tl.maximum(position, 0.0), size - 1.0)
+        tent = tl.maximum(1.0 - tl.abs(cells - inside), 0.0)
+        total += tl.where((position >= -1.0) & (position <= size), tent, 0.0)
+    return total / tl.maximum(samples, 1)
+
+
+@triton.jit
+def bin_touches(first, last, start, bin, index, size):
+    """Whether a bin may have weights at cells first to last."""
+    low = tl.minimum(tl.maximum(start + index * bin, 0.0), size - 1.0)
+    high = tl.minimum(tl.maximum(start + (index + 1) * bin, 0.0), size - 1.0)
+    return (high + 1.0 > first) & (low - 1.0 < last)
+
+
+@triton.jit
+def boxes_touch(
+    rois,
+    box,
+    mask,
+    axis: tl.constexpr,
+    SCALE: tl.constexpr,
+    first,
+    last,
+    VOLUMES: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    """Whether boxes may read cells first to last of an axis: samples weigh on cells less than 1 away."""
+    axes: tl.constexpr = 3 if VOLUMES else 2
+    shift: tl.constexpr = 0.5 if ALIGNED else 0.0
+    row = rois + box * (1 + 2 * axes) + 1
+    start = tl.load(row + axis, mask=mask, other=0.0) * SCALE - shift
+    end = tl.load(row + axes + axis, mask=mask, other=0.0) * SCALE - shift
+    if not ALIGNED:
+        end = tl.maximum(end, start + 1.0)
+    return (start - 1.0 <= last) & (end + 1.0 >= first)
