@@ -19,7 +19,7 @@ from pydicom.uid import (
     XRayRadiationDoseSRStorage,
 )
 
-from lidnet_fast.data.dicom_multiframe import PER_FRAME, SHARED, foreign_unit, frame_headers
+from lidnet_fast.data.dicom_multiframe import PER_FRAME, SHARED, foreign_unit, frame_header
 from lidnet_fast.data.series import Directions, Rejected, Triple
 from lidnet_fast.errors import InputError
 
@@ -193,7 +193,7 @@ def _slices(header: pydicom.Dataset, path: Path) -> list[SliceHeader] | str:
             raise InputError(f"{path}: holds {header.NumberOfFrames} frames, which CT Image Storage has one of")
         return [_ct_slice(header, path, None)]
     try:
-        frames = list(frame_headers(header))
+        frames = [frame_header(header, frame) for frame in range(int(header.NumberOfFrames))]
     except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"{path}: is multi-frame (enhanced) CT without the functional groups of its frames") from error
     wanted = [(n, frame) for n, frame in enumerate(frames) if "LOCALIZER" not in (frame.get("ImageType") or ())]

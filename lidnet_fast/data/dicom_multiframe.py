@@ -4,8 +4,6 @@ The standard keeps what may differ between frames in functional groups (DICOM PS
 shared by all frames and one sequence per frame. A frame's own macro counts before the shared one.
 """
 
-from collections.abc import Iterator
-
 from pydicom import Dataset
 
 SHARED, PER_FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
@@ -22,34 +20,25 @@ _HU_UNITS = ("[hnsf'U]", "hnsf'U", "HU")
 
 
 def frame_header(image: Dataset, frame: int) -> Dataset:
-    """Return the values of one frame under the keywords that a single-frame CT image has them.
+    """Return the header of one frame, under the keywords that a single-frame CT image has.
 
     Args:
-        image: header of an enhanced CT image.
+        image: an enhanced CT image, or its header.
         frame: which frame, from 0.
 
     Raises:
         KeyError, IndexError: the functional groups are missing, or there are fewer than frames.
     """
     flat = Dataset()
+    flat.update({tag: element for tag, element in image.items() if element.VR != "SQ"})
     for groups in (image[SHARED].value[0], image[PER_FRAME].value[frame]):
         for macro in _MACROS:
             for item in groups.get(macro) or ():
                 flat.update(item)
     if "FrameType" in flat:
+        flat.pop("ImageType", None)  # the element is the image's own: setting its value would change the image
         flat.ImageType = flat.FrameType
     return flat
-
-
-def frame_headers(image: Dataset) -> Iterator[Dataset]:
-    """Yield the header of every frame, with the values that all frames share."""
-    common = Dataset()
-    common.update({tag: element for tag, element in image.items() if element.VR != "SQ"})
-    for frame in range(int(image.NumberOfFrames)):
-        flat = Dataset()
-        flat.update(common)
-        flat.update(frame_header(image, frame))
-        yield flat
 
 
 def foreign_unit(frame: Dataset) -> str | None:

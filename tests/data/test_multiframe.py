@@ -96,6 +96,19 @@ def test_the_same_as_single_frames(converted, syntax):
     assert sorted(multi.frames) == list(range(5)) != list(multi.frames)
 
 
+def test_a_value_beside_the_functional_groups(converted):
+    """What no group of a frame says counts for it from the image, also when pixels are decoded."""
+    _, hu, file = converted()
+    image = pydicom.dcmread(file)
+    for groups in (*image.SharedFunctionalGroupsSequence, *image.PerFrameFunctionalGroupsSequence):
+        for transformation in groups.get("PixelValueTransformationSequence") or ():
+            del transformation.RescaleSlope
+    image.RescaleSlope = 1
+    image.save_as(file)
+    (series,) = scan([file]).series
+    np.testing.assert_array_equal(read_volume(series), hu)
+
+
 def test_boxes_name_frames(tmp_path, converted):
     _, _, file = converted()
     (series,) = scan([file]).series

@@ -149,7 +149,9 @@ def huge(rois, options):
     size = options["output_size"]
     largest = max((float(part.double().abs().nan_to_num(0, 0, 0).max()) for part in rois if part.numel()), default=0)
     scale = options.get("spatial_scale", 1.0)
-    adaptive = options["sampling_ratio"] in (-1, 0) and isinstance(scale, float) and largest * scale > 100
+    adaptive = (
+        options["sampling_ratio"] in (-1, 0) and isinstance(scale, int | float) and largest * min(scale, 1e9) > 100
+    )
     return adaptive or any(isinstance(value, int) and value > 100 for value in (size, options["sampling_ratio"]))
 
 
