@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"lidnet-fast: {place}{error.strerror}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("lidnet-fast: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("lidnet-fast: interrupted; the same command goes on from what is finished", file=sys.stderr)
         sys.exit(130)
 
 

@@ -36,9 +36,9 @@ def read_boxes(path: Path, series: Sequence[Series], rejected: frozenset[str] = 
     found: dict[str, list[list[float]]] = {uid: [] for uid in known}
     for line, row in rows:
         where = f"{path}, line {line}"
-        if row["series_uid"] in rejected:
-            continue
         one = known.get(row["series_uid"])
+        if one is None and row["series_uid"] in rejected:
+            continue
         if one is None:
             raise InputError(f"{where}: there is no series {row['series_uid']} among the {len(known)} CT series found")
         if slice_column == "sop_instance_uid":
@@ -53,6 +53,8 @@ def read_boxes(path: Path, series: Sequence[Series], rejected: frozenset[str] = 
         fault = box_fault(z, box, one.shape)
         if fault:
             raise InputError(f"{where}: {fault} (series {one.series_uid})")
+        if slice_column == "slice":
+            z = one.slice_of_index(z)
         found[one.series_uid].append([z, *box])
     return {uid: np.array(boxes, np.float32).reshape(-1, 5) for uid, boxes in found.items()}
 

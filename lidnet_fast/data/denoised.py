@@ -11,7 +11,8 @@ from lidnet_fast.data.dataset import SampleId
 from lidnet_fast.data.dicom import CTSeries, read_volume, scan
 from lidnet_fast.data.export import exported_uid, file_name
 from lidnet_fast.data.index import SeriesInfo
-from lidnet_fast.data.itk_files import SUFFIXES, check_is_volume, is_volume, read_header, read_voxels
+from lidnet_fast.data.itk_files import has_8_bits, is_volume, read_header, read_voxels, volume_stem
+from lidnet_fast.data.itk_volumes import VolumeSeries, volume_series
 from lidnet_fast.data.store import Store
 from lidnet_fast.errors import InputError
 from lidnet_fast.progress import progress
@@ -125,6 +126,8 @@ def match(folder: Path, store: Store, wanted: Sequence[int]) -> dict[int, Denois
 def denoised_series(folder: Path) -> list[DenoisedSeries]:
     """Find the volumes below a folder: files that SimpleITK reads, or where there are none, DICOM series.
 
+    Volumes of 8 bits (masks) are left aside.
+
     Raises:
         InputError: there are none, or a header can't be read.
     """
@@ -132,7 +135,12 @@ def denoised_series(folder: Path) -> list[DenoisedSeries]:
         raise InputError(f"{folder}: there is no such folder")
     files = sorted(path for path in folder.rglob("*") if is_volume(path))
     if files:
-        return [_volume_file(path) for path in progress(files, f"headers of {folder.name}")]
+        headers = [read_header(path) for path in progress(files, f"headers of {folder.name}")]
+        return [
+            _volume(volume_series(header, volume_stem(path)))
+            for path, header in zip(files, headers, strict=True)
+            if not has_8_bits(header)
+        ]
     return [_dicom(series) for series in scan([folder], f"headers of {folder.name}").series]
 
 
@@ -165,8 +173,7 @@ def _text(values: Sequence[float]) -> str:
 def _names(path: Path, folder: Path) -> set[str]:
     """Names of the file, without its suffix, and of the folders on the way to it."""
     *folders, file = path.relative_to(folder).parts
-    stem = next((file[: -len(suffix)] for suffix in SUFFIXES if file.lower().endswith(suffix)), file)
-    return {*folders, stem}
+    return {*folders, volume_stem(path) if is_volume(path) else file}
 
 
 def _check_values(found: DenoisedSeries, store: Store, views: Mapping[SampleId, np.ndarray]) -> None:
@@ -198,21 +205,19 @@ def _dicom(series: CTSeries) -> DenoisedSeries:
     )
 
 
-def _volume_file(path: Path) -> DenoisedSeries:
-    header = read_header(path)
-    check_is_volume(header)
-
+def _volume(series: VolumeSeries) -> DenoisedSeries:
     def read() -> np.ndarray:
-        values = read_voxels(path)
-        return values if values.dtype == np.int16 else values.astype(np.float32)
+        values = read_voxels(series.files[0])
+        values = values if values.dtype == np.int16 else values.astype(np.float32)
+        return values[::-1] if series.flipped else values
 
     return DenoisedSeries(
         series_uid="",
         patient_id="",
-        path=path,
-        shape=header.GetSize()[::-1],
-        spacing=header.GetSpacing()[::-1],
-        origin=header.GetOrigin(),
-        orientation=tuple(np.array(header.GetDirection()).reshape(3, 3).T[:2].ravel().tolist()),
+        path=series.files[0],
+        shape=series.shape,
+        spacing=series.spacing,
+        origin=series.positions[0],
+        orientation=series.orientation,
         read=read,
     )

@@ -15,7 +15,6 @@ from typing import Literal
 import numpy as np
 import pydicom
 from pydicom.pixels import iter_pixels
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from lidnet_fast.data.dicom_headers import (
     HeaderResult,
@@ -25,12 +24,12 @@ from lidnet_fast.data.dicom_headers import (
     without_pydicom_warnings,
 )
 from lidnet_fast.data.dicom_multiframe import frame_header
+from lidnet_fast.data.dicom_pixels import padding, read_dataset
 from lidnet_fast.data.folders import files_below
 from lidnet_fast.data.jobs import run
 from lidnet_fast.data.series import LOWEST_HU, Rejected, Rejections, Series, hu_volume, spacing_fault, tilt_fault
 from lidnet_fast.errors import InputError
 
-_HIGHEST_SCANNER_HU = 3071
 _SAME_POSITION = 1e-3
 """Slices closer than this, in mm, are at the same position."""
 _SAME_GEOMETRY = 1e-3
@@ -232,9 +231,8 @@ def check_regular(series: Series) -> None:
 def read_volume(series: CTSeries) -> np.ndarray:
     """Decode a series.
 
-    Rescale slope and intercept are applied slice by slice. Padding outside the scanner's field of view
-    (PixelPaddingValue) and everything below `LOWEST_HU` become `LOWEST_HU`. A padding value that means an ordinary CT
-    number can't be told from tissue and is left as it is.
+    Rescale slope and intercept are applied slice by slice. Padding outside the scanner's field of view (`padding`) and
+    everything below `LOWEST_HU` become `LOWEST_HU`.
 
     Returns:
         int16 [Z, H, W], HU.
@@ -264,10 +262,7 @@ def read_slice(path: Path, size: tuple[int, int]) -> np.ndarray:
 def _decode(path: Path, size: tuple[int, int], frames: Sequence[int] = ()) -> np.ndarray:
     """Decode a single-frame file, or some frames of a multi-frame one, to int16 [n, H, W], HU."""
     try:
-        image = pydicom.dcmread(path, force=True)
-        if "TransferSyntaxUID" not in image.file_meta:
-            implicit = image.original_encoding[0]
-            image.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+        image = read_dataset(path)
         headers = [frame_header(image, frame) for frame in frames] or [image]
         stored = list(iter_pixels(image, indices=list(frames))) if len(frames) else [image.pixel_array]
     except Exception as error:  # every decoder has exceptions of its own
@@ -276,21 +271,13 @@ def _decode(path: Path, size: tuple[int, int], frames: Sequence[int] = ()) -> np
         raise InputError(f"{path}: decodes to {list(stored[0].shape)} pixels, its header says {list(size)}")
     if stored[0].dtype.kind not in "iu":
         raise InputError(f"{path}: its pixels are {stored[0].dtype}, those of CT are whole numbers")
-    try:
-        padding = int(np.int64(int(image.PixelPaddingValue)))
-    except (AttributeError, TypeError, ValueError, OverflowError):
-        padding = None
-    return np.stack([_to_hu(pixels, header, padding) for pixels, header in zip(stored, headers, strict=True)])
+    return np.stack([_to_hu(image, pixels, header) for pixels, header in zip(stored, headers, strict=True)])
 
 
-def _to_hu(stored: np.ndarray, header: pydicom.Dataset, padding: int | None) -> np.ndarray:
-    slope, intercept = float(header.RescaleSlope), float(header.RescaleIntercept)
+def _to_hu(image: pydicom.Dataset, stored: np.ndarray, header: pydicom.Dataset) -> np.ndarray:
     hu = stored.astype(np.float32)
-    hu *= slope
-    hu += intercept
-    if padding is not None:
-        # Often stored as unsigned though the pixels are signed.
-        value = int(np.array(padding).astype(stored.dtype))
-        if not LOWEST_HU <= value * slope + intercept <= _HIGHEST_SCANNER_HU:
-            hu[stored == value] = LOWEST_HU
+    hu *= float(header.RescaleSlope)
+    hu += float(header.RescaleIntercept)
+    if "PixelPaddingValue" in image:
+        hu[padding(image, stored, hu)] = LOWEST_HU
     return hu_volume(hu)

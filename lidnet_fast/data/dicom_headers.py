@@ -171,7 +171,7 @@ def _check_complete(header: pydicom.Dataset, path: Path, pixels_start: int) -> N
     syntax = header.file_meta.get("TransferSyntaxUID")
     if syntax in _UNCOMPRESSED:
         rows, columns = (int(_number(header, keyword, path)) for keyword in ("Rows", "Columns"))
-        frames = _frames(header, path) if _is_enhanced(header) else 1
+        frames = frame_count(header, path) if _is_enhanced(header) else 1
         needed = frames * rows * columns * int(_number(header, "BitsAllocated", path)) // 8
         element_header = 8 if syntax == ImplicitVRLittleEndian else 12
         if path.stat().st_size - pixels_start - element_header < needed:
@@ -183,13 +183,18 @@ def _is_enhanced(header: pydicom.Dataset) -> bool:
     return str(header.get("SOPClassUID")) in _ENHANCED
 
 
-def _frames(header: pydicom.Dataset, path: Path) -> int:
+def frame_count(header: pydicom.Dataset, path: Path) -> int:
+    """How many frames a file holds.
+
+    Raises:
+        InputError: it names no whole number.
+    """
     return int(_number(header, "NumberOfFrames", path)) if header.get("NumberOfFrames") else 1
 
 
 def _slices(header: pydicom.Dataset, path: Path) -> list[SliceHeader] | str:
     if not _is_enhanced(header):
-        if _frames(header, path) != 1:
+        if frame_count(header, path) != 1:
             raise InputError(f"{path}: holds {header.NumberOfFrames} frames, which CT Image Storage has one of")
         return [_ct_slice(header, path, None)]
     try:

@@ -16,7 +16,7 @@ _MACROS = (
     "CTImageFrameTypeSequence",
     "RealWorldValueMappingSequence",
 )
-_HU_UNITS = ("[hnsf'U]", "hnsf'U", "HU")
+HU_UNITS = ("[hnsf'U]", "hnsf'U", "HU")
 
 
 def frame_header(image: Dataset, frame: int) -> Dataset:
@@ -45,4 +45,4 @@ def foreign_unit(frame: Dataset) -> str | None:
     """Name the unit of a frame's values where that isn't HU, as in perfusion maps."""
     units = frame.get("MeasurementUnitsCodeSequence") or ()
     names = [str(unit.get("CodeValue")) for unit in units]
-    return names[0] if names and names[0] not in _HU_UNITS else None
+    return names[0] if names and names[0] not in HU_UNITS else None

@@ -17,7 +17,6 @@ from pydicom.sr.coding import Code
 from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
     JPEGLSNearLossless,
@@ -26,12 +25,12 @@ from pydicom.uid import (
 
 from lidnet_fast import __version__
 from lidnet_fast.data.dicom_headers import one_line
+from lidnet_fast.data.dicom_multiframe import HU_UNITS
+from lidnet_fast.data.dicom_pixels import padding, read_dataset
 from lidnet_fast.data.series import LOWEST_HU
 from lidnet_fast.errors import InputError
 
-_HIGHEST_SCANNER_HU = 3071
 _LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
-_HU_UNITS = ("[hnsf'U]", "hnsf'U", "HU")
 _SERIES_NUMBER_STEP, _LARGEST_NUMBER = 1000, 2**31 - 1
 
 _NO_LONGER_TRUE = (
@@ -96,10 +95,7 @@ def read_image(path: Path) -> CTImage:
         InputError: it can't be decoded, or its values aren't HU.
     """
     try:
-        dataset = pydicom.dcmread(path, force=True)
-        if "TransferSyntaxUID" not in dataset.file_meta:
-            implicit = dataset.original_encoding[0]
-            dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+        dataset = read_dataset(path)
         stored = dataset.pixel_array
     except Exception as error:  # every decoder has exceptions of its own
         raise InputError(f"{path}: its pixels can't be decoded (truncated?): {one_line(error)}") from error
@@ -118,8 +114,7 @@ def _in_hu(path: Path, dataset: Dataset, stored: np.ndarray) -> CTImage:
     rescale = _rescale(dataset, len(stored), path)
     slope, intercept = rescale.T[:, :, None, None]
     hu = (stored * slope + intercept).astype(np.float32)
-    padding = _padding(dataset, stored) & ((hu <= LOWEST_HU) | (hu > _HIGHEST_SCANNER_HU))
-    outside = padding | (hu < LOWEST_HU)
+    outside = padding(dataset, stored, hu) | (hu < LOWEST_HU)
     hu[outside] = LOWEST_HU
     return CTImage(path, dataset, stored, hu, outside, rescale)
 
@@ -147,7 +142,7 @@ def _foreign_unit(dataset: Dataset, frame: int, rescale_type: str) -> str | None
         return None if rescale_type == "HU" else f"{rescale_type} (RescaleType)"
     mapping = _of_frame(dataset, frame, "RealWorldValueMappingSequence") or Dataset()
     units = [str(unit.get("CodeValue")) for unit in mapping.get("MeasurementUnitsCodeSequence") or ()]
-    return None if not units or units[0] in _HU_UNITS else f"{units[0]} (MeasurementUnitsCodeSequence)"
+    return None if not units or units[0] in HU_UNITS else f"{units[0]} (MeasurementUnitsCodeSequence)"
 
 
 def _of_frame(dataset: Dataset, frame: int, keyword: str) -> Dataset | None:
@@ -157,16 +152,6 @@ def _of_frame(dataset: Dataset, frame: int, keyword: str) -> Dataset | None:
         if group.get(keyword):
             return group[keyword].value[0]
     return None
-
-
-def _padding(dataset: Dataset, stored: np.ndarray) -> np.ndarray:
-    """Where the stored values are those that the file names as padding."""
-    if dataset.get("PixelPaddingValue") is None:
-        return np.zeros(stored.shape, bool)
-    ends = [dataset.PixelPaddingValue, dataset.get("PixelPaddingRangeLimit", dataset.PixelPaddingValue)]
-    # Often stored as unsigned though the pixels are signed.
-    low, high = sorted(int(np.array(int(end)).astype(stored.dtype)) for end in ends)
-    return (stored >= low) & (stored <= high)
 
 
 def write_derived(image: CTImage, hu: np.ndarray, derivation: Derivation, path: Path) -> None:

@@ -11,7 +11,7 @@ def files_below(sources: Sequence[Path]) -> Iterator[Path]:
     """Yield every file below some folders (or the files themselves) once, in a stable order; links are followed.
 
     Raises:
-        InputError: a source doesn't exist.
+        InputError: a source doesn't exist, or a folder can't be listed.
     """
     seen: set[str] = set()
 
@@ -25,8 +25,13 @@ def files_below(sources: Sequence[Path]) -> Iterator[Path]:
         if source.is_file():
             if new(source):
                 yield source
-        elif not source.is_dir():
+            continue
+        if not source.is_dir():
             raise InputError(f"{source}: there is no such file or folder")
-        for folder, folders, names in os.walk(source, followlinks=True):
+        for folder, folders, names in os.walk(source, onerror=_refuse, followlinks=True):
             folders[:] = sorted(name for name in folders if new(Path(folder, name)))
             yield from (Path(folder, name) for name in sorted(names) if new(Path(folder, name)))
+
+
+def _refuse(error: OSError) -> None:
+    raise InputError(f"{error.filename}: can't be listed: {error.strerror}") from error

@@ -43,6 +43,11 @@ def is_volume(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES)
 
 
+def volume_stem(path: Path) -> str:
+    """A volume's name without its ending."""
+    return next(path.name[: -len(suffix)] for suffix in SUFFIXES if path.name.lower().endswith(suffix))
+
+
 def read_header(path: Path) -> "sitk.ImageFileReader":
     """Read what a volume's file says of it, without its voxels.
 
@@ -60,6 +65,13 @@ def read_header(path: Path) -> "sitk.ImageFileReader":
     except (RuntimeError, OSError) as error:
         raise InputError(f"{path}: can't be read: {itk_cause(error)}") from error
     return reader
+
+
+def has_8_bits(header: "sitk.ImageFileReader") -> bool:
+    """Whether a volume's values are of 8 bits, as masks' are, which HU don't fit into."""
+    import SimpleITK as sitk  # noqa: N813
+
+    return header.GetPixelID() in (sitk.sitkInt8, sitk.sitkUInt8)
 
 
 def check_is_volume(header: "sitk.ImageFileReader") -> None:
@@ -100,6 +112,18 @@ def read_voxels(path: Path) -> np.ndarray:
     import SimpleITK as sitk  # noqa: N813
 
     return sitk.GetArrayFromImage(read_image(path))
+
+
+def check_hu(path: Path, values: np.ndarray) -> None:
+    """Refuse voxels that can't be HU.
+
+    Raises:
+        InputError: some aren't finite, or all are above those of air and fat.
+    """
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise InputError(f"{path}: has voxels that aren't finite")
+    if values.min() >= 0:
+        raise InputError(f"{path}: has no value below {values.min():g}, so it isn't HU (labels? raw detector values?)")
 
 
 def _reader(path: Path) -> str:

@@ -9,13 +9,17 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lidnet_fast.data.itk_files import SUFFIXES, check_is_volume, read_header, read_voxels
+from lidnet_fast.data.itk_files import check_hu, check_is_volume, has_8_bits, read_header, read_voxels, volume_stem
 from lidnet_fast.data.jobs import run
 from lidnet_fast.data.series import Rejected, Series, hu_volume
 from lidnet_fast.errors import InputError
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk  # noqa: N813
 
 _FILES_PER_JOB = 16
 
@@ -34,13 +38,12 @@ class VolumeSeries(Series):
         """Decode the volume; values are HU already."""
         (path,) = self.files
         values = read_voxels(path)
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise InputError(f"{path}: has voxels that aren't finite")
-        if values.min() >= 0:
-            raise InputError(
-                f"{path}: has no value below {values.min():g}, so it isn't HU (labels? raw detector values?)"
-            )
+        check_hu(path, values)
         return hu_volume(values[::-1] if self.flipped else values)
+
+    def slice_of_index(self, index: int) -> int:
+        """The slice that is number `index` of the file."""
+        return self.shape[0] - 1 - index if self.flipped else index
 
 
 def scan_volumes(
@@ -56,52 +59,61 @@ def scan_volumes(
     Returns:
         The series, in the order of the files, and what can't be used.
     """
-    jobs = [files[start : start + _FILES_PER_JOB] for start in range(0, len(files), _FILES_PER_JOB)]
+    named = list(zip(files, _names(files, sources), strict=True))
+    jobs = [named[start : start + _FILES_PER_JOB] for start in range(0, len(named), _FILES_PER_JOB)]
     found = [result for batch in run(executor, _read_headers, jobs, "reading volume headers") for result in batch]
-    series = [one for one in found if isinstance(one, VolumeSeries)]
-    names = Counter(one.series_uid for one in series)
-    unique = [one if names[one.series_uid] == 1 else _named_by_path(one, sources) for one in series]
-    return unique, [one for one in found if isinstance(one, Rejected)]
+    return [one for one in found if isinstance(one, VolumeSeries)], [one for one in found if isinstance(one, Rejected)]
 
 
-def _named_by_path(series: VolumeSeries, sources: Sequence[Path]) -> VolumeSeries:
-    path = series.files[0].with_name(series.series_uid)
-    name = next((path.relative_to(source).as_posix() for source in sources if path.is_relative_to(source)), path.name)
-    return dataclasses.replace(series, series_uid=name, patient_id=name)
+def _names(files: Sequence[Path], sources: Sequence[Path]) -> list[str]:
+    """Each file's name without its ending, or where several have one name, its path below the source."""
+    stems = [volume_stem(path) for path in files]
+    counts = Counter(stems)
+    return [
+        stem if counts[stem] == 1 else _below(path.with_name(stem), sources)
+        for path, stem in zip(files, stems, strict=True)
+    ]
 
 
-def _read_headers(paths: Sequence[Path]) -> list[VolumeSeries | Rejected]:
-    return [_read_header(path) for path in paths]
+def _below(path: Path, sources: Sequence[Path]) -> str:
+    return next((path.relative_to(source).as_posix() for source in sources if path.is_relative_to(source)), path.name)
 
 
-def _read_header(path: Path) -> VolumeSeries | Rejected:
-    name = next(path.name[: -len(suffix)] for suffix in SUFFIXES if path.name.lower().endswith(suffix))
+def _read_headers(named: Sequence[tuple[Path, str]]) -> list[VolumeSeries | Rejected]:
+    return [_read_header(path, name) for path, name in named]
+
+
+def _read_header(path: Path, name: str) -> VolumeSeries | Rejected:
     try:
-        return _series(path, name)
+        header = read_header(path)
+        if has_8_bits(header):
+            raise InputError(f"{path}: holds 8-bit values, which HU don't fit into (labels?)")
+        return volume_series(header, name)
     except InputError as error:
         return Rejected(name, path, str(error))
 
 
-def _series(path: Path, name: str) -> VolumeSeries:
-    import SimpleITK as sitk  # noqa: N813
+def volume_series(header: "sitk.ImageFileReader", name: str) -> VolumeSeries:
+    """A series of what a volume's header says.
 
-    reader = read_header(path)
-    check_is_volume(reader)
-    width, height, depth = reader.GetSize()
-    if reader.GetPixelID() in (sitk.sitkInt8, sitk.sitkUInt8):
-        raise InputError(f"{path}: holds 8-bit values, which HU don't fit into (labels?)")
-    directions = np.array(reader.GetDirection()).reshape(3, 3).T  # a row per axis of the array
+    Raises:
+        InputError: it isn't of a volume with the geometry of CT.
+    """
+    check_is_volume(header)
+    path = Path(header.GetFileName())
+    width, height, depth = header.GetSize()
+    directions = np.array(header.GetDirection()).reshape(3, 3).T  # a row per axis of the array
     if not np.allclose(directions[:2] @ directions[:2].T, np.eye(2), atol=1e-2):
         raise InputError(f"{path}: its first two axes aren't at right angles: {directions[:2].tolist()}")
-    x_spacing, y_spacing, z_spacing = reader.GetSpacing()
+    x_spacing, y_spacing, z_spacing = header.GetSpacing()
     step = directions[2] * z_spacing
     normal = np.cross(directions[0], directions[1])
-    first = np.array(reader.GetOrigin())
+    first = np.array(header.GetOrigin())
     flipped = bool(normal @ step < 0)
     if flipped:
         first, step = first + (depth - 1) * step, -step
     if not normal @ step > 0:
-        raise InputError(f"{path}: its slices aren't apart: spacing {reader.GetSpacing()}")
+        raise InputError(f"{path}: its slices aren't apart: spacing {header.GetSpacing()}")
     return VolumeSeries(
         series_uid=name,
         patient_id=name,

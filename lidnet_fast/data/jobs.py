@@ -4,8 +4,10 @@ import contextlib
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from lidnet_fast.errors import InputError
@@ -74,14 +76,36 @@ def _dask_client(address: str):  # type: ignore[no-untyped-def]
         raise InputError(f"dask ({address}): {' '.join(str(error).split())}") from error
 
 
-def run(pool: Executor | None, function: Callable[[J], R], jobs: Sequence[J], what: str) -> Iterator[R]:
+def run(pool: Executor | None, function: Callable[[J], R], jobs: Sequence[J], what: str) -> Generator[R]:
     """Yield the results of some jobs in the jobs' order, under a progress bar.
+
+    Closed, or left by an exception, it ends when no job runs any more.
 
     Args:
         pool: where they run; None is this process, one after the other.
         function: of a module, so that it pickles.
         jobs: its arguments.
         what: what the progress bar says.
+
+    Raises:
+        InputError: a worker was killed.
     """
-    results = map(function, jobs) if pool is None or len(jobs) == 1 else pool.map(function, jobs)
-    return progress(results, what, total=len(jobs))
+    if pool is None or len(jobs) == 1:
+        yield from progress(map(function, jobs), what, total=len(jobs))
+        return
+    waiting = deque(pool.submit(function, job) for job in jobs)
+    try:
+        yield from progress(_in_order(waiting), what, total=len(jobs))
+    except BrokenProcessPool as error:
+        raise InputError(f"workers: a process ended while {what} (out of memory?); try fewer workers") from error
+    finally:
+        for future in waiting:
+            future.cancel()
+        wait(waiting)
+
+
+def _in_order(waiting: deque[Future[R]]) -> Iterator[R]:
+    """Results of futures, each forgotten once its result has been used."""
+    while waiting:
+        yield waiting[0].result()
+        waiting.popleft()

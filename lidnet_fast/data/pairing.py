@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lidnet_fast.data.itk_volumes import VolumeSeries
 from lidnet_fast.data.series import Rejected, Series
 from lidnet_fast.errors import InputError
 
@@ -15,6 +16,8 @@ _SAME_PLACE_MM = 0.1
 def pair(normal_dose: Sequence[Series], low_dose: Sequence[Series]) -> tuple[dict[str, Series], list[Rejected], int]:
     """Find every normal-dose series' low-dose series: that of the same patient, size, spacing and slice positions.
 
+    Volume files, which name neither patient nor series, are of one scan where their own names are the same.
+
     Returns:
         The low-dose series by the UID of the normal-dose one; the normal-dose series that have none or no clear one;
         how many low-dose series were left over.
@@ -22,9 +25,10 @@ def pair(normal_dose: Sequence[Series], low_dose: Sequence[Series]) -> tuple[dic
     Raises:
         InputError: a series is among both.
     """
-    uids = {series.series_uid for series in normal_dose}
+    uids = {series.series_uid for series in normal_dose if not isinstance(series, VolumeSeries)}
+    files = {file for series in normal_dose for file in series.files}
     for series in low_dose:
-        if series.series_uid in uids:
+        if series.series_uid in uids or not files.isdisjoint(series.files):
             raise InputError(
                 f"low_dose: series {series.series_uid} in {series.files[0].parent} is among the normal-dose series too"
             )

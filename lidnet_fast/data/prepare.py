@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from contextlib import closing
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -285,8 +286,9 @@ def _paired(
     elif description is not None:
         of_low_dose = [description.lower() in one.description.lower() for one in series]
         low_dose = list(compress(series, of_low_dose))
-        if not low_dose:
-            raise InputError(f"low_dose_description: no series has {description!r} in its SeriesDescription")
+        if len(low_dose) in (0, len(series)):
+            which = "every" if low_dose else "no"
+            raise InputError(f"low_dose_description: {which} series has {description!r} in its SeriesDescription")
         series = [one for one, other in zip(series, of_low_dose, strict=True) if not other]
     else:
         return series, {}, []
@@ -364,10 +366,11 @@ def _write_all(jobs: Sequence[_Job], writer: StoreWriter, rejections: Rejections
     to_do = [job for job in jobs if job.series.series_uid not in writer.done]
     tasks = [(job, writer.series_writer()) for job in to_do]
     failed = set()
-    for job, reason in zip(to_do, run(pool, _write, tasks, "writing the store"), strict=True):
-        if reason is not None:
-            failed.add(job.index)
-            rejections.add([Rejected(job.series.series_uid, job.series.files[0].parent, reason)])
+    with closing(run(pool, _write, tasks, "writing the store")) as results:
+        for job, reason in zip(to_do, results, strict=True):
+            if reason is not None:
+                failed.add(job.index)
+                rejections.add([Rejected(job.series.series_uid, job.series.files[0].parent, reason)])
     return [job for job in jobs if job.index not in failed]
 
 

@@ -87,6 +87,10 @@ class Series(abc.ABC):
         """Positions of the slices along their normal: ascending, mm."""
         return tuple((np.array(self.positions) @ self.axes[2]).tolist())
 
+    def slice_of_index(self, index: int) -> int:
+        """The slice that the source counts as this, from 0."""
+        return index
+
     def to_pixels(self, points: np.ndarray) -> np.ndarray:
         """Turn points in space into places on the slices.
 

@@ -156,7 +156,7 @@ class StoreWriter:
                 keep = False
         finally:
             if not keep or not any((self._work / "records").iterdir()):
-                shutil.rmtree(self._partial)
+                shutil.rmtree(self._partial, ignore_errors=True)
             self._lock.release()
 
     def add_series(

@@ -6,6 +6,7 @@ window: Zarr spends most of its time outside of the decoder.
 """
 
 import contextlib
+import errno
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,16 +63,21 @@ class Blosc2:
     def write(self, path: Path, volume: np.ndarray) -> None:
         """See `VolumeFormat`."""
         _, height, width = volume.shape
-        blosc2.asarray(
-            np.ascontiguousarray(volume),
-            urlpath=str(path),
-            mode="w",
-            chunks=(1, height, width),
-            blocks=(1, min(128, height), min(128, width)),
-            # Against zstd and shuffled bits, reading takes half the time and the files 1.2 of the bytes. One thread,
-            # since several store a slice's blocks in an order that differs from run to run.
-            cparams=blosc2.CParams(codec=blosc2.Codec.LZ4, clevel=5, filters=[blosc2.Filter.SHUFFLE], nthreads=1),
-        )
+        # Against zstd and shuffled bits, reading takes half the time and the files 1.2 of the bytes. One thread, since
+        # several store a slice's blocks in an order that differs from run to run.
+        cparams = blosc2.CParams(codec=blosc2.Codec.LZ4, clevel=5, filters=[blosc2.Filter.SHUFFLE], nthreads=1)
+        blocks = (1, min(128, height), min(128, width))
+        try:
+            blosc2.asarray(
+                np.ascontiguousarray(volume),
+                urlpath=str(path),
+                mode="w",
+                chunks=(1, height, width),
+                blocks=blocks,
+                cparams=cparams,
+            )
+        except RuntimeError as error:  # blosc2 doesn't say what the system told it
+            raise OSError(errno.EIO, f"can't be written (disk full?): {error}", str(path)) from error
 
     def open(self, location: str) -> Volume:
         """See `VolumeFormat`."""

@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby, repeat
@@ -14,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from lidnet_fast import __version__
 from lidnet_fast.data.dicom_headers import without_pydicom_warnings
@@ -24,7 +26,7 @@ from lidnet_fast.errors import InputError
 from lidnet_fast.files import write_text
 from lidnet_fast.inference.slices import Precision, SliceDenoiser
 from lidnet_fast.inference.sources import DicomSeries, counted, find
-from lidnet_fast.inference.volumes import VolumeFile, read_volume_file, rounded_hu, write_volume_file
+from lidnet_fast.inference.volumes import VolumeFile, check_free, read_volume_file, rounded_hu, write_volume_file
 from lidnet_fast.progress import progress
 from lidnet_fast.trainer.networks import load_denoiser
 
@@ -112,17 +114,18 @@ def denoise(
     settings = {"model": _fingerprint(file), "precision": denoiser.precision, "blend": float(blend)}
     try:
         created = datetime.now() if one_volume else _claim(out, settings)
-        derivation = _derivation(file, settings, created)
-        base = source if source.is_dir() else source.parent
-        targets: dict[Path, DicomSeries | VolumeFile] = {
-            out / one.folder.relative_to(base) / derivation.uid(one.uid): one for one in found.series
-        }
-        targets |= {out if one_volume else out / one.path.relative_to(base): one for one in found.volumes}
-        worker = _Worker(denoiser, derivation, DenoiseSummary(out, found.left_aside, found.failures))
-        total = sum(len(one.files) for one in found.series) + sum(one.slices for one in found.volumes)
-        with without_pydicom_warnings():
-            for _ in progress(worker.run(targets), "denoising", total=total):
-                pass
+        with nullcontext() if one_volume else _locked(out):
+            derivation = _derivation(file, settings, created)
+            base = source if source.is_dir() else source.parent
+            targets: dict[Path, DicomSeries | VolumeFile] = {
+                out / one.folder.relative_to(base) / derivation.uid(one.uid): one for one in found.series
+            }
+            targets |= {out if one_volume else out / one.path.relative_to(base): one for one in found.volumes}
+            worker = _Worker(denoiser, derivation, DenoiseSummary(out, found.left_aside, found.failures))
+            total = sum(len(one.files) for one in found.series) + sum(one.slices for one in found.volumes)
+            with without_pydicom_warnings():
+                for _ in progress(worker.run(targets), "denoising", total=total):
+                    pass
     except OSError as error:
         raise InputError(f"{error.filename or out}: can't be written: {error.strerror or error}") from error
     return worker.summary
@@ -213,6 +216,7 @@ class _Worker:
             self.summary.already += 1
             yield from repeat(None, volume.slices)
             return
+        check_free(target)
         image, slices = read_volume_file(volume)
         result = np.empty(slices.shape, np.int16)
         size = self.denoiser.batch_size
@@ -269,6 +273,21 @@ def _derivation(file: Path, settings: Mapping[str, Any], created: datetime) -> D
         identity=json.dumps(settings, sort_keys=True),
         created=created,
     )
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Keep other processes from making the same files."""
+    lock = FileLock(out / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(f"{out}: another process is denoising into it") from error
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def _claim(out: Path, settings: Mapping[str, Any]) -> datetime:

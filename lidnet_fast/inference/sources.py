@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lidnet_fast.data.dicom_headers import parse_header, without_pydicom_warnings
+from lidnet_fast.data.dicom_headers import frame_count, parse_header, without_pydicom_warnings
 from lidnet_fast.data.folders import files_below
 from lidnet_fast.data.itk_files import is_volume
 from lidnet_fast.errors import InputError
@@ -114,4 +114,4 @@ def _identify(path: Path) -> _Image | str:
     series_uid, uid = (str(header.get(name) or "").strip() for name in ("SeriesInstanceUID", "SOPInstanceUID"))
     if not (series_uid and uid):
         raise InputError(f"{path}: has no SeriesInstanceUID or no SOPInstanceUID")
-    return _Image(series_uid, uid, int(header.get("NumberOfFrames") or 1))
+    return _Image(series_uid, uid, frame_count(header, path))

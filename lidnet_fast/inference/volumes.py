@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
-from lidnet_fast.data.itk_files import check_is_volume, itk_cause, read_header, read_image
+from lidnet_fast.data.itk_files import check_hu, check_is_volume, has_8_bits, itk_cause, read_header, read_image
 from lidnet_fast.data.series import LOWEST_HU
 from lidnet_fast.errors import InputError
 
@@ -35,7 +35,7 @@ def inspect_volume(path: Path) -> VolumeFile | str:
         InputError: it can't be read, or isn't an image of three dimensions and one value per voxel.
     """
     header = read_header(path)
-    if header.GetPixelID() in (sitk.sitkUInt8, sitk.sitkInt8):
+    if has_8_bits(header):
         return "of 8 bits, which can't hold HU (masks?)"
     check_is_volume(header)
     lengthwise = np.abs(np.array(header.GetDirection()).reshape(3, 3)[2])
@@ -47,13 +47,24 @@ def read_volume_file(volume: VolumeFile) -> tuple[sitk.Image, np.ndarray]:
     """Read a volume: the image, and its voxels [Z,H,W] as slices.
 
     Raises:
-        InputError: it is damaged, or has values that aren't finite.
+        InputError: it is damaged, or its values aren't HU.
     """
     image = read_image(volume.path)
     slices = np.moveaxis(sitk.GetArrayViewFromImage(image), volume.axis, 0)
-    if not np.isfinite(slices).all():
-        raise InputError(f"{volume.path}: has voxels that aren't finite")
+    check_hu(volume.path, slices)
     return image, slices
+
+
+def check_free(path: Path) -> None:
+    """Refuse to make a volume whose file of voxels, which some formats put beside the header, is there already.
+
+    Raises:
+        InputError: names it; unless an interrupted `write_volume_file` left it.
+    """
+    voxels, unfinished = path.with_suffix(".raw"), _unfinished(path)
+    moved = (unfinished / path.name).exists() and not (unfinished / voxels.name).exists()
+    if path.suffix.lower() in (".mhd", ".nhdr") and voxels.exists() and not moved:
+        raise InputError(f"{voxels}: exists already, and would be overwritten by the voxels of {path.name}")
 
 
 def write_volume_file(slices: np.ndarray, axis: int, source: sitk.Image, description: str, path: Path) -> None:
@@ -72,7 +83,7 @@ def write_volume_file(slices: np.ndarray, axis: int, source: sitk.Image, descrip
     image = sitk.GetImageFromArray(np.ascontiguousarray(np.moveaxis(slices, 0, axis)))
     image.CopyInformation(source)
     image.SetMetaData("ITK_FileNotes", description[:79])  # NIfTI's "descrip"
-    folder = path.with_name(f".{path.name}.part")
+    folder = _unfinished(path)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
@@ -83,6 +94,10 @@ def write_volume_file(slices: np.ndarray, axis: int, source: sitk.Image, descrip
     for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
         file.replace(path.with_name(file.name))
     folder.rmdir()
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
 
 
 def rounded_hu(denoised: np.ndarray, original: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from string import Template
 
+from lidnet_fast.files import write_text
 from lidnet_fast.report.charts import froc_chart, line_chart, tradeoff_chart
 from lidnet_fast.report.data import Arm, Column, Fact, Metric, Report, mean_of
 from lidnet_fast.report.panels import panels_section
@@ -20,18 +21,10 @@ def write_report(path: str | Path, report: Report) -> Path:
     """Write `report` as one self-contained HTML file and return its path.
 
     The page loads nothing: images are packed HU values and PNG data URIs, charts inline SVG, style and script inline.
-    It is written under a temporary name and renamed, so that `path` never holds half a page; folders are made as
-    needed.
+    See `lidnet_fast.files.write_text`: `path` never holds half a page.
     """
     path = Path(path)
-    page = render(report)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, render(report))
     return path
 
 

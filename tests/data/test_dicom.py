@@ -162,6 +162,20 @@ def test_bright_padding_is_air_and_tissue_is_not_padding(tmp_path, write_series,
     np.testing.assert_array_equal(volume[2:], hu[2:])
 
 
+def test_a_range_of_padding(tmp_path, write_series, make_hu):
+    hu = make_hu()
+    hu[:, :5], hu[:, 5:9] = 20000, 20500
+
+    def pad(z, dataset):
+        dataset.add_new("PixelPaddingValue", "SS", 20000 + 1024)
+        dataset.add_new("PixelPaddingRangeLimit", "SS", 21000 + 1024)
+
+    write_series(tmp_path, hu, edit=pad)
+    volume = read_volume(only_series(tmp_path))
+    assert (volume[:, :9] == LOWEST_HU).all()
+    np.testing.assert_array_equal(volume[:, 9:], hu[:, 9:])
+
+
 def test_values_beyond_int16_are_clipped(tmp_path, write_series, make_hu):
     hu = np.clip(make_hu(), 0, 2000)
 

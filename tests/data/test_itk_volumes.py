@@ -5,6 +5,8 @@ import re
 import numpy as np
 import pytest
 
+from lidnet_fast.data.boxes import read_boxes
+from lidnet_fast.data.denoised import match
 from lidnet_fast.data.prepare import prepare
 from lidnet_fast.data.sources import find_series
 from lidnet_fast.data.store import Store
@@ -154,3 +156,69 @@ def test_a_spacing_that_cannot_be(tmp_path, make_hu, spacing):
     (tmp_path / "a.mhd").write_text(header)
     with pytest.raises(InputError, match=r"a\.mhd: (its slices aren't apart|has no usable geometry|can't be read)"):
         only_series(tmp_path)
+
+
+def test_boxes_of_a_series_named_as_a_rejected_file(tmp_path, make_hu):
+    """Masks often lie in a folder beside the images', under the same names."""
+    hu = make_hu(3, 16, 16)
+    write(tmp_path / "data" / "images" / "anna.nii.gz", hu)
+    write(tmp_path / "data" / "labels" / "anna.nii.gz", np.ones(hu.shape, np.uint8))
+    table = tmp_path / "boxes.csv"
+    table.write_text("series_uid,slice,x1,y1,x2,y2\nimages/anna,1,1,2,3,4\n")
+    summary = prepare([tmp_path / "data"], tmp_path / "store", boxes=table, val_fraction=0, test_fraction=0, workers=1)
+    assert summary.boxes["train"] == 1
+    assert [fault.series_uid for fault in summary.rejected] == ["labels/anna"]
+
+
+def test_names_do_not_depend_on_damage(tmp_path, make_hu):
+    for patient in ("anna", "bob"):
+        write(tmp_path / patient / "ct.mha", make_hu(3, 16, 16))
+    cut(tmp_path / "anna" / "ct.mha", 0)
+    found = find_series([tmp_path], "", strict=False, resample=False)
+    assert [one.series_uid for one in found.series] == ["bob/ct"]
+    assert [one.series_uid for one in found.rejected] == ["anna/ct"]
+
+
+def test_slices_in_the_box_file_are_the_volumes_own(tmp_path, make_hu):
+    """Also where the volume is read from its other end."""
+    write(tmp_path / "a.nii", make_hu(5, 16, 16), DIRECTIONS["head first"])
+    series = only_series(tmp_path / "a.nii")
+    table = tmp_path / "boxes.csv"
+    table.write_text("series_uid,slice,x1,y1,x2,y2\na,1,1,2,3,4\n")
+    assert series.flipped
+    assert read_boxes(table, [series])["a"].tolist() == [[3, 1, 2, 3, 4]]
+    table.write_text("series_uid,slice,x1,y1,x2,y2\na,7,1,2,3,4\n")
+    with pytest.raises(InputError, match="slice 7"):
+        read_boxes(table, [series])
+
+
+@pytest.mark.parametrize("direction", ["axial", "head first"])
+def test_a_store_is_compared_with_the_volumes_it_is_made_of(tmp_path, make_hu, direction):
+    hu = make_hu(5, 16, 16)
+    write(tmp_path / "ct" / "a.nii", hu, DIRECTIONS[direction])
+    write(tmp_path / "ct" / "a_mask.nii", np.ones(hu.shape, np.uint8), DIRECTIONS[direction])
+    prepare([tmp_path / "ct"], tmp_path / "store", val_fraction=0, test_fraction=0, workers=1)
+    store = Store(tmp_path / "store")
+    found = match(tmp_path / "ct", store, [0])[0]
+    np.testing.assert_array_equal(found.read(), [store.read(0, z) for z in range(5)])
+
+
+def test_low_dose_volumes_are_paired_by_name(tmp_path, make_hu):
+    for number, name in enumerate(("anna/ct.nii", "bob/ct.nii")):
+        hu = make_hu(3, 16, 16, seed=number)
+        write(tmp_path / "full" / name, hu)
+        write(tmp_path / "low" / name, hu + np.int16(number + 1))
+    prepare(
+        [tmp_path / "full"],
+        tmp_path / "store",
+        low_dose=tmp_path / "low",
+        val_fraction=0,
+        test_fraction=0,
+        workers=1,
+    )
+    store = Store(tmp_path / "store")
+    for index, info in enumerate(store.series):
+        added = {"anna/ct": 1, "bob/ct": 2}[info.series_id]
+        np.testing.assert_array_equal(store.read(index, 0, low_dose=True), store.read(index, 0) + added)
+    with pytest.raises(InputError, match="is among the normal-dose series too"):
+        prepare([tmp_path / "full"], tmp_path / "other", low_dose=tmp_path / "full")

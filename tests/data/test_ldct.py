@@ -86,6 +86,8 @@ def test_refused(tmp_path, ldct):
         prepare([root], tmp_path / "store", low_dose_description="low dose images", strict=True)
     with pytest.raises(InputError, match="no series has 'quarter' in its SeriesDescription"):
         prepare([root], tmp_path / "store", low_dose_description="quarter")
+    with pytest.raises(InputError, match="low_dose_description: every series has 'dose' in its SeriesDescription"):
+        prepare([root], tmp_path / "store", low_dose_description="dose")
     with pytest.raises(InputError, match="low_dose_description is empty"):
         prepare([root], tmp_path / "store", low_dose_description=" ")
     with pytest.raises(

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import resource
 import shlex
 import subprocess
 import sys
@@ -13,9 +14,11 @@ import pydicom
 import pytest
 
 from lidnet_fast.cli import main
+from lidnet_fast.data.jobs import executor, run
 from lidnet_fast.data.prepare import prepare
 from lidnet_fast.data.store import Store
 from lidnet_fast.data.store_writer import SeriesWriter
+from lidnet_fast.data.volumes import FORMATS
 from lidnet_fast.errors import InputError
 
 UID = "1.2.826.0.1.3680043.8.498"
@@ -208,6 +211,52 @@ def test_bad_series_are_left_out_and_listed(tmp_path, faulty, make_hu, workers):
     assert "  rejected: 5" in lines
     # The same call again may write its report again.
     prepare([faulty], tmp_path / "again", **options)
+
+
+def test_strict_ends_cleanly_while_others_still_write(tmp_path, make_hu):
+    import SimpleITK as sitk  # noqa: N813
+
+    (tmp_path / "ct").mkdir()
+    for number in range(24):
+        hu = np.zeros((2, 16, 16), np.int16) if number == 5 else make_hu(2, 16, 16)
+        sitk.WriteImage(sitk.GetImageFromArray(hu), str(tmp_path / "ct" / f"{number:02d}.mha"))
+    with pytest.raises(InputError, match=r"05\.mha: has no value below 0"):
+        prepare([tmp_path / "ct"], tmp_path / "store", strict=True, workers=2, **TO_TRAIN)
+    assert [path.name for path in tmp_path.iterdir()] == ["ct"]
+
+
+def _end(number):
+    os._exit(number)
+
+
+def test_a_worker_that_is_killed():
+    with executor(2) as pool, pytest.raises(InputError, match=r"a process ended while adding \(out of memory\?\)"):
+        list(run(pool, _end, [1, 2], "adding"))
+
+
+def test_a_folder_that_cannot_be_listed(tmp_path, study, monkeypatch):
+    listed = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "3":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match=r"ct/3: can't be listed: Permission denied"):
+        prepare([study / "ct"], tmp_path / "store", workers=1)
+
+
+@pytest.mark.parametrize("volume_format", ["blosc2", "zarr"])
+def test_a_full_disk_is_an_error_of_the_system(tmp_path, volume_format):
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    volume = np.random.default_rng(0).integers(-1000, 1000, (4, 256, 256), np.int16)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, usual[1]))
+    try:
+        with pytest.raises(OSError, match=r"can't be written|too large"):
+            FORMATS[volume_format].write(tmp_path / f"a{FORMATS[volume_format].suffix}", volume)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
 
 
 def test_the_summary_names_a_few(tmp_path, write_series, make_hu):

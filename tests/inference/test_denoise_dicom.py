@@ -375,7 +375,8 @@ BAD_SLICES = {
         edit_of(SamplesPerPixel=3, PlanarConfiguration=0, PhotometricInterpretation="RGB", Rows=16),
         "3 samples",
     ),
-    "two paddings": (lambda z, image: image.add_new("PixelPaddingValue", "SS", [1, 2]), "its header can't be read"),
+    "two rescalings": (edit_of(RescaleSlope=[1, 2]), "has no usable RescaleSlope"),
+    "two numbers of frames": (edit_of(NumberOfFrames=[1, 2]), "has no usable NumberOfFrames"),
     "a number that isn't": (lambda z, image: image.add_new("SeriesNumber", "LO", "x"), "can't be written again"),
     "no UID": (edit_of(SeriesInstanceUID=""), "has no SeriesInstanceUID or no SOPInstanceUID"),
 }

@@ -5,6 +5,7 @@ import gzip
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
+from filelock import FileLock
 
 from lidnet_fast.errors import InputError
 from lidnet_fast.inference import denoise
@@ -72,12 +73,45 @@ def test_one_file_into_another_format(tmp_path, run, make_hu):
     assert (tmp_path / "new" / "ct.nii.gz").read_bytes() == before
 
 
+def test_voxels_beside_a_header_are_not_overwritten(tmp_path, run, make_hu):
+    """ct.mhd and ct.nhdr both keep their voxels in ct.raw."""
+    write(tmp_path / "ct.nhdr", make_hu(2))
+    before = (tmp_path / "ct.raw").read_bytes()
+    summary = run_on(tmp_path / "ct.nhdr", tmp_path / "ct.mhd", run)
+    assert summary.failures == [
+        f"{tmp_path / 'ct.raw'}: exists already, and would be overwritten by the voxels of ct.mhd"
+    ]
+    assert {path.name for path in tmp_path.iterdir()} >= {"ct.nhdr", "ct.raw"}
+    assert not (tmp_path / "ct.mhd").exists()
+    assert (tmp_path / "ct.raw").read_bytes() == before
+
+
+def test_a_call_interrupted_between_voxels_and_header(tmp_path, run, make_hu):
+    write(tmp_path / "in" / "ct.mhd", make_hu(2))
+    run_on(tmp_path / "in", tmp_path / "out", run)
+    made = {name: (tmp_path / "out" / name).read_bytes() for name in ("ct.mhd", "ct.raw")}
+    (tmp_path / "out" / ".ct.mhd.part").mkdir()
+    (tmp_path / "out" / "ct.mhd").rename(tmp_path / "out" / ".ct.mhd.part" / "ct.mhd")
+    assert run_on(tmp_path / "in", tmp_path / "out", run).failures == []
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in made} == made
+
+
+def test_two_calls_on_one_folder(tmp_path, run, make_hu):
+    write(tmp_path / "in" / "ct.nii", make_hu(2))
+    (tmp_path / "out").mkdir()
+    run_on(tmp_path / "in", tmp_path / "out", run)
+    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(InputError, match="another process is denoising into it"):
+        run_on(tmp_path / "in", tmp_path / "out", run)
+    assert run_on(tmp_path / "in", tmp_path / "out", run).already == 1
+
+
 def bad_volumes(make_hu):
     spoiled = make_hu(2).astype(np.float32)
     spoiled[1, 5, 5] = np.nan
     return {
         "nan.nrrd": (spoiled, "has voxels that aren't finite"),
         "infinite.mha": (np.full((2, 32, 32), np.inf, np.float32), "has voxels that aren't finite"),
+        "labels.nii": (np.arange(2 * 32 * 32, dtype=np.int16).reshape(2, 32, 32), "has no value below 0"),
         "flat.nii": (make_hu(1)[0], "has 2 dimensions"),
         "film.nii": (np.stack([make_hu(2)] * 2), "has 4 dimensions"),
     }

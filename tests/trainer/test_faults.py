@@ -222,7 +222,7 @@ def test_signals_end_the_run_as_an_interruption(
 ) -> None:
     with monkeypatch.context() as patch:
         at_step(2, lambda: os.kill(os.getpid(), number), patch)
-        assert "goes on from the last checkpoint" in sentence(denoising, status=130)
+        assert "goes on from what is finished" in sentence(denoising, status=130)
     assert_goes_on(denoising)
 
 
