@@ -260,7 +260,7 @@ class ROIPerceptualLoss(nn.Module):
             window = torch.from_numpy(np.searchsorted(numbers, plan.window_of_box[of_kind]))
             local = {}
             for layer, origins in batch.origins.items():
-                shift = (origins[window] / self._scale(layer)).flip(1).to(rois.dtype)
+                shift = (origins[window].double() * self.windows.stride(layer)).flip(1).to(rois.dtype)
                 local[layer] = torch.hstack((window[:, None], rois[of_kind, 1:] - torch.hstack((shift, shift))))
             losses.append(self._compare(inputs, targets, local, size))
             rows += of_kind.tolist()

@@ -180,6 +180,12 @@ def test_networks_that_cannot_be_folded():
         check(network, {"2": stride}, (64, 64), boxes_of((64, 64)), mean=MEAN, std=STD)
 
 
+def test_strides_that_are_no_power_of_two_shift_boxes_exactly():
+    network = nn.Sequential(nn.Conv2d(1, 3, 7, stride=7), nn.ReLU(), nn.Conv2d(3, 4, 3, padding=1))
+    sides = (203, 217)
+    assert check(network, {"2": 7}, sides, boxes_of(sides), tolerance=1e-12).windows
+
+
 def test_boxes_larger_than_the_image_fall_back_to_it():
     boxes = [torch.tensor([[-10.0, -10, 120, 130]]), torch.tensor([[30.0, 30, 36, 36]])]
     plan = check(NETWORKS["pooling"][0], {"3": 4}, (96, 104), boxes)
