@@ -48,11 +48,11 @@ def averaged_weights(network: nn.Module, decay: float) -> AveragedModel | None:
     if not decay:
         return None
 
-    def average(mean: Tensor, weight: Tensor, steps: Tensor | int) -> Tensor:
+    def average(means: list[Tensor], weights: list[Tensor], steps: Tensor | int) -> None:
         n = int(steps)
-        return mean.lerp(weight, 1 - min(decay, (1 + n) / (10 + n)))
+        torch._foreach_lerp_(means, weights, 1 - min(decay, (1 + n) / (10 + n)))
 
-    return cast(AveragedModel, AveragedModel(network, avg_fn=average).requires_grad_(False))
+    return cast(AveragedModel, AveragedModel(network, multi_avg_fn=average).requires_grad_(False))
 
 
 def checkpoint_activations(network: nn.Module) -> None:
