@@ -269,11 +269,11 @@ class ROIPerceptualLoss(nn.Module):
     def _cached(self, normal_dose: Tensor, batch: WindowBatch, keys: Sequence[Hashable]) -> dict[str, Tensor]:
         assert self.cache is not None and self.windows is not None
         self.cache.keep_for((*self.extractor.parameters(), *self.extractor.buffers()))
-        absent = self.cache.missing(keys)
-        computed = {}
-        if absent:
-            computed = self.windows.features(normal_dose, batch._replace(corners=batch.corners[absent]))
-        found = self.cache.merge(keys, absent, computed)
+        windows = self.windows
+        found = self.cache.features(
+            keys,
+            lambda number: windows.features(normal_dose, batch._replace(corners=batch.corners[number : number + 1])),
+        )
         _log.debug(
             "normal-dose features: %d windows kept in %.1f MiB, hit rate %.1f %%",
             len(self.cache),

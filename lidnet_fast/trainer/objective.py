@@ -198,8 +198,7 @@ class JointObjective:
             found = self._see(images, detector)
         else:
             self.cache.keep_for((*detector.parameters(), *detector.buffers()))
-            absent = self.cache.missing(ids)
-            found = self.cache.merge(ids, absent, self._see(images[absent], detector) if absent else {})
+            found = self.cache.features(ids, lambda number: self._see(images[number : number + 1], detector))
         return SeenInNormalDose(proposals=found.pop(_PROPOSALS), features=found)
 
     def _see(self, images: Tensor, detector: LesionDetector) -> dict[str, Tensor]:

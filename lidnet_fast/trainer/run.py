@@ -44,7 +44,7 @@ _FREE_KEYS = {
     "log_every",
     "checkpoint_every",
     "data.workers",
-    "collaborate.cache_mb",
+    "collaborate.cache_mb",  # nothing beyond rounding, and that only between some cache and none
 }
 
 

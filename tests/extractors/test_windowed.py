@@ -333,6 +333,25 @@ def test_normal_dose_features_are_cached(caplog):
         loss(denoised, normal_dose, boxes, sample_ids=["a"])
 
 
+def test_windows_are_computed_one_by_one_for_the_cache(monkeypatch):
+    """How a batch rounds depends on its size, which would depend on what is kept."""
+    loss = ROIPerceptualLoss(NETWORKS["pooling"][0], "3", cache_bytes=2**20).double()
+    normal_dose, denoised = torch.rand(2, 2, 1, 96, 104, dtype=torch.float64)
+    boxes = [torch.tensor([[50.0, 52, 62, 63]])] * 2  # windows of one kind
+    features, computed = WindowedExtractor.features, []
+
+    def counted(self, images, batch):
+        if images is normal_dose:
+            computed.append(len(batch.corners))
+        return features(self, images, batch)
+
+    monkeypatch.setattr(WindowedExtractor, "features", counted)
+    loss(denoised, normal_dose, boxes, sample_ids=["a", "b"])
+    assert computed == [1, 1]
+    loss(denoised, normal_dose, boxes, sample_ids=["c", "b"])
+    assert computed == [1, 1, 1]
+
+
 def test_the_cache_keeps_to_its_bytes_and_to_its_weights():
     loss = ROIPerceptualLoss(NETWORKS["pooling"][0], "3", cache_bytes=3000).double()
     image = torch.rand(1, 1, 96, 96, dtype=torch.float64)

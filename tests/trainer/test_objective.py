@@ -115,13 +115,13 @@ def test_cached_normal_dose_changes_nothing_and_is_computed_once(detector, image
         boxes = [BOXES[n] for n in order]
         found = cached(denoised[order], normal[order], boxes, detector, ids=ids)
         torch.testing.assert_close(found.total, plain.total)
-    assert seen == [2, 1]
+    assert seen == [1, 1, 1]
     assert cached.cache.hit_rate == 0.5
 
     with torch.no_grad():
         next(detector.parameters()).add_(0)  # what a step of the detector does
     cached(denoised, normal, BOXES, detector, ids=["a", "b"])
-    assert seen == [2, 1, 2]
+    assert seen == [1] * 5
 
 
 EXTRACTOR = replace(PLAIN, roi_extractor=0.5, extractor="vgg11:relu2_1", regions="boxes", grow=0.0)
