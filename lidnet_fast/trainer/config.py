@@ -148,7 +148,8 @@ class RunConfig:
     micro_batch_size: int | None = None
     """Most samples that pass through a process's networks at once; gradients of a batch's parts are accumulated."""
     activation_checkpointing: bool = False
-    """Keep fewer activations and compute them again in the backward pass: less memory for more time."""
+    """Keep fewer activations and compute them again in the backward pass: less memory for more time. It applies to what
+    a network has in `nn.Sequential`s; a denoiser without any (`redcnn`) is refused."""
     ema_decay: float = 0.0
     """Decay per step of the exponential moving average of the denoiser's weights, such as 0.999, which validation and
     the result then use; 0 for none."""

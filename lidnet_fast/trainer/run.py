@@ -32,7 +32,7 @@ from lidnet_fast.trainer.datamodule import PatchData, split_patches, stream_seed
 from lidnet_fast.trainer.device import evaluation_device, native_precision
 from lidnet_fast.trainer.networks import Kind, build_network, load_network, save_network, without_weights
 from lidnet_fast.trainer.objective import JointObjective
-from lidnet_fast.trainer.phase import Phase
+from lidnet_fast.trainer.phase import Phase, outermost_sequentials
 from lidnet_fast.trainer.phases import CollaboratePhase, DenoiserPhase, DetectorPhase
 
 # What may differ between a run and its continuation, since no result depends on it.
@@ -305,8 +305,14 @@ def _check_parts(config: RunConfig) -> None:
         ("detector", config.independent_judge),
     ]
     for kind, network in networks:
-        if network is not None:
-            build_network(kind, without_weights(network))
+        if network is None:
+            continue
+        built = build_network(kind, without_weights(network))
+        if kind == "denoiser" and config.activation_checkpointing and not outermost_sequentials(built):
+            raise InputError(
+                f"activation_checkpointing: true does nothing for denoiser {network.name!r}, which has no "
+                "nn.Sequential whose activations could be computed again"
+            )
 
 
 def _earlier_config(out: Path) -> dict[str, Any]:

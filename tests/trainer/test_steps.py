@@ -10,10 +10,11 @@ from torch import nn
 
 from lidnet_fast.errors import InputError
 from lidnet_fast.models.denoisers import build_denoiser
+from lidnet_fast.models.detectors import build_detector
 from lidnet_fast.trainer import clock as clock_module
 from lidnet_fast.trainer import run as run_module
 from lidnet_fast.trainer.clock import PARTS, StepClock
-from lidnet_fast.trainer.config import RunConfig
+from lidnet_fast.trainer.config import NetworkConfig, RunConfig
 from lidnet_fast.trainer.networks import load_network
 from lidnet_fast.trainer.phase import averaged_weights, checkpoint_activations, micro_batches
 from lidnet_fast.trainer.phases import DenoiserPhase
@@ -22,6 +23,10 @@ from lidnet_fast.trainer.run import Run, train
 
 def denoiser_of(config: RunConfig, phase: str = "denoiser") -> dict[str, torch.Tensor]:
     return load_network(Path(config.out) / phase / "denoiser.pt", "denoiser")[0].state_dict()
+
+
+def detector_of(config: RunConfig) -> dict[str, torch.Tensor]:
+    return load_network(Path(config.out) / "detector" / "detector.pt", "detector")[0].state_dict()
 
 
 def assert_same_weights(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -138,6 +143,35 @@ def test_checkpointed_activations_give_the_same_gradient_from_less_memory() -> N
     assert kept[1] < 0.6 * kept[0]
 
 
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_checkpointed_batchnorm_sees_every_batch_once(momentum: float | None) -> None:
+    networks = []
+    for checkpointed in (False, True):
+        torch.manual_seed(0)
+        network = build_detector("faster_rcnn_small").model.backbone
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = momentum
+        if checkpointed:
+            checkpoint_activations(network)
+        networks.append(network)
+    for step in range(3):
+        images = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(step))
+        for network in networks:
+            torch.stack([level.square().sum() for level in network(images).values()]).sum().backward()
+    plain, checkpointed = (network.state_dict() for network in networks)
+    assert plain["stage1.0.1.num_batches_tracked"] == 3
+    assert plain.keys() == checkpointed.keys()
+    for key, value in plain.items():
+        assert torch.equal(checkpointed[key], value), key
+
+
+def test_checkpointing_that_would_do_nothing_is_refused(tiny_config: RunConfig) -> None:
+    redcnn = replace(tiny_config, activation_checkpointing=True, denoiser=NetworkConfig("redcnn", {"channels": 4}))
+    with pytest.raises(InputError, match="activation_checkpointing: true does nothing for denoiser 'redcnn'"):
+        Run(redcnn)
+
+
 def test_checkpointed_run_equals_the_plain_one(tiny_config: RunConfig, tmp_path: Path) -> None:
     unet = replace(
         tiny_config, denoiser=replace(tiny_config.denoiser, name="unet", options={"channels": 4, "levels": 2})
@@ -148,6 +182,7 @@ def test_checkpointed_run_equals_the_plain_one(tiny_config: RunConfig, tmp_path:
     train(other)
     for phase in ("denoiser", "collaborate"):
         assert_same_weights(denoiser_of(other, phase), denoiser_of(short, phase))
+    assert_same_weights(detector_of(other), detector_of(short))
 
 
 @pytest.mark.slow
