@@ -14,6 +14,8 @@ from typing import Any, Literal, get_args
 from lidnet_fast import backend
 from lidnet_fast.data.volumes import is_url
 from lidnet_fast.errors import InputError
+from lidnet_fast.functional import check_term_weights
+from lidnet_fast.functional.pixel_losses import SMALLEST_SIDE
 from lidnet_fast.multitask import check_weighting
 
 
@@ -213,6 +215,7 @@ def validate(config: RunConfig) -> None:
     Raises:
         InputError: names the key and its value.
     """
+    objective = config.collaborate.objective
     at_least_one = {
         "data.crop": config.data.crop if config.data.crop is not None else 1,
         "micro_batch_size": config.micro_batch_size if config.micro_batch_size is not None else 1,
@@ -222,8 +225,8 @@ def validate(config: RunConfig) -> None:
         "denoiser_phase.batch_size": config.denoiser_phase.batch_size,
         "collaborate.batch_size": config.collaborate.batch_size,
         "collaborate.denoiser_steps": config.collaborate.denoiser_steps,
-        "collaborate.objective.levels": config.collaborate.objective.levels,
-        "collaborate.objective.roi_size": config.collaborate.objective.roi_size,
+        "collaborate.objective.levels": objective.levels,
+        "collaborate.objective.roi_size": objective.roi_size,
         "evaluation.samples": config.evaluation.samples,
         "evaluation.validation_samples": config.evaluation.validation_samples,
         "evaluation.validate_every": config.evaluation.validate_every,
@@ -236,10 +239,12 @@ def validate(config: RunConfig) -> None:
         "denoiser_phase.steps": config.denoiser_phase.steps,
         "collaborate.steps": config.collaborate.steps,
         "collaborate.detector_steps": config.collaborate.detector_steps,
-        "collaborate.objective.perceptual": config.collaborate.objective.perceptual,
-        "collaborate.objective.roi_perceptual": config.collaborate.objective.roi_perceptual,
-        "collaborate.objective.detection": config.collaborate.objective.detection,
-        "collaborate.objective.roi_extractor": config.collaborate.objective.roi_extractor,
+        "collaborate.objective.perceptual": objective.perceptual,
+        "collaborate.objective.roi_perceptual": objective.roi_perceptual,
+        "collaborate.objective.detection": objective.detection,
+        "collaborate.objective.roi_extractor": objective.roi_extractor,
+        "collaborate.objective.grow": objective.grow,
+        "collaborate.objective.proposals_per_image": objective.proposals_per_image,
         "collaborate.cache_mb": config.collaborate.cache_mb,
         "data.workers": config.data.workers,
         "seed": config.seed,
@@ -247,6 +252,25 @@ def validate(config: RunConfig) -> None:
     for key, value in not_negative.items():
         if not 0 <= value < math.inf:
             raise InputError(f"configuration key {key} must be finite and not negative, got {value}")
+    above_zero = {
+        "collaborate.objective.roi_weight": objective.roi_weight,
+        "detector_phase.clip_norm": config.detector_phase.clip_norm,
+        "denoiser_phase.clip_norm": config.denoiser_phase.clip_norm,
+        "collaborate.detector_clip_norm": config.collaborate.detector_clip_norm,
+    }
+    for key, number in above_zero.items():
+        if number is not None and not 0 < number < math.inf:
+            raise InputError(f"configuration key {key} must be finite and above 0, got {number}")
+    try:
+        check_term_weights(objective.pixel)
+    except ValueError as error:
+        raise InputError(f"configuration key collaborate.objective.pixel: {error}") from error
+    for term in objective.pixel:
+        if config.data.crop is not None and config.data.crop < SMALLEST_SIDE[term]:
+            raise InputError(
+                f"configuration key data.crop must be at least {SMALLEST_SIDE[term]} for the term {term!r} of "
+                f"collaborate.objective.pixel, got {config.data.crop}"
+            )
     if not 0 <= config.ema_decay < 1:
         raise InputError(f"configuration key ema_decay must lie in [0, 1), got {config.ema_decay}")
     if not 0 <= config.data.positive_fraction <= 1:

@@ -31,7 +31,7 @@ from lidnet_fast.trainer.config import CollaborateConfig, NetworkConfig, Objecti
 from lidnet_fast.trainer.datamodule import PatchData, split_patches, stream_seed
 from lidnet_fast.trainer.device import evaluation_device, native_precision
 from lidnet_fast.trainer.networks import Kind, build_network, load_network, save_network, without_weights
-from lidnet_fast.trainer.objective import JointObjective
+from lidnet_fast.trainer.objective import JointObjective, check_extractor
 from lidnet_fast.trainer.phase import Phase, outermost_sequentials
 from lidnet_fast.trainer.phases import CollaboratePhase, DenoiserPhase, DetectorPhase
 
@@ -297,6 +297,8 @@ def _check_parts(config: RunConfig) -> None:
                 f"{phase}.batch_size is {size}, which {processes} processes cannot share equally: "
                 f"make it a multiple of {processes}"
             )
+    # Whole slices have the usual size, or one near it.
+    check_extractor(config.collaborate.objective, config.data.crop or 512)
     for split in ("train", "val", "test"):
         split_patches(config, split, "test")
     networks: list[tuple[Kind, NetworkConfig | None]] = [
