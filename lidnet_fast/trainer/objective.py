@@ -104,7 +104,7 @@ class JointObjective:
             ids: what each normal-dose image is known by in the caches; the same id has to mean the same pixels.
             clock: gets the laps "detector" and "losses", in the backward pass too.
         """
-        config, clock = self.config, clock or StepClock()
+        config, clock = self.config, clock or StepClock(denoised.device)
         pixel, terms = self.pixel(denoised, normal_dose, boxes)
         clock.lap("losses")
         losses = {"pixel": pixel}

@@ -25,6 +25,7 @@ from lidnet_fast.models.detectors import LesionDetector
 from lidnet_fast.models.windowing import HUWindow
 from lidnet_fast.trainer.clock import StepClock, step_memory_mb
 from lidnet_fast.trainer.config import RunConfig
+from lidnet_fast.trainer.device import evaluation_device
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
 
@@ -119,7 +120,7 @@ class Phase(L.LightningModule):
         self.automatic_optimization = False
         self.config = config
         self.window = HUWindow(config.window.low, config.window.high)
-        self.clock = StepClock()
+        self.clock = StepClock(evaluation_device(config))
         self._images_seen = 0
         self._quality = ImageQuality(self.window)
         self._detections = DetectionMetrics()
@@ -216,7 +217,7 @@ class Phase(L.LightningModule):
         self.log("speed/images_per_s", self._images_seen / total, prog_bar=True)
         for part, value in seconds.items():
             self.log(f"speed/{part}", value / total, prog_bar=part == "data")
-        self.log("speed/peak_memory_mb", step_memory_mb())
+        self.log("speed/peak_memory_mb", step_memory_mb(self.clock.device))
         self._images_seen = 0
 
     def check_finite(self, loss: Tensor, what: str, batch_idx: int) -> Tensor:

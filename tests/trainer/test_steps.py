@@ -16,7 +16,7 @@ from lidnet_fast.trainer import run as run_module
 from lidnet_fast.trainer.clock import PARTS, StepClock
 from lidnet_fast.trainer.config import NetworkConfig, RunConfig
 from lidnet_fast.trainer.networks import load_network
-from lidnet_fast.trainer.phase import averaged_weights, checkpoint_activations, micro_batches
+from lidnet_fast.trainer.phase import Phase, averaged_weights, checkpoint_activations, micro_batches
 from lidnet_fast.trainer.phases import DenoiserPhase
 from lidnet_fast.trainer.run import Run, train
 
@@ -213,8 +213,8 @@ def test_automatic_precision_is_decided_once(tiny_config: RunConfig, monkeypatch
 
 def test_clock_divides_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = itertools.count()
-    monkeypatch.setattr(clock_module, "_now", lambda: float(next(ticks)))
-    clock = StepClock()
+    monkeypatch.setattr(clock_module, "_now", lambda device: float(next(ticks)))
+    clock = StepClock(torch.device("cpu"))
     x = torch.ones(1, requires_grad=True)
     clock.restart()  # 0
     y = x * 2
@@ -230,6 +230,21 @@ def test_clock_divides_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock.lap("data")
     assert clock.read() == {"data": 1.0}
     clock.lap_in_backward(torch.ones(1), "detector")  # needs no gradient: nothing to be told of
+
+
+def test_clock_of_a_cpu_run_on_a_machine_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    clock = StepClock(torch.device("cpu"))
+    clock.restart()
+    clock.lap("denoiser")
+    assert clock.read()["denoiser"] > 0
+    assert clock_module.step_memory_mb(clock.device) > 100
+
+
+def test_clock_runs_on_the_device_of_the_run(tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert Phase(tiny_config).clock.device.type == "cpu"
+    assert Phase(replace(tiny_config, accelerator="auto")).clock.device.type == "cuda"
 
 
 def test_speed_is_logged_in_parts_that_make_a_whole(tiny_config: RunConfig) -> None:
