@@ -247,6 +247,24 @@ def test_clock_runs_on_the_device_of_the_run(tiny_config: RunConfig, monkeypatch
     assert Phase(replace(tiny_config, accelerator="auto")).clock.device.type == "cuda"
 
 
+class Normalising(nn.Module):
+    """A denoiser of a user's, whose BatchNorm minds the mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 1, 3, padding=1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images + self.body(images)
+
+
+def test_a_denoiser_with_batchnorm_trains_in_train_mode_in_its_own_steps_alone(tiny_config: RunConfig) -> None:
+    train(replace(tiny_config, denoiser=NetworkConfig("tests.trainer.test_steps:Normalising")))
+    seen = [denoiser_of(tiny_config, phase)["body.1.num_batches_tracked"] for phase in ("denoiser", "collaborate")]
+    # Four steps; then two, a detector's, two, a detector's, and two.
+    assert seen == [4, 4 + 6]
+
+
 def test_speed_is_logged_in_parts_that_make_a_whole(tiny_config: RunConfig) -> None:
     train(replace(tiny_config, log_every=2))
     for phase, parts in (
