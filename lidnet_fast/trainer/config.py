@@ -114,8 +114,9 @@ class CollaborateConfig:
     detector_learning_rate: float = 1e-4
     detector_clip_norm: float | None = 5.0
     cache_mb: int = 1024
-    """Bound on the cache of what networks that don't train make of normal-dose images. It serves whole slices
-    (`data.crop: null`), which come again; random fields of view don't."""
+    """Bound on each of two caches, per process, of what networks that don't train make of normal-dose images: the
+    detector, and `objective.extractor`. They serve whole slices (`data.crop: null`), which come again; random fields of
+    view don't."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
 

@@ -121,11 +121,14 @@ class JointObjective:
             clock.lap_in_backward(detection, "losses")  # the other losses, made later, have been walked by then
             losses["detection"] = config.detection * detection
             terms["detection"] = detection.detach()
-        if config.perceptual or config.roi_perceptual or config.roi_extractor:
-            normal_images = self.window.clamp(normal_dose)
+        normal_images = self.window.clamp(normal_dose)
+        proposed = config.roi_extractor and config.regions != "boxes"
+        if config.perceptual or config.roi_perceptual or proposed:
             seen = self._normal_dose(normal_images, detector, ids)
             # Weights are per unit of feature variance, whatever the detector's scale.
             scales = {k: f.float().var((0, 2, 3)).mean().clamp_min(1e-12) for k, f in seen.features.items()}
+        else:
+            seen = SeenInNormalDose({}, images.new_empty(len(images), 0, 5))
         clock.lap("detector")
         if config.perceptual:
             whole = torch.stack(

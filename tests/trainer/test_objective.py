@@ -141,6 +141,15 @@ def test_extractor_term_is_the_public_loss_on_imagenets_scale(images) -> None:
     torch.testing.assert_close(found.losses["roi_extractor"], 0.5 * expected)
 
 
+@pytest.mark.parametrize(("regions", "passes"), [("boxes", 0), ("both", 1)])
+def test_the_extractor_term_asks_the_detector_for_proposals_alone(detector, images, monkeypatch, regions, passes):
+    features, seen = type(detector).features, []
+    monkeypatch.setattr(type(detector), "features", lambda self, x: seen.append(x) or features(self, x))
+    found = objective(replace(EXTRACTOR, regions=regions))(*images, BOXES, detector)
+    assert len(seen) == passes
+    assert found.terms["roi_extractor"] > 0
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
