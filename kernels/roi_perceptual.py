@@ -7,13 +7,13 @@ the kernels of `roi_gather` make the features' gradient. Batch indices are clamp
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .devices import on_device
 from .roi_gather import gather_kernel, list_kernel
 from .roi_sampling import axis_bins, sample_corners, sample_count
 
@@ -116,7 +116,7 @@ class _Call:
         self.criterion = _CRITERIA[criterion]
 
     def difference(self, output: Tensor, grad_losses: Tensor | None) -> None:
-        with _on_device(self.rois):
+        with on_device(self.rois):
             _difference_kernel[(self.boxes * self.channel_blocks,)](
                 self.inputs,
                 self.targets,
@@ -150,7 +150,7 @@ class _Call:
         ends = tuple(sum(programs[: level + 1]) for level in range(len(rows)))
         lists = torch.empty(row_ends[-1], self.boxes, dtype=torch.int32, device=self.rois.device)
         counts = torch.empty(row_ends[-1], dtype=torch.int32, device=self.rois.device)
-        with _on_device(self.rois):
+        with on_device(self.rois):
             list_kernel[(row_ends[-1],)](
                 self.sizes,
                 row_ends,
@@ -193,10 +193,6 @@ def _strides(features: Tensor) -> tuple[int, ...]:
     """(image, channel, slice, row, cell); images have one slice."""
     strides = features.stride()
     return strides if features.ndim == 5 else (*strides[:2], 0, *strides[2:])
-
-
-def _on_device(tensor: Tensor) -> AbstractContextManager[object]:
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 @triton.jit

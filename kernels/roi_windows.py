@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .devices import on_device
+
 _BLOCK = 1024
 
 
@@ -50,9 +52,10 @@ def _launch(
     if not volumes:  # the kernels read [windows, 4]
         corners = torch.cat((corners[:, :1], torch.zeros_like(corners[:, :1]), corners[:, 1:]), 1)
     grid = (planes * channels * blocks,)
-    kernel[grid](
-        source, corners.contiguous(), result, images, channels, len(corners), blocks, *sides, *lengths, BLOCK=_BLOCK
-    )
+    with on_device(source):
+        kernel[grid](
+            source, corners.contiguous(), result, images, channels, len(corners), blocks, *sides, *lengths, BLOCK=_BLOCK
+        )
 
 
 @triton.jit

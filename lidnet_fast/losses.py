@@ -260,7 +260,7 @@ class ROIPerceptualLoss(nn.Module):
             window = torch.from_numpy(np.searchsorted(numbers, plan.window_of_box[of_kind]))
             local = {}
             for layer, origins in batch.origins.items():
-                shift = (origins[window] / self._scale(layer)).flip(1).to(rois.dtype)
+                shift = (origins[window].double() * self.windows.stride(layer)).flip(1).to(rois.dtype)
                 local[layer] = torch.hstack((window[:, None], rois[of_kind, 1:] - torch.hstack((shift, shift))))
             losses.append(self._compare(inputs, targets, local, size))
             rows += of_kind.tolist()
@@ -269,11 +269,11 @@ class ROIPerceptualLoss(nn.Module):
     def _cached(self, normal_dose: Tensor, batch: WindowBatch, keys: Sequence[Hashable]) -> dict[str, Tensor]:
         assert self.cache is not None and self.windows is not None
         self.cache.keep_for((*self.extractor.parameters(), *self.extractor.buffers()))
-        absent = self.cache.missing(keys)
-        computed = {}
-        if absent:
-            computed = self.windows.features(normal_dose, batch._replace(corners=batch.corners[absent]))
-        found = self.cache.merge(keys, absent, computed)
+        windows = self.windows
+        found = self.cache.features(
+            keys,
+            lambda number: windows.features(normal_dose, batch._replace(corners=batch.corners[number : number + 1])),
+        )
         _log.debug(
             "normal-dose features: %d windows kept in %.1f MiB, hit rate %.1f %%",
             len(self.cache),

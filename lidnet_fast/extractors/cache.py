@@ -1,7 +1,7 @@
 """Features of normal-dose windows, kept from one epoch to the next."""
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -43,32 +43,27 @@ class FeatureCache:
             self.bytes = 0
             self._weights = state
 
-    def missing(self, keys: Sequence[Hashable]) -> list[int]:
-        """Indices of the keys that nothing is kept for."""
-        absent = [number for number, key in enumerate(keys) if key not in self._entries]
-        self.misses += len(absent)
-        self.hits += len(keys) - len(absent)
-        return absent
+    def features(self, keys: Sequence[Hashable], compute: Callable[[int], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Features of all keys, [len(keys), ...], from those kept or else from `compute`, and kept from then on.
 
-    def merge(
-        self, keys: Sequence[Hashable], absent: Sequence[int], computed: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Features of all keys, [len(keys), ...], from those kept and those `computed` for the indices `absent`.
+        Each is computed by itself: how a batch rounds depends on its size, and so would results on what is kept.
 
-        What was computed is kept from now on.
+        Args:
+            keys: What is wanted; the same key has to mean the same features.
+            compute: The index of a key -> layer -> its features [1, ...].
         """
-        fresh = {
-            keys[number]: {layer: features[row] for layer, features in computed.items()}
-            for row, number in enumerate(absent)
-        }
-        of_keys = [fresh.get(key) or self._entries[key] for key in keys]
-        result = {layer: torch.stack([features[layer] for features in of_keys]) for layer in of_keys[0]}
-        for key, features in fresh.items():
-            self._put(key, {layer: tensor.clone() for layer, tensor in features.items()})
-        for key in keys:
-            if key in self._entries:
+        rows = []
+        for number, key in enumerate(keys):
+            features = self._entries.get(key)
+            if features is None:
+                self.misses += 1
+                features = {layer: batch[0].clone() for layer, batch in compute(number).items()}
+                self._put(key, features)
+            else:
+                self.hits += 1
                 self._entries.move_to_end(key)
-        return result
+            rows.append(features)
+        return {layer: torch.stack([features[layer] for features in rows]) for layer in rows[0]}
 
     def _put(self, key: Hashable, features: dict[str, Tensor]) -> None:
         size = _bytes(features)

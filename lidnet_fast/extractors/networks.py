@@ -1,12 +1,13 @@
 """Networks by name, and their layers under the names that papers use."""
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import nn
 
-__all__ = ["load_network", "network_and_layers", "node_names"]
+__all__ = ["load_network", "network_and_layers", "node_names", "outline_network"]
 
 
 def network_and_layers(name: str) -> tuple[str, list[str]]:
@@ -33,18 +34,12 @@ def load_network(name: str, weights: object = None) -> nn.Module:
         ValueError: For an unknown name or weights, or a state dict that isn't the network's.
         FileNotFoundError: If `weights` is a path that isn't there.
     """
-    from torchvision.models import get_model, get_model_weights, list_models
+    from torchvision.models import get_model
 
-    if name not in list_models():
-        near = [known for known in list_models() if known.startswith(name[:3])]
-        raise ValueError(f"torchvision has no network {name!r}; near it are {', '.join(near[:8]) or 'none'}")
-    path = Path(weights) if isinstance(weights, str | Path) else None
-    if path is None or not (path.suffix or path.exists() or len(path.parts) > 1):
-        try:
-            return get_model(name, weights=weights).eval()
-        except KeyError:
-            known = ", ".join(weight.name for weight in get_model_weights(name))
-            raise ValueError(f"{name} has no weights {weights!r}; it has {known}, or give a file") from None
+    _check_names(name, weights)
+    if not _is_file(weights):
+        return get_model(name, weights=weights).eval()
+    path = Path(weights)  # type: ignore[arg-type]
     network = get_model(name, weights=None)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -57,6 +52,38 @@ def load_network(name: str, weights: object = None) -> nn.Module:
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"{path} doesn't hold weights of {name}: {str(error).splitlines()[-1].strip()}") from error
     return network.eval()
+
+
+def outline_network(name: str, weights: object = None) -> nn.Module:
+    """What `load_network` would give, on the meta device: its layers without values, in no time and nothing fetched.
+
+    Raises:
+        ValueError: As `load_network`.
+        FileNotFoundError: As `load_network`.
+    """
+    _check_names(name, weights)
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*no-op")  # a file's values, once they are seen to fit
+        return load_network(name, weights if _is_file(weights) else None)
+
+
+def _check_names(name: str, weights: object) -> None:
+    from torchvision.models import get_model_weights, list_models
+
+    if name not in list_models():
+        near = [known for known in list_models() if known.startswith(name[:3])]
+        raise ValueError(f"torchvision has no network {name!r}; near it are {', '.join(near[:8]) or 'none'}")
+    if isinstance(weights, str) and not _is_file(weights) and weights not in get_model_weights(name).__members__:
+        known = ", ".join(weight.name for weight in get_model_weights(name))
+        raise ValueError(f"{name} has no weights {weights!r}; it has {known}, or give a file")
+
+
+def _is_file(weights: object) -> bool:
+    """Whether weights are meant as a file, rather than by name."""
+    if not isinstance(weights, str | Path):
+        return False
+    path = Path(weights)
+    return bool(path.suffix) or path.exists() or len(path.parts) > 1
 
 
 def node_names(network: nn.Module, layers: Iterable[str]) -> list[str]:

@@ -186,8 +186,9 @@ def roi_align(
 ) -> Tensor:
     """Features pooled inside boxes: torchvision.ops.roi_align (He et al., Mask R-CNN, arXiv:1703.06870, section 3).
 
-    Arguments, defaults and values are torchvision's; on volumes it is the same rule on a third axis. The gradient is
-    the same, bit by bit, every time and on any number of threads. Unlike torchvision it goes to `input` only.
+    Arguments, defaults and values are torchvision's; on volumes it is the same rule on a third axis. On the CPU the
+    gradient is the same, bit by bit, every time and on any number of threads; on CUDA, where torchvision's kernel
+    runs, it is summed in any order. Unlike torchvision's it goes to `input` only.
 
     Args:
         input: Features [N, C, H, W], or of volumes [N, C, D, H, W]. Differentiable.

@@ -303,7 +303,9 @@ class OneStageDetector(LesionDetector):
         self, features: dict[str, Tensor], images: ImageList, targets: list[dict[str, Tensor]]
     ) -> dict[str, Tensor]:
         levels = list(features.values())
-        return self.model.compute_loss(targets, self.model.head(levels), self.model.anchor_generator(images, levels))
+        # The focal weight of a sure negative is 1 - (1 - p), squared: in bfloat16 zero below a p of 1/512.
+        outputs = {name: output.float() for name, output in self.model.head(levels).items()}
+        return self.model.compute_loss(targets, outputs, self.model.anchor_generator(images, levels))
 
     def _candidates(self, features: dict[str, Tensor], images: ImageList) -> list[tuple[Tensor, Tensor]]:
         levels = list(features.values())

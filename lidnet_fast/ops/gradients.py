@@ -35,9 +35,13 @@ def _(gradients: Tensor, coefficients: Tensor) -> Tensor:
     return gradients.new_empty(gradients.shape[1:])
 
 
-def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)))
-    ctx.per_sample = inputs[1]
+def _keep_for_gramian(ctx: Any, inputs: tuple[Tensor, bool], output: Tensor) -> None:
+    gradients, ctx.per_sample = inputs
+    ctx.save_for_backward(gradients)
+
+
+def _keep_for_combination(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
 
 
 def _gramian_backward(ctx: Any, grad_gramian: Tensor) -> tuple[Tensor, None]:
@@ -60,5 +64,7 @@ def _combine_backward(ctx: Any, grad_combined: Tensor) -> tuple[Tensor | None, T
     )
 
 
-torch.library.register_autograd("lidnet_fast::gradient_gramian", _gramian_backward, setup_context=_save_inputs)
-torch.library.register_autograd("lidnet_fast::combine_gradients", _combine_backward, setup_context=_save_inputs)
+torch.library.register_autograd("lidnet_fast::gradient_gramian", _gramian_backward, setup_context=_keep_for_gramian)
+torch.library.register_autograd(
+    "lidnet_fast::combine_gradients", _combine_backward, setup_context=_keep_for_combination
+)

@@ -17,14 +17,18 @@ class StepClock:
 
     On a GPU laps are CUDA events, which are read only by `read`: nothing waits for the device during a step, and time
     that the device spends waiting for the processor counts for the part that it waits for.
+
+    Args:
+        device: that the step runs on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self._laps: list[tuple[str, float | torch.cuda.Event]] = []
 
     def lap(self, part: str) -> None:
         """The time since the last lap was spent on this part."""
-        self._laps.append((part, _now()))
+        self._laps.append((part, _now(self.device)))
 
     def lap_in_backward(self, tensor: Tensor, part: str) -> None:
         """A lap when the tensor's gradient has been computed."""
@@ -37,7 +41,7 @@ class StepClock:
 
     def read(self) -> dict[str, float]:
         """Seconds of every part since the last call; parts without any are left out."""
-        if self._laps and torch.cuda.is_available():
+        if self._laps and self.device.type == "cuda":
             torch.cuda.synchronize()
         seconds: dict[str, float] = defaultdict(float)
         for (_, start), (part, end) in zip(self._laps[:-1], self._laps[1:], strict=True):
@@ -47,13 +51,13 @@ class StepClock:
         return dict(seconds)
 
 
-def step_memory_mb() -> float:
-    """Peak memory so far in MiB: the GPU's, or the process's where there is no GPU."""
-    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else peak_memory_mb()
+def step_memory_mb(device: torch.device) -> float:
+    """Peak memory so far in MiB: the GPU's, or the process's on the CPU."""
+    return torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else peak_memory_mb()
 
 
-def _now() -> "float | torch.cuda.Event":
-    if not torch.cuda.is_available():
+def _now(device: torch.device) -> "float | torch.cuda.Event":
+    if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
     event.record()

@@ -14,6 +14,8 @@ from typing import Any, Literal, get_args
 from lidnet_fast import backend
 from lidnet_fast.data.volumes import is_url
 from lidnet_fast.errors import InputError
+from lidnet_fast.functional import check_term_weights
+from lidnet_fast.functional.pixel_losses import SMALLEST_SIDE
 from lidnet_fast.multitask import check_weighting
 
 
@@ -112,8 +114,9 @@ class CollaborateConfig:
     detector_learning_rate: float = 1e-4
     detector_clip_norm: float | None = 5.0
     cache_mb: int = 1024
-    """Bound on the cache of what networks that don't train make of normal-dose images. It serves whole slices
-    (`data.crop: null`), which come again; random fields of view don't."""
+    """Bound on each of two caches, per process, of what networks that don't train make of normal-dose images: the
+    detector, and `objective.extractor`. They serve whole slices (`data.crop: null`), which come again; random fields of
+    view don't."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
 
@@ -148,7 +151,8 @@ class RunConfig:
     micro_batch_size: int | None = None
     """Most samples that pass through a process's networks at once; gradients of a batch's parts are accumulated."""
     activation_checkpointing: bool = False
-    """Keep fewer activations and compute them again in the backward pass: less memory for more time."""
+    """Keep fewer activations and compute them again in the backward pass: less memory for more time. It applies to what
+    a network has in `nn.Sequential`s; a denoiser without any (`redcnn`) is refused."""
     ema_decay: float = 0.0
     """Decay per step of the exponential moving average of the denoiser's weights, such as 0.999, which validation and
     the result then use; 0 for none."""
@@ -212,6 +216,7 @@ def validate(config: RunConfig) -> None:
     Raises:
         InputError: names the key and its value.
     """
+    objective = config.collaborate.objective
     at_least_one = {
         "data.crop": config.data.crop if config.data.crop is not None else 1,
         "micro_batch_size": config.micro_batch_size if config.micro_batch_size is not None else 1,
@@ -221,8 +226,8 @@ def validate(config: RunConfig) -> None:
         "denoiser_phase.batch_size": config.denoiser_phase.batch_size,
         "collaborate.batch_size": config.collaborate.batch_size,
         "collaborate.denoiser_steps": config.collaborate.denoiser_steps,
-        "collaborate.objective.levels": config.collaborate.objective.levels,
-        "collaborate.objective.roi_size": config.collaborate.objective.roi_size,
+        "collaborate.objective.levels": objective.levels,
+        "collaborate.objective.roi_size": objective.roi_size,
         "evaluation.samples": config.evaluation.samples,
         "evaluation.validation_samples": config.evaluation.validation_samples,
         "evaluation.validate_every": config.evaluation.validate_every,
@@ -235,10 +240,12 @@ def validate(config: RunConfig) -> None:
         "denoiser_phase.steps": config.denoiser_phase.steps,
         "collaborate.steps": config.collaborate.steps,
         "collaborate.detector_steps": config.collaborate.detector_steps,
-        "collaborate.objective.perceptual": config.collaborate.objective.perceptual,
-        "collaborate.objective.roi_perceptual": config.collaborate.objective.roi_perceptual,
-        "collaborate.objective.detection": config.collaborate.objective.detection,
-        "collaborate.objective.roi_extractor": config.collaborate.objective.roi_extractor,
+        "collaborate.objective.perceptual": objective.perceptual,
+        "collaborate.objective.roi_perceptual": objective.roi_perceptual,
+        "collaborate.objective.detection": objective.detection,
+        "collaborate.objective.roi_extractor": objective.roi_extractor,
+        "collaborate.objective.grow": objective.grow,
+        "collaborate.objective.proposals_per_image": objective.proposals_per_image,
         "collaborate.cache_mb": config.collaborate.cache_mb,
         "data.workers": config.data.workers,
         "seed": config.seed,
@@ -246,6 +253,25 @@ def validate(config: RunConfig) -> None:
     for key, value in not_negative.items():
         if not 0 <= value < math.inf:
             raise InputError(f"configuration key {key} must be finite and not negative, got {value}")
+    above_zero = {
+        "collaborate.objective.roi_weight": objective.roi_weight,
+        "detector_phase.clip_norm": config.detector_phase.clip_norm,
+        "denoiser_phase.clip_norm": config.denoiser_phase.clip_norm,
+        "collaborate.detector_clip_norm": config.collaborate.detector_clip_norm,
+    }
+    for key, number in above_zero.items():
+        if number is not None and not 0 < number < math.inf:
+            raise InputError(f"configuration key {key} must be finite and above 0, got {number}")
+    try:
+        check_term_weights(objective.pixel)
+    except ValueError as error:
+        raise InputError(f"configuration key collaborate.objective.pixel: {error}") from error
+    for term in objective.pixel:
+        if config.data.crop is not None and config.data.crop < SMALLEST_SIDE[term]:
+            raise InputError(
+                f"configuration key data.crop must be at least {SMALLEST_SIDE[term]} for the term {term!r} of "
+                f"collaborate.objective.pixel, got {config.data.crop}"
+            )
     if not 0 <= config.ema_decay < 1:
         raise InputError(f"configuration key ema_decay must lie in [0, 1), got {config.ema_decay}")
     if not 0 <= config.data.positive_fraction <= 1:

@@ -149,7 +149,9 @@ def paired_gains(seeds: Sequence[Mapping[str, Mapping[str, float | None]]]) -> d
         if arm == LIDNET:
             continue
         gains[arm] = {}
-        for key in seeds[0][arm].keys() & seeds[0][LIDNET].keys():
+        for key in seeds[0][arm]:  # in order: a set's would change with the hash seed, and metrics.json with it
+            if key not in seeds[0][LIDNET]:
+                continue
             pairs = [(seed[LIDNET][key], seed[arm][key]) for seed in seeds]
             gains[arm][key] = interval([None if a is None or b is None else a - b for a, b in pairs])
     return gains

@@ -1,17 +1,18 @@
 """The joint objective of a denoiser step (arXiv:2104.08845): pixel terms and the frozen detector's opinion."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lidnet_fast import backend, functional
 from lidnet_fast.errors import InputError
 from lidnet_fast.extractors.cache import FeatureCache
-from lidnet_fast.extractors.networks import load_network, network_and_layers
+from lidnet_fast.extractors.networks import load_network, network_and_layers, outline_network
 from lidnet_fast.losses import ROIPerceptualLoss
 from lidnet_fast.models.detectors import LesionDetector
+from lidnet_fast.models.registry import first_line
 from lidnet_fast.models.windowing import HUWindow
 from lidnet_fast.trainer.clock import StepClock
 from lidnet_fast.trainer.config import ObjectiveConfig
@@ -103,7 +104,7 @@ class JointObjective:
             ids: what each normal-dose image is known by in the caches; the same id has to mean the same pixels.
             clock: gets the laps "detector" and "losses", in the backward pass too.
         """
-        config, clock = self.config, clock or StepClock()
+        config, clock = self.config, clock or StepClock(denoised.device)
         pixel, terms = self.pixel(denoised, normal_dose, boxes)
         clock.lap("losses")
         losses = {"pixel": pixel}
@@ -120,11 +121,14 @@ class JointObjective:
             clock.lap_in_backward(detection, "losses")  # the other losses, made later, have been walked by then
             losses["detection"] = config.detection * detection
             terms["detection"] = detection.detach()
-        if config.perceptual or config.roi_perceptual or config.roi_extractor:
-            normal_images = self.window.clamp(normal_dose)
+        normal_images = self.window.clamp(normal_dose)
+        proposed = config.roi_extractor and config.regions != "boxes"
+        if config.perceptual or config.roi_perceptual or proposed:
             seen = self._normal_dose(normal_images, detector, ids)
             # Weights are per unit of feature variance, whatever the detector's scale.
             scales = {k: f.float().var((0, 2, 3)).mean().clamp_min(1e-12) for k, f in seen.features.items()}
+        else:
+            seen = SeenInNormalDose({}, images.new_empty(len(images), 0, 5))
         clock.lap("detector")
         if config.perceptual:
             whole = torch.stack(
@@ -198,8 +202,7 @@ class JointObjective:
             found = self._see(images, detector)
         else:
             self.cache.keep_for((*detector.parameters(), *detector.buffers()))
-            absent = self.cache.missing(ids)
-            found = self.cache.merge(ids, absent, self._see(images[absent], detector) if absent else {})
+            found = self.cache.features(ids, lambda number: self._see(images[number : number + 1], detector))
         return SeenInNormalDose(proposals=found.pop(_PROPOSALS), features=found)
 
     def _see(self, images: Tensor, detector: LesionDetector) -> dict[str, Tensor]:
@@ -224,13 +227,33 @@ class JointObjective:
         return [torch.minimum((b + outward).clamp_min(0), limit) for b in boxes]
 
 
-def _extractor_loss(config: ObjectiveConfig, cache_bytes: int) -> ROIPerceptualLoss:
+def check_extractor(config: ObjectiveConfig, side: int) -> None:
+    """Refuse an extractor that can't be used on images of so many pixels a side; fetches and computes nothing.
+
+    Raises:
+        InputError: as `JointObjective`.
+    """
+    if not config.roi_extractor:
+        return
+    extractor = _extractor_loss(config, 0, outline_network).extractor.to("meta")
+    try:
+        extractor(torch.empty(1, 1, side, side, device="meta"))
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"collaborate.objective.extractor {config.extractor!r} can't be used on images of {side} x {side} pixels: "
+            f"{first_line(error)}"
+        ) from error
+
+
+def _extractor_loss(
+    config: ObjectiveConfig, cache_bytes: int, load: Callable[[str, object], nn.Module] = load_network
+) -> ROIPerceptualLoss:
     halo = "auto" if backend.current() == "fused" else "whole"
     try:
         name, layers = network_and_layers(config.extractor)
         with torch.random.fork_rng():
             torch.manual_seed(0)  # random weights are the same in every run, and when it resumes
-            network = load_network(name, config.extractor_weights)
+            network = load(name, config.extractor_weights)
         loss = ROIPerceptualLoss(
             network,
             layers,

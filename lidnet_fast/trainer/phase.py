@@ -4,13 +4,16 @@ import math
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    apply_activation_checkpointing,
+    checkpoint_wrapper,
+)
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
@@ -22,6 +25,9 @@ from lidnet_fast.models.detectors import LesionDetector
 from lidnet_fast.models.windowing import HUWindow
 from lidnet_fast.trainer.clock import StepClock, step_memory_mb
 from lidnet_fast.trainer.config import RunConfig
+from lidnet_fast.trainer.device import evaluation_device
+
+Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 def cosine_schedule(steps: int) -> Callable[[int], float]:
@@ -48,22 +54,58 @@ def averaged_weights(network: nn.Module, decay: float) -> AveragedModel | None:
     if not decay:
         return None
 
-    def average(mean: Tensor, weight: Tensor, steps: Tensor | int) -> Tensor:
+    def average(means: Tensors, weights: Tensors, steps: Tensor | int) -> None:
         n = int(steps)
-        return mean.lerp(weight, 1 - min(decay, (1 + n) / (10 + n)))
+        torch._foreach_lerp_(means, weights, 1 - min(decay, (1 + n) / (10 + n)))
 
-    return cast(AveragedModel, AveragedModel(network, avg_fn=average).requires_grad_(False))
+    return cast(AveragedModel, AveragedModel(network, multi_avg_fn=average).requires_grad_(False))
 
 
-def checkpoint_activations(network: nn.Module) -> None:
-    """Let every outermost `nn.Sequential` keep its input alone and compute the rest again in the backward pass."""
+def outermost_sequentials(network: nn.Module) -> set[nn.Module]:
+    """Every `nn.Sequential` that isn't inside another."""
     outermost: set[nn.Module] = set()
     inside: set[nn.Module] = set()
     for module in network.modules():  # parents come first
         if isinstance(module, nn.Sequential) and module not in inside:
             outermost.add(module)
             inside.update(module.modules())
-    apply_activation_checkpointing(network, check_fn=lambda module: module in outermost)
+    return outermost
+
+
+def checkpoint_activations(network: nn.Module, compiled: bool = False) -> None:
+    """Let every outermost `nn.Sequential` keep its input alone and compute the rest again in the backward pass.
+
+    Args:
+        network: its weights and buffers keep their names.
+        compiled: whether the network is to go through torch.compile, which takes none but its own contexts around the
+            computation, and changes buffers once by itself.
+    """
+    outermost = outermost_sequentials(network)
+
+    def wrapped(module: nn.Module) -> nn.Module:
+        if compiled:
+            return checkpoint_wrapper(module)
+        return checkpoint_wrapper(module, context_fn=lambda: (nullcontext(), _buffers_left_alone(module)))
+
+    apply_activation_checkpointing(network, wrapped, check_fn=lambda module: module in outermost)
+
+
+@contextmanager
+def _buffers_left_alone(module: nn.Module) -> Iterator[None]:
+    """Let computations change copies of the buffers: BatchNorm's statistics have seen the batch in the forward pass."""
+    kept = [
+        (inner, name, buffer)
+        for inner in module.modules()
+        for name, buffer in inner.named_buffers(recurse=False)
+        if inner.training
+    ]
+    for inner, name, buffer in kept:
+        setattr(inner, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for inner, name, buffer in kept:
+            setattr(inner, name, buffer)
 
 
 class Phase(L.LightningModule):
@@ -78,7 +120,7 @@ class Phase(L.LightningModule):
         self.automatic_optimization = False
         self.config = config
         self.window = HUWindow(config.window.low, config.window.high)
-        self.clock = StepClock()
+        self.clock = StepClock(evaluation_device(config))
         self._images_seen = 0
         self._quality = ImageQuality(self.window)
         self._detections = DetectionMetrics()
@@ -91,7 +133,7 @@ class Phase(L.LightningModule):
         """Set the networks up for training as the configuration says; their weights and names stay as they are."""
         for network in self.trained_parts():
             if self.config.activation_checkpointing:
-                checkpoint_activations(network)
+                checkpoint_activations(network, self.config.compile)
             if self.config.compile:
                 network.compile()
 
@@ -175,7 +217,7 @@ class Phase(L.LightningModule):
         self.log("speed/images_per_s", self._images_seen / total, prog_bar=True)
         for part, value in seconds.items():
             self.log(f"speed/{part}", value / total, prog_bar=part == "data")
-        self.log("speed/peak_memory_mb", step_memory_mb())
+        self.log("speed/peak_memory_mb", step_memory_mb(self.clock.device))
         self._images_seen = 0
 
     def check_finite(self, loss: Tensor, what: str, batch_idx: int) -> Tensor:

@@ -155,8 +155,9 @@ class CollaboratePhase(DenoisingPhase):
         return [self.denoiser, self.detector.model.backbone]
 
     def on_train_start(self) -> None:
-        """Fix the detector's BatchNorm statistics."""
+        """Fix the detector's BatchNorm statistics, and no others: networks are loaded in eval mode."""
         self.detector.eval()
+        self.denoiser.train()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One step of one network, as the cadence says."""
@@ -208,7 +209,7 @@ class CollaboratePhase(DenoisingPhase):
 
     def _detector_step(self, batch: Batch, batch_idx: int) -> None:
         def backward(part: Batch, share: float) -> dict[str, Tensor]:
-            with torch.no_grad():
+            with torch.no_grad(), _evaluated(self.denoiser):
                 denoised = self.denoise(part)
             images = self.window.clamp(torch.cat([denoised, self.window.scale(part["normal_dose"])]))
             terms = self.detector.losses(images, part["boxes"] * 2)
@@ -240,6 +241,16 @@ class CollaboratePhase(DenoisingPhase):
 def _lists(*scheduled: tuple[Any, Any]) -> tuple[list[Any], list[Any]]:
     """Optimisers and their schedules as Lightning takes them."""
     return [optimizer for optimizer, _ in scheduled], [schedule for _, schedule in scheduled]
+
+
+@contextmanager
+def _evaluated(module: nn.Module) -> Iterator[None]:
+    """As it is used, not trained: what it sees changes no statistics."""
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train()
 
 
 @contextmanager

@@ -31,8 +31,8 @@ from lidnet_fast.trainer.config import CollaborateConfig, NetworkConfig, Objecti
 from lidnet_fast.trainer.datamodule import PatchData, split_patches, stream_seed
 from lidnet_fast.trainer.device import evaluation_device, native_precision
 from lidnet_fast.trainer.networks import Kind, build_network, load_network, save_network, without_weights
-from lidnet_fast.trainer.objective import JointObjective
-from lidnet_fast.trainer.phase import Phase
+from lidnet_fast.trainer.objective import JointObjective, check_extractor
+from lidnet_fast.trainer.phase import Phase, outermost_sequentials
 from lidnet_fast.trainer.phases import CollaboratePhase, DenoiserPhase, DetectorPhase
 
 # What may differ between a run and its continuation, since no result depends on it.
@@ -44,7 +44,7 @@ _FREE_KEYS = {
     "log_every",
     "checkpoint_every",
     "data.workers",
-    "collaborate.cache_mb",
+    "collaborate.cache_mb",  # nothing beyond rounding, and that only between some cache and none
 }
 
 
@@ -53,7 +53,8 @@ class Run:
 
     Every phase leaves its networks (`<phase>/denoiser.pt`, `<phase>/detector.pt`), its logs and its cost
     (`<phase>/cost.json`). A finished phase is loaded instead of trained again; an interrupted one goes on from its last
-    checkpoint, with the same samples, noise and random numbers as if it had not been interrupted.
+    checkpoint, with the same samples, noise and random numbers as if it had not been interrupted: on the CPU to the same
+    bits.
 
     Args:
         config: of the run.
@@ -297,6 +298,8 @@ def _check_parts(config: RunConfig) -> None:
                 f"{phase}.batch_size is {size}, which {processes} processes cannot share equally: "
                 f"make it a multiple of {processes}"
             )
+    # Whole slices have the usual size, or one near it.
+    check_extractor(config.collaborate.objective, config.data.crop or 512)
     for split in ("train", "val", "test"):
         split_patches(config, split, "test")
     networks: list[tuple[Kind, NetworkConfig | None]] = [
@@ -305,8 +308,14 @@ def _check_parts(config: RunConfig) -> None:
         ("detector", config.independent_judge),
     ]
     for kind, network in networks:
-        if network is not None:
-            build_network(kind, without_weights(network))
+        if network is None:
+            continue
+        built = build_network(kind, without_weights(network))
+        if kind == "denoiser" and config.activation_checkpointing and not outermost_sequentials(built):
+            raise InputError(
+                f"activation_checkpointing: true does nothing for denoiser {network.name!r}, which has no "
+                "nn.Sequential whose activations could be computed again"
+            )
 
 
 def _earlier_config(out: Path) -> dict[str, Any]:

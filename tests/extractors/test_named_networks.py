@@ -3,7 +3,7 @@ import torch
 import torchvision
 
 from lidnet_fast.extractors import load_network
-from lidnet_fast.extractors.networks import node_names
+from lidnet_fast.extractors.networks import node_names, outline_network
 
 
 def test_weights_from_a_file(tmp_path):
@@ -43,3 +43,13 @@ def test_layers_of_vggs_have_the_papers_names():
 def test_bad_requests(arguments, error, message):
     with pytest.raises(error, match=message):
         load_network(*arguments)
+
+
+def test_an_outline_checks_the_weights_and_has_no_values(tmp_path, recwarn):
+    path = tmp_path / "resnet18.pt"
+    torch.save(torchvision.models.resnet18().state_dict(), path)
+    for weights in (None, "DEFAULT", path):
+        assert {tensor.device.type for tensor in outline_network("resnet18", weights).state_dict().values()} == {"meta"}
+    assert not recwarn
+    with pytest.raises(ValueError, match=r"resnet18.pt doesn't hold weights of resnet34: "):
+        outline_network("resnet34", path)

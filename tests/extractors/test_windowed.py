@@ -180,6 +180,12 @@ def test_networks_that_cannot_be_folded():
         check(network, {"2": stride}, (64, 64), boxes_of((64, 64)), mean=MEAN, std=STD)
 
 
+def test_strides_that_are_no_power_of_two_shift_boxes_exactly():
+    network = nn.Sequential(nn.Conv2d(1, 3, 7, stride=7), nn.ReLU(), nn.Conv2d(3, 4, 3, padding=1))
+    sides = (203, 217)
+    assert check(network, {"2": 7}, sides, boxes_of(sides), tolerance=1e-12).windows
+
+
 def test_boxes_larger_than_the_image_fall_back_to_it():
     boxes = [torch.tensor([[-10.0, -10, 120, 130]]), torch.tensor([[30.0, 30, 36, 36]])]
     plan = check(NETWORKS["pooling"][0], {"3": 4}, (96, 104), boxes)
@@ -325,6 +331,25 @@ def test_normal_dose_features_are_cached(caplog):
     assert torch.allclose(fresh, expected, rtol=1e-12)
     with pytest.raises(ValueError, match="sample_ids must have one for each image, 2, got 1"):
         loss(denoised, normal_dose, boxes, sample_ids=["a"])
+
+
+def test_windows_are_computed_one_by_one_for_the_cache(monkeypatch):
+    """How a batch rounds depends on its size, which would depend on what is kept."""
+    loss = ROIPerceptualLoss(NETWORKS["pooling"][0], "3", cache_bytes=2**20).double()
+    normal_dose, denoised = torch.rand(2, 2, 1, 96, 104, dtype=torch.float64)
+    boxes = [torch.tensor([[50.0, 52, 62, 63]])] * 2  # windows of one kind
+    features, computed = WindowedExtractor.features, []
+
+    def counted(self, images, batch):
+        if images is normal_dose:
+            computed.append(len(batch.corners))
+        return features(self, images, batch)
+
+    monkeypatch.setattr(WindowedExtractor, "features", counted)
+    loss(denoised, normal_dose, boxes, sample_ids=["a", "b"])
+    assert computed == [1, 1]
+    loss(denoised, normal_dose, boxes, sample_ids=["c", "b"])
+    assert computed == [1, 1, 1]
 
 
 def test_the_cache_keeps_to_its_bytes_and_to_its_weights():

@@ -1,5 +1,7 @@
 """The Triton kernels of roi_windows against slicing: in the interpreter, or on the GPU where there is one."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -61,6 +63,17 @@ def test_windows_that_would_leave_the_images_stay_inside(recorded, watched, devi
         windows = kernels.roi_windows(images, corners, (3, 4))
         kernels.roi_windows_backward(windows, corners, images.shape)
     assert torch.equal(windows[2], images[0, :, :3, 3:])
+
+
+def test_kernels_are_launched_on_the_gpu_of_their_tensors(monkeypatch, case, device):
+    """Which needn't be the current one."""
+    shape, corners, size = case
+    guarded = []
+    monkeypatch.setattr(kernels, "on_device", lambda tensor: guarded.append(tensor.data_ptr()) or nullcontext())
+    images = torch.randn(shape, device=device)
+    windows = kernels.roi_windows(images, corners, size)
+    kernels.roi_windows_backward(windows, corners, shape)
+    assert guarded == [images.data_ptr(), windows.data_ptr()]
 
 
 def test_no_windows(device):

@@ -60,6 +60,19 @@ def test_every_detector_end_to_end(name):
     assert isinstance(detector, TwoStageDetector if name.startswith("faster") else OneStageDetector)
 
 
+def test_sure_negatives_keep_their_gradient_under_autocast():
+    detector = make("retinanet_small")
+    logits = detector.model.head.classification_head.cls_logits
+    nn.init.constant_(logits.bias, -7.0)
+    gradients = []
+    for half in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            losses = detector.losses(images(1, 1, 64, 64), [NONE])
+        gradients += torch.autograd.grad(losses["classification"], logits.bias)
+    assert gradients[0].min() > 0
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0.05, atol=0)
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", SMALL)
 def test_shared_features_give_the_same_losses_and_gradients(name, training):

@@ -61,3 +61,9 @@ def test_gains_are_paired_by_seed() -> None:
     mean, low, high = paired_gains(seeds)["MSE"]["psnr"]
     assert math.isclose(mean, 2.0)
     assert high - low < 6  # far less than the spread between seeds
+
+
+def test_gains_come_in_the_order_of_the_metrics() -> None:
+    keys = [f"metric {number}" for number in range(20)]
+    gains = paired_gains([{"MSE": dict.fromkeys(keys, 1.0), "LIDnet": dict.fromkeys(reversed(keys), 2.0)}])
+    assert list(gains["MSE"]) == keys

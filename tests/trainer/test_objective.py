@@ -115,13 +115,13 @@ def test_cached_normal_dose_changes_nothing_and_is_computed_once(detector, image
         boxes = [BOXES[n] for n in order]
         found = cached(denoised[order], normal[order], boxes, detector, ids=ids)
         torch.testing.assert_close(found.total, plain.total)
-    assert seen == [2, 1]
+    assert seen == [1, 1, 1]
     assert cached.cache.hit_rate == 0.5
 
     with torch.no_grad():
         next(detector.parameters()).add_(0)  # what a step of the detector does
     cached(denoised, normal, BOXES, detector, ids=["a", "b"])
-    assert seen == [2, 1, 2]
+    assert seen == [1] * 5
 
 
 EXTRACTOR = replace(PLAIN, roi_extractor=0.5, extractor="vgg11:relu2_1", regions="boxes", grow=0.0)
@@ -139,6 +139,15 @@ def test_extractor_term_is_the_public_loss_on_imagenets_scale(images) -> None:
     expected = loss(window.clamp(denoised), window.clamp(normal), BOXES)
     torch.testing.assert_close(found.terms["roi_extractor"], expected.detach())
     torch.testing.assert_close(found.losses["roi_extractor"], 0.5 * expected)
+
+
+@pytest.mark.parametrize(("regions", "passes"), [("boxes", 0), ("both", 1)])
+def test_the_extractor_term_asks_the_detector_for_proposals_alone(detector, images, monkeypatch, regions, passes):
+    features, seen = type(detector).features, []
+    monkeypatch.setattr(type(detector), "features", lambda self, x: seen.append(x) or features(self, x))
+    found = objective(replace(EXTRACTOR, regions=regions))(*images, BOXES, detector)
+    assert len(seen) == passes
+    assert found.terms["roi_extractor"] > 0
 
 
 @pytest.mark.parametrize(

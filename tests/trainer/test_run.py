@@ -39,9 +39,28 @@ def weights(out: str, phase: str) -> dict[str, torch.Tensor]:
 def test_interrupted_run_continues_bit_exactly(
     tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: type, step: int
 ) -> None:
-    train(tiny_config)
+    assert_continues_bit_exactly(tiny_config, tmp_path, monkeypatch, phase, step)
 
-    again = replace(tiny_config, out=str(tmp_path / "interrupted"))
+
+def test_run_with_cached_features_continues_bit_exactly(
+    tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the cache is empty when it goes on."""
+    objective = replace(tiny_config.collaborate.objective, roi_extractor=0.1, extractor="vgg11:relu2_1")
+    cached = replace(
+        tiny_config,
+        data=replace(tiny_config.data, crop=None, augment=False),
+        collaborate=replace(tiny_config.collaborate, detector_steps=0, objective=objective),
+    )
+    assert_continues_bit_exactly(cached, tmp_path, monkeypatch, CollaboratePhase, 5)
+
+
+def assert_continues_bit_exactly(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: type, step: int
+) -> None:
+    train(config)
+
+    again = replace(config, out=str(tmp_path / "interrupted"))
     training_step = phase.training_step
 
     def cut(self, batch, batch_idx):
@@ -57,7 +76,7 @@ def test_interrupted_run_continues_bit_exactly(
     train(again)
 
     for name in ("detector", "denoiser", "collaborate"):
-        expected, found = weights(tiny_config.out, name), weights(again.out, name)
+        expected, found = weights(config.out, name), weights(again.out, name)
         assert expected.keys() == found.keys()
         for key in expected:
             assert torch.equal(expected[key], found[key]), f"{name}: {key}"
