@@ -53,8 +53,8 @@ class Run:
 
     Every phase leaves its networks (`<phase>/denoiser.pt`, `<phase>/detector.pt`), its logs and its cost
     (`<phase>/cost.json`). A finished phase is loaded instead of trained again; an interrupted one goes on from its last
-    checkpoint, with the same samples, noise and random numbers as if it had not been interrupted: on the CPU to the same
-    bits.
+    checkpoint, with the same samples, noise and random numbers as if it had not been interrupted: on the CPU to the
+    same bits.
 
     Args:
         config: of the run.
