@@ -115,7 +115,7 @@ def as_rois(boxes: Boxes, input: Tensor, spatial_scale: float = 1.0) -> Tensor:
             (x1, y1, x2, y2); for [N, C, D, H, W] Tensor[K, 7] of (batch index, x1, y1, z1, x2, y2, z2), or N Tensors
             [L_i, 6].
         input: Gives the batch size, the device and, by `compute_dtype`, the dtype.
-        spatial_scale: What the op multiplies coordinates by; they, and the boxes' sides, must stay finite.
+        spatial_scale: What the op multiplies coordinates by; they must stay finite.
 
     Returns:
         Tensor[K, 5] or Tensor[K, 7].
@@ -247,7 +247,7 @@ def _check_box_tensor(name: str, boxes: Tensor, width: int, input: Tensor) -> No
 
 def _check_box_values(rois: Tensor, images: int, spatial_scale: float, lengths: Sequence[int] | None) -> None:
     """The values of `rois` [K, 5] or [K, 7]; `lengths` is how many boxes each image gave, if they came as a list."""
-    largest = torch.finfo(rois.dtype).max / 4 / max(spatial_scale, 1.0)
+    largest = torch.finfo(rois.dtype).max / max(spatial_scale, 1.0)
     axes = "xyz"[: rois.shape[1] // 2]
     index, lower, upper = rois[:, 0], rois[:, 1 : 1 + len(axes)], rois[:, 1 + len(axes) :]
     ordered, finite = upper >= lower, rois[:, 1:].abs() < largest

@@ -265,7 +265,6 @@ def with_row(*row):
         ({"spatial_scale": True}, ValueError, "spatial_scale must be .*got True"),
         ({"spatial_scale": 1e300}, ValueError, r"boxes\[0\] must have finite coordinates \(once times spatial_sc"),
         ({"spatial_scale": 1e37, "boxes": BOX * 9}, ValueError, r"boxes\[0\] must have finite coordinates \(once"),
-        ({"boxes": with_row(0, -3e38, 0, 3e38, 4)}, ValueError, r"boxes\[1\] must have finite coordinates, got"),
         ({"spatial_scale": "1/4"}, ValueError, "spatial_scale must be .*got '1/4'"),
         ({"sampling_ratio": -2}, ValueError, "sampling_ratio must be .*got -2"),
         ({"sampling_ratio": 2.0}, ValueError, "sampling_ratio must be .*got 2.0"),
