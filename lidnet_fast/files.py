@@ -3,6 +3,10 @@
 import os
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from lidnet_fast.errors import InputError
+
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text under a temporary name, then rename; parent folders are made."""
@@ -27,3 +31,21 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
         if temporary.is_file():
             temporary.unlink()
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def lock(path: Path, held: str) -> FileLock:
+    """Take a lock, which ends with its `release` or with this process.
+
+    Args:
+        path: the lock's file, which is made.
+        held: the message where another process has it.
+
+    Raises:
+        InputError: another process has it.
+    """
+    taken = FileLock(path)
+    try:
+        taken.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(held) from error
+    return taken

@@ -37,9 +37,9 @@ def read_boxes(path: Path, series: Sequence[Series], rejected: frozenset[str] = 
     for line, row in rows:
         where = f"{path}, line {line}"
         one = known.get(row["series_uid"])
-        if one is None and row["series_uid"] in rejected:
-            continue
         if one is None:
+            if row["series_uid"] in rejected:
+                continue
             raise InputError(f"{where}: there is no series {row['series_uid']} among the {len(known)} CT series found")
         if slice_column == "sop_instance_uid":
             z: int | None = slice_of_sop.get((one.series_uid, row["sop_instance_uid"]))

@@ -45,7 +45,7 @@ def is_volume(path: Path) -> bool:
 
 def volume_stem(path: Path) -> str:
     """A volume's name without its ending."""
-    return next(path.name[: -len(suffix)] for suffix in SUFFIXES if path.name.lower().endswith(suffix))
+    return path.name[: -len(_suffix(path))]
 
 
 def read_header(path: Path) -> "sitk.ImageFileReader":
@@ -127,7 +127,11 @@ def check_hu(path: Path, values: np.ndarray) -> None:
 
 
 def _reader(path: Path) -> str:
-    return next(reader for suffix, reader in _READERS.items() if path.name.lower().endswith(suffix))
+    return _READERS[_suffix(path)]
+
+
+def _suffix(path: Path) -> str:
+    return next(suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix))
 
 
 def _check_header(path: Path) -> None:
@@ -176,7 +180,7 @@ def _check_nifti_complete(path: Path) -> None:
     Raises:
         EOFError: the file is shorter than its header says.
     """
-    if not path.name.lower().endswith((".nii", ".nii.gz")):
+    if _reader(path) != "NiftiImageIO":
         return
     compressed = path.suffix.lower() == ".gz"
     with gzip.open(path) if compressed else path.open("rb") as file:

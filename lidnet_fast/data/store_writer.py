@@ -20,14 +20,13 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 import lidnet_fast
 from lidnet_fast.data.index import SPLITS, Index, SeriesInfo
 from lidnet_fast.data.store import STORE_FORMAT, STORE_VERSION, box_fault, volume_name
 from lidnet_fast.data.volumes import FORMATS
 from lidnet_fast.errors import InputError
-from lidnet_fast.files import write_text
+from lidnet_fast.files import lock, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +119,6 @@ class StoreWriter:
             uuid.uuid4().hex if key is None else json.dumps([STORE_VERSION, volume_format, split, key], sort_keys=True)
         )
         self._work = self._partial / hashlib.sha256(content.encode()).hexdigest()[:16]
-        self._lock = FileLock(self._partial / "lock")
         self._patient_splits: dict[str, str] = {}
         self.done = {}
 
@@ -129,10 +127,7 @@ class StoreWriter:
             raise InputError(f"volume_format {self._format!r} isn't one of {', '.join(FORMATS)}")
         self._refuse_existing()
         self._partial.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise InputError(f"{self.path}: is being written by another process") from error
+        self._lock = lock(self._partial / "lock", f"{self.path}: is being written by another process")
         # Records without a store are what is left of one that was finished; other folders are of other keys.
         if not (self._work / "store").is_dir():
             shutil.rmtree(self._work, ignore_errors=True)

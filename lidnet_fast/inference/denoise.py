@@ -15,7 +15,6 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
 from lidnet_fast import __version__
 from lidnet_fast.data.dicom_headers import without_pydicom_warnings
@@ -23,10 +22,17 @@ from lidnet_fast.data.dicom_writer import CTImage, Derivation, read_image, write
 from lidnet_fast.data.itk_files import is_volume
 from lidnet_fast.data.series import LOWEST_HU
 from lidnet_fast.errors import InputError
-from lidnet_fast.files import write_text
+from lidnet_fast.files import lock, write_text
 from lidnet_fast.inference.slices import Precision, SliceDenoiser
 from lidnet_fast.inference.sources import DicomSeries, counted, find
-from lidnet_fast.inference.volumes import VolumeFile, check_free, read_volume_file, rounded_hu, write_volume_file
+from lidnet_fast.inference.volumes import (
+    VolumeFile,
+    check_free,
+    read_volume_file,
+    rounded_hu,
+    unfinished,
+    write_volume_file,
+)
 from lidnet_fast.progress import progress
 from lidnet_fast.trainer.networks import load_denoiser
 
@@ -160,14 +166,14 @@ class _Worker:
             self.summary.already += 1
             yield from repeat(None, there)
             return
-        unfinished, slices_before = target.with_name(f".{target.name}.part"), self.summary.slices
+        folder, slices_before = unfinished(target), self.summary.slices
         try:
-            yield from self._fill(unfinished, series, pool)
+            yield from self._fill(folder, series, pool)
         except InputError:
             self.summary.slices = slices_before
-            shutil.rmtree(unfinished, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
             raise
-        unfinished.rename(target)
+        folder.rename(target)
         self.summary.denoised += 1
 
     def _fill(self, folder: Path, series: DicomSeries, pool: ThreadPoolExecutor) -> Iterator[None]:
@@ -278,16 +284,13 @@ def _derivation(file: Path, settings: Mapping[str, Any], created: datetime) -> D
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
     """Keep other processes from making the same files."""
-    lock = FileLock(out / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise InputError(f"{out}: another process is denoising into it") from error
+    path = out / ".lock"
+    taken = lock(path, f"{out}: another process is denoising into it")
     try:
         yield
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+        path.unlink(missing_ok=True)
+        taken.release()
 
 
 def _claim(out: Path, settings: Mapping[str, Any]) -> datetime:

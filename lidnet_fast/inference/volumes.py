@@ -61,8 +61,8 @@ def check_free(path: Path) -> None:
     Raises:
         InputError: names it; unless an interrupted `write_volume_file` left it.
     """
-    voxels, unfinished = path.with_suffix(".raw"), _unfinished(path)
-    moved = (unfinished / path.name).exists() and not (unfinished / voxels.name).exists()
+    voxels, folder = path.with_suffix(".raw"), unfinished(path)
+    moved = (folder / path.name).exists() and not (folder / voxels.name).exists()
     if path.suffix.lower() in (".mhd", ".nhdr") and voxels.exists() and not moved:
         raise InputError(f"{voxels}: exists already, and would be overwritten by the voxels of {path.name}")
 
@@ -83,7 +83,7 @@ def write_volume_file(slices: np.ndarray, axis: int, source: sitk.Image, descrip
     image = sitk.GetImageFromArray(np.ascontiguousarray(np.moveaxis(slices, 0, axis)))
     image.CopyInformation(source)
     image.SetMetaData("ITK_FileNotes", description[:79])  # NIfTI's "descrip"
-    folder = _unfinished(path)
+    folder = unfinished(path)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
@@ -96,7 +96,8 @@ def write_volume_file(slices: np.ndarray, axis: int, source: sitk.Image, descrip
     folder.rmdir()
 
 
-def _unfinished(path: Path) -> Path:
+def unfinished(path: Path) -> Path:
+    """The folder in which a result is made before it gets its name."""
     return path.with_name(f".{path.name}.part")
 
 

@@ -1,5 +1,7 @@
 """Denoisers: networks from a windowed low-dose slice to a windowed denoised slice, [N, 1, H, W] -> [N, 1, H, W]."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -173,19 +175,26 @@ def build_denoiser(name: str, **options: Any) -> nn.Module:
     return model
 
 
-def _probe(name: str, model: nn.Module) -> None:
-    """Check on one small image that a user's network keeps the shape."""
-    shape = (1, 1, _PROBE_SIZE, _PROBE_SIZE)
+@contextmanager
+def evaluated(model: nn.Module) -> Iterator[None]:
+    """A network as it is used, not trained: what it sees changes no statistics."""
     training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        yield
+    finally:
+        model.train(training)
+
+
+def _probe(name: str, model: nn.Module) -> None:
+    """Check on one small image that a user's network keeps the shape."""
+    shape = (1, 1, _PROBE_SIZE, _PROBE_SIZE)
+    try:
+        with torch.no_grad(), evaluated(model):
             output = model(torch.zeros(shape))
     except Exception as error:
         message = f"denoiser {name!r} failed on an input of shape {list(shape)}: {first_line(error)}"
         raise InputError(message) from error
-    finally:
-        model.train(training)
     if not isinstance(output, Tensor) or output.shape != shape:
         got = f"shape {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise InputError(f"denoiser {name!r} must map {list(shape)} to the same shape, got {got}")

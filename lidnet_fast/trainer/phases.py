@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lidnet_fast.data.dataset import Batch
+from lidnet_fast.models.denoisers import evaluated
 from lidnet_fast.models.detectors import LesionDetector
 from lidnet_fast.multitask import mtl_backward
 from lidnet_fast.trainer import ranks
@@ -209,7 +210,7 @@ class CollaboratePhase(DenoisingPhase):
 
     def _detector_step(self, batch: Batch, batch_idx: int) -> None:
         def backward(part: Batch, share: float) -> dict[str, Tensor]:
-            with torch.no_grad(), _evaluated(self.denoiser):
+            with torch.no_grad(), evaluated(self.denoiser):
                 denoised = self.denoise(part)
             images = self.window.clamp(torch.cat([denoised, self.window.scale(part["normal_dose"])]))
             terms = self.detector.losses(images, part["boxes"] * 2)
@@ -241,16 +242,6 @@ class CollaboratePhase(DenoisingPhase):
 def _lists(*scheduled: tuple[Any, Any]) -> tuple[list[Any], list[Any]]:
     """Optimisers and their schedules as Lightning takes them."""
     return [optimizer for optimizer, _ in scheduled], [schedule for _, schedule in scheduled]
-
-
-@contextmanager
-def _evaluated(module: nn.Module) -> Iterator[None]:
-    """As it is used, not trained: what it sees changes no statistics."""
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train()
 
 
 @contextmanager
