@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .roi_sampling import axis_bins, bin_touches, boxes_touch, cell_weights, sample_count
+from .roi_sampling import axis_bins, bin_touches, boxes_touch, cell_weights, image_number, sample_count
 
 
 @triton.jit
@@ -38,8 +38,7 @@ def list_kernel(
                 box = k + tl.arange(0, BLOCK_K)
                 mask = box < boxes
                 index = tl.load(rois + box * (1 + 2 * axes), mask=mask, other=-1.0)
-                index = tl.minimum(tl.maximum(tl.where(index == index, index, 0.0).to(tl.int32), 0), images - 1)
-                listed = mask & (index == image)
+                listed = mask & (image_number(index, images) == image)
                 listed &= boxes_touch(rois, box, mask, 1, SCALES[number], first, first + TILE_Y - 1, VOLUMES, ALIGNED)
                 if VOLUMES:
                     listed &= boxes_touch(rois, box, mask, 2, SCALES[number], z, z, VOLUMES, ALIGNED)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .devices import on_device
 from .roi_gather import gather_kernel, list_kernel
-from .roi_sampling import axis_bins, sample_corners, sample_count
+from .roi_sampling import axis_bins, image_number, sample_corners, sample_count
 
 _CRITERIA = {"mse": 0, "l1": 1, "smooth_l1": 2, "charbonnier": 3}
 _LISTED_BOXES = 128
@@ -231,8 +231,7 @@ def _box_difference(
 ):
     dtype: tl.constexpr = rois.dtype.element_ty
     axes: tl.constexpr = 3 if VOLUMES else 2
-    index = tl.load(rois + box * (1 + 2 * axes))
-    image = tl.minimum(tl.maximum(tl.where(index == index, index, 0.0).to(tl.int32), 0), images - 1).to(tl.int64)
+    image = image_number(tl.load(rois + box * (1 + 2 * axes)), images).to(tl.int64)
     start_x, bin_x = axis_bins(rois, box, 0, SCALE, BINS_X, VOLUMES, ALIGNED)
     start_y, bin_y = axis_bins(rois, box, 1, SCALE, BINS_Y, VOLUMES, ALIGNED)
     samples_x, samples_y = sample_count(bin_x, SAMPLES), sample_count(bin_y, SAMPLES)

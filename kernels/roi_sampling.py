@@ -13,6 +13,12 @@ _MOST_SAMPLES = tl.constexpr(1 << 16)
 
 
 @triton.jit
+def image_number(index, images):
+    """The image that a box's batch index names, clamped into the batch; NaN is the first."""
+    return tl.minimum(tl.maximum(tl.where(index == index, index, 0.0).to(tl.int32), 0), images - 1)
+
+
+@triton.jit
 def axis_bins(
     rois, box, axis: tl.constexpr, SCALE: tl.constexpr, bins: tl.constexpr, VOLUMES: tl.constexpr, ALIGNED: tl.constexpr
 ):
