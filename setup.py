@@ -110,7 +110,7 @@ def optional_extensions() -> dict:
 
 
 setup(
-    packages=[*find_packages(include=["lidnet_fast*"]), "lidnet_fast.kernels"],
+    packages=find_packages(include=["lidnet_fast*"]),
     package_dir={"lidnet_fast.kernels": "kernels"},
     **optional_extensions(),
 )
