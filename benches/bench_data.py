@@ -20,10 +20,10 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, generate_uid
 from torch import Tensor
 
 from benches.harness import Contestant
-from lidnet_fast.data.dose import DoseSimulation, sample_generator, simulate_low_dose
-from lidnet_fast.data.index import SeriesInfo
-from lidnet_fast.data.store import Store
-from lidnet_fast.data.store_writer import StoreWriter
+from lidnet_fast.data.simulation.dose import DoseSimulation, sample_generator, simulate_low_dose
+from lidnet_fast.data.store.index import SeriesInfo
+from lidnet_fast.data.store.reader import Store
+from lidnet_fast.data.store.writer import StoreWriter
 
 SERIES, SLICES, SIDE = 8, 24, 512
 READS = 32

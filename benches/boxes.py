@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lidnet_fast.data.lidc import boxes_of_slices, lesion_geometry
+from lidnet_fast.data.phantoms.lidc import boxes_of_slices, lesion_geometry
 
 LESIONS_PER_IMAGE = 10
 ANCHOR_SIDES = (16, 32, 64, 128, 256)

@@ -21,12 +21,12 @@ from unittest import mock
 
 import torch
 import triton
-from lidnet_fast.kernels import roi_perceptual, roi_windows
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 import lidnet_fast
+from lidnet_fast.kernels import roi_perceptual, roi_windows
 
 RESOURCES = Path(__file__).parents[1] / "tests" / "kernels" / "resources.json"
 TARGETS = {

@@ -27,9 +27,9 @@ import torch
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from lidnet_fast.data.dose import DoseSimulation, sample_generator, simulate_low_dose
-from lidnet_fast.data.phantom import PhantomOptions, make_patient
-from lidnet_fast.data.prepare import prepare
+from lidnet_fast.data.phantoms.phantom import PhantomOptions, make_patient
+from lidnet_fast.data.prepare.plan import prepare
+from lidnet_fast.data.simulation.dose import DoseSimulation, sample_generator, simulate_low_dose
 from lidnet_fast.runtime import keep_freed_memory, machine_facts, peak_memory_mb, reset_peak_memory
 from lidnet_fast.trainer.config import DataConfig, NetworkConfig, RunConfig
 from lidnet_fast.trainer.run import Run, curves

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from lidnet_fast.data.phantoms.study import Study, make_study
 from lidnet_fast.runtime import keep_freed_memory, machine_facts
 from lidnet_fast.trainer.bench import Speed, measured
 from lidnet_fast.trainer.clock import PARTS
 from lidnet_fast.trainer.config import DataConfig, NetworkConfig, ObjectiveConfig, RunConfig
-from lidnet_fast.trainer.study import Study, make_study
 
 LIDNET = ObjectiveConfig(pixel={"mse": 1.0, "ssim": 0.1})
 DEFAULT = RunConfig()

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lidnet_fast.data.dataset import LesionPatches
-from lidnet_fast.data.dose import DoseSimulation
-from lidnet_fast.data.index import Index, SeriesInfo
-from lidnet_fast.data.store import Store
-from lidnet_fast.data.store_writer import StoreWriter
+from lidnet_fast.data.samples.dataset import LesionPatches
+from lidnet_fast.data.simulation.dose import DoseSimulation
+from lidnet_fast.data.store.index import Index, SeriesInfo
+from lidnet_fast.data.store.reader import Store
+from lidnet_fast.data.store.writer import StoreWriter
 from lidnet_fast.runtime import machine_facts, peak_memory_mb, reset_peak_memory
 
 SIDE = 512

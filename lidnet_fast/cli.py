@@ -136,8 +136,8 @@ def demo(arguments: Sequence[str]) -> None:
     parser.set_defaults(out="runs/demo_quick" if "--quick" in arguments else "runs/demo")
     options = _parse(parser, arguments)
     _prepare_process()
-    from lidnet_fast.trainer.demo import run_demo
-    from lidnet_fast.trainer.study import Study
+    from lidnet_fast.data.phantoms.study import Study
+    from lidnet_fast.evaluation.demo import run_demo
 
     run_demo(_run_config(parser, options), Study(), seeds=options.seeds, quick=options.quick)
 
@@ -184,7 +184,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     add("--out", type=str, default=None, help="where results go; by default the run's folder, or runs/comparison")
     options = _parse(parser, arguments)
     _prepare_process()
-    from lidnet_fast.trainer.evaluate_run import compare_images, evaluate_run, named_folders
+    from lidnet_fast.evaluation.compare import compare_images, evaluate_run, named_folders
 
     run, denoiser, store, out = (
         None if path is None else Path(path) for path in (options.run, options.denoiser, options.store, options.out)
@@ -208,7 +208,7 @@ def export(arguments: Sequence[str]) -> None:
     add("--format", choices=["nifti", "dicom"], default="nifti", help="of the images")
     add("--seed", type=int, default=0, help="of the noise, where the low dose is simulated")
     options = vars(_parse(parser, arguments))
-    from lidnet_fast.data.export import export as export_split
+    from lidnet_fast.evaluation.export import export as export_split
 
     print("\n".join(export_split(Path(options.pop("store")), Path(options.pop("out")), **options)))
 
@@ -237,7 +237,7 @@ def prepare(arguments: Sequence[str]) -> None:
     add("--workers", type=int, default=None, help="processes; by default one per core")
     add("--dask", default=None, help="address of a Dask scheduler whose workers do the work instead")
     options = vars(_parse(parser, arguments))
-    from lidnet_fast.data.prepare import prepare as prepare_store
+    from lidnet_fast.data.prepare.plan import prepare as prepare_store
 
     sources, out, volume_format = (options.pop(name) for name in ("sources", "out", "format"))
     print("\n".join(prepare_store(sources, out, volume_format=volume_format, **options).lines()))

@@ -89,12 +89,12 @@ def describe_extractor(extractor: str, boxes: Path | None, image_size: int) -> s
 def _slices_with_lesions(path: Path | None) -> tuple[list[np.ndarray], str]:
     """Boxes [n, 4] of each slice that has some, a sample of so many at most, and where they are from."""
     if path is None:
-        from lidnet_fast.data.lidc import boxes_of_slices
+        from lidnet_fast.data.phantoms.lidc import boxes_of_slices
 
         slices, source = boxes_of_slices(), "LIDC-IDRI"
     else:
-        from lidnet_fast.data.boxes import COLUMNS, SLICE_COLUMNS
-        from lidnet_fast.data.csv_input import read_rows
+        from lidnet_fast.data.annotations.boxes import COLUMNS, SLICE_COLUMNS
+        from lidnet_fast.data.annotations.csv import read_rows
 
         column, rows = read_rows(path, COLUMNS, SLICE_COLUMNS)
         if not rows:

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from lidnet_fast.cli import main
-from lidnet_fast.data.dose import DoseSimulation
-from lidnet_fast.data.store import SeriesInfo
-from lidnet_fast.data.store_writer import StoreWriter
+from lidnet_fast.data.simulation.dose import DoseSimulation
+from lidnet_fast.data.store.reader import SeriesInfo
+from lidnet_fast.data.store.writer import StoreWriter
 
 
 def refused(capsys: pytest.CaptureFixture[str], arguments: Sequence[str]) -> str:

@@ -12,10 +12,10 @@ import SimpleITK as sitk  # noqa: N813
 from PIL import Image
 
 from lidnet_fast.cli import COMMANDS, main
-from lidnet_fast.data.export import export
-from lidnet_fast.data.index import SeriesInfo
-from lidnet_fast.data.splits import split_of
-from lidnet_fast.data.store import Store
+from lidnet_fast.data.prepare.splits import split_of
+from lidnet_fast.data.store.index import SeriesInfo
+from lidnet_fast.data.store.reader import Store
+from lidnet_fast.evaluation.export import export
 from tests.data.conftest import make_hu, write_series
 from tests.data.test_annotations import message, outline
 from tests.data.test_deeplesion import HEADER, line

@@ -1,6 +1,6 @@
 """Trained denoisers on whole studies: `denoise` is what `lidnet-fast denoise` runs."""
 
-from lidnet_fast.trainer.networks import load_denoiser
+from lidnet_fast.models.files import load_denoiser
 
 from .denoise import DenoiseSummary, denoise
 from .slices import SliceDenoiser

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from lidnet_fast import __version__
-from lidnet_fast.data.dicom_headers import without_pydicom_warnings
-from lidnet_fast.data.dicom_writer import CTImage, Derivation, read_image, write_derived
-from lidnet_fast.data.itk_files import is_volume
-from lidnet_fast.data.series import LOWEST_HU
+from lidnet_fast.data.formats.dicom.headers import without_pydicom_warnings
+from lidnet_fast.data.formats.dicom.writer import CTImage, Derivation, read_image, write_derived
+from lidnet_fast.data.formats.geometry import LOWEST_HU
+from lidnet_fast.data.formats.itk.files import is_volume
 from lidnet_fast.errors import InputError
 from lidnet_fast.files import lock, write_text
 from lidnet_fast.inference.slices import Precision, SliceDenoiser
@@ -33,8 +33,8 @@ from lidnet_fast.inference.volumes import (
     unfinished,
     write_volume_file,
 )
+from lidnet_fast.models.files import load_denoiser
 from lidnet_fast.progress import progress
-from lidnet_fast.trainer.networks import load_denoiser
 
 MANIFEST = "denoise.json"
 _FORMAT = "lidnet_fast-denoised"

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lidnet_fast.data.dicom_headers import frame_count, parse_header, without_pydicom_warnings
-from lidnet_fast.data.folders import files_below
-from lidnet_fast.data.itk_files import is_volume
+from lidnet_fast.data.formats.dicom.headers import frame_count, parse_header, without_pydicom_warnings
+from lidnet_fast.data.formats.find import files_below
+from lidnet_fast.data.formats.itk.files import is_volume
 from lidnet_fast.errors import InputError
 from lidnet_fast.inference.volumes import VolumeFile, inspect_volume
 from lidnet_fast.progress import progress

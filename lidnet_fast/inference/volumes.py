@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
-from lidnet_fast.data.itk_files import check_hu, check_is_volume, has_8_bits, itk_cause, read_header, read_image
-from lidnet_fast.data.series import LOWEST_HU
+from lidnet_fast.data.formats.geometry import LOWEST_HU
+from lidnet_fast.data.formats.itk.files import check_hu, check_is_volume, has_8_bits, itk_cause, read_header, read_image
 from lidnet_fast.errors import InputError
 
 

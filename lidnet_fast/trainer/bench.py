@@ -10,16 +10,16 @@ from typing import Any
 
 import lightning as L
 
-from lidnet_fast.data.dataset import collate, make_batch
+from lidnet_fast.data.phantoms.study import Study, make_study
+from lidnet_fast.data.samples.dataset import collate, make_batch
+from lidnet_fast.device import evaluation_device, native_precision
 from lidnet_fast.errors import InputError
+from lidnet_fast.evaluation.arms import print_table
 from lidnet_fast.runtime import machine_facts
 from lidnet_fast.trainer.clock import PARTS
 from lidnet_fast.trainer.config import RunConfig
 from lidnet_fast.trainer.datamodule import split_patches
-from lidnet_fast.trainer.device import evaluation_device, native_precision
-from lidnet_fast.trainer.evaluate import print_table
 from lidnet_fast.trainer.run import Run, curves
-from lidnet_fast.trainer.study import Study, make_study
 
 CONFIGURED = "as configured"
 _MANY = 1_000_000

@@ -12,7 +12,7 @@ from types import NoneType
 from typing import Any, Literal, get_args
 
 from lidnet_fast import backend
-from lidnet_fast.data.volumes import is_url
+from lidnet_fast.data.store.backends import is_url
 from lidnet_fast.errors import InputError
 from lidnet_fast.functional import check_term_weights
 from lidnet_fast.functional.pixel_losses import SMALLEST_SIDE

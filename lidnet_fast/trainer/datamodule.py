@@ -7,7 +7,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from lidnet_fast.data.dataset import Batch, LesionPatches, Sample, Samples, collate, make_batch
+from lidnet_fast.data.samples.dataset import Batch, LesionPatches, Sample, Samples, collate, make_batch
 from lidnet_fast.trainer.config import RunConfig
 
 # Streams of draws are kept apart, so that no phase sees another's samples.

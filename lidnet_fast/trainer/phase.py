@@ -17,15 +17,15 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
-from lidnet_fast.data.dataset import Batch
+from lidnet_fast.data.samples.dataset import Batch
+from lidnet_fast.device import evaluation_device
 from lidnet_fast.errors import InputError
-from lidnet_fast.evaluation.detection import DetectionMetrics
-from lidnet_fast.evaluation.image_quality import ImageQuality
+from lidnet_fast.metrics.detection import DetectionMetrics
+from lidnet_fast.metrics.image_quality import ImageQuality
 from lidnet_fast.models.detectors import LesionDetector
 from lidnet_fast.models.windowing import HUWindow
 from lidnet_fast.trainer.clock import StepClock, step_memory_mb
 from lidnet_fast.trainer.config import RunConfig
-from lidnet_fast.trainer.device import evaluation_device
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
 

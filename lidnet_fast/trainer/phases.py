@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lidnet_fast.data.dataset import Batch
+from lidnet_fast.data.samples.dataset import Batch
+from lidnet_fast.device import evaluation_device
 from lidnet_fast.models.denoisers import evaluated
 from lidnet_fast.models.detectors import LesionDetector
 from lidnet_fast.multitask import mtl_backward
 from lidnet_fast.trainer import ranks
 from lidnet_fast.trainer.config import CollaborateConfig, RunConfig
-from lidnet_fast.trainer.device import evaluation_device
 from lidnet_fast.trainer.objective import JointObjective, Objective
 from lidnet_fast.trainer.phase import Phase, averaged_weights, scheduled_adamw
 

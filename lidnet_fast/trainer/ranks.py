@@ -16,9 +16,9 @@ from typing import TypeVar
 import torch
 from torch import distributed
 
+from lidnet_fast.device import evaluation_device
 from lidnet_fast.errors import InputError
 from lidnet_fast.trainer.config import RunConfig
-from lidnet_fast.trainer.device import evaluation_device
 
 T = TypeVar("T")
 

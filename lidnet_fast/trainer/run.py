@@ -20,17 +20,17 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 
 from lidnet_fast import backend
+from lidnet_fast.device import evaluation_device, native_precision
 from lidnet_fast.errors import InputError
 from lidnet_fast.files import write_text
 from lidnet_fast.models.detectors import LesionDetector
+from lidnet_fast.models.files import Kind, build_network, load_network, save_network, without_weights
 from lidnet_fast.models.windowing import HUWindow
 from lidnet_fast.runtime import recorded_cost
 from lidnet_fast.trainer import ranks
 from lidnet_fast.trainer.checkpoints import PhaseCheckpoints
 from lidnet_fast.trainer.config import CollaborateConfig, NetworkConfig, ObjectiveConfig, RunConfig, to_dict, validate
 from lidnet_fast.trainer.datamodule import PatchData, split_patches, stream_seed
-from lidnet_fast.trainer.device import evaluation_device, native_precision
-from lidnet_fast.trainer.networks import Kind, build_network, load_network, save_network, without_weights
 from lidnet_fast.trainer.objective import JointObjective, check_extractor
 from lidnet_fast.trainer.phase import Phase, outermost_sequentials
 from lidnet_fast.trainer.phases import CollaboratePhase, DenoiserPhase, DetectorPhase

@@ -5,10 +5,10 @@ import pytest
 
 from lidnet_fast.data.annotations import read_annotations
 from lidnet_fast.data.annotations.luna16 import SMALLEST_CIRCLE
-from lidnet_fast.data.dicom import scan
-from lidnet_fast.data.prepare import prepare
-from lidnet_fast.data.sources import find_series
-from lidnet_fast.data.store import Store
+from lidnet_fast.data.formats.dicom.series import scan
+from lidnet_fast.data.formats.sources import find_series
+from lidnet_fast.data.prepare.plan import prepare
+from lidnet_fast.data.store.reader import Store
 from lidnet_fast.errors import InputError
 
 sitk = pytest.importorskip("SimpleITK")

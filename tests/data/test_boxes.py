@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lidnet_fast.data.boxes import read_boxes
-from lidnet_fast.data.dicom import scan
+from lidnet_fast.data.annotations.boxes import read_boxes
+from lidnet_fast.data.formats.dicom.series import scan
 from lidnet_fast.errors import InputError
 
 UID = "1.2.826.0.1.3680043.8.498"

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lidnet_fast.data.prepare import prepare
-from lidnet_fast.data.store import Store
+from lidnet_fast.data.prepare.plan import prepare
+from lidnet_fast.data.store.reader import Store
 from lidnet_fast.errors import InputError
 
 HEADER = (

@@ -20,7 +20,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from lidnet_fast.data.dicom import LOWEST_HU, read_volume, scan
+from lidnet_fast.data.formats.dicom.series import LOWEST_HU, read_volume, scan
 from lidnet_fast.errors import InputError
 from tests.fuzz.hostile import limits
 

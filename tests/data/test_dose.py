@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lidnet_fast.data import projection
-from lidnet_fast.data.dose import (
+from lidnet_fast.data.simulation import projection
+from lidnet_fast.data.simulation.dose import (
     DoseSimulation,
     insert_noise_in_projections,
     insertion_variance,

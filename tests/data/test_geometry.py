@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from lidnet_fast.data.dicom import scan
-from lidnet_fast.data.prepare import prepare
-from lidnet_fast.data.resample import resampling
-from lidnet_fast.data.sources import find_series
-from lidnet_fast.data.store import Store
+from lidnet_fast.data.formats.dicom.series import scan
+from lidnet_fast.data.formats.sources import find_series
+from lidnet_fast.data.prepare.plan import prepare
+from lidnet_fast.data.prepare.resample import resampling
+from lidnet_fast.data.store.reader import Store
 from lidnet_fast.errors import InputError
 
 UID = "1.2.826.0.1.3680043.8.498"

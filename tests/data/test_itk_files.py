@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from lidnet_fast.data.itk_files import check_is_volume, read_header, read_image
+from lidnet_fast.data.formats.itk.files import check_is_volume, read_header, read_image
 from lidnet_fast.errors import InputError
 
 sitk = pytest.importorskip("SimpleITK")

@@ -5,12 +5,12 @@ import re
 import numpy as np
 import pytest
 
-from lidnet_fast.data.boxes import read_boxes
-from lidnet_fast.data.denoised import match
-from lidnet_fast.data.prepare import prepare
-from lidnet_fast.data.sources import find_series
-from lidnet_fast.data.store import Store
+from lidnet_fast.data.annotations.boxes import read_boxes
+from lidnet_fast.data.formats.sources import find_series
+from lidnet_fast.data.prepare.plan import prepare
+from lidnet_fast.data.store.reader import Store
 from lidnet_fast.errors import InputError
+from lidnet_fast.evaluation.denoised import match
 
 sitk = pytest.importorskip("SimpleITK")
 

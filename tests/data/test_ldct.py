@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from pydicom.uid import SecondaryCaptureImageStorage, XRayRadiationDoseSRStorage
 
-from lidnet_fast.data.prepare import prepare
-from lidnet_fast.data.store import Store
+from lidnet_fast.data.prepare.plan import prepare
+from lidnet_fast.data.store.reader import Store
 from lidnet_fast.errors import InputError
 
 UID = "1.3.6.1.4.1.9590.100.1.2"

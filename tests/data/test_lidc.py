@@ -3,7 +3,7 @@ from importlib import resources
 import numpy as np
 import pytest
 
-from lidnet_fast.data.lidc import lesion_geometry, load_lidc_boxes
+from lidnet_fast.data.phantoms.lidc import lesion_geometry, load_lidc_boxes
 
 
 def test_the_table_is_the_one_its_readme_describes():

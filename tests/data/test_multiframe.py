@@ -15,8 +15,8 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from lidnet_fast.data.boxes import read_boxes
-from lidnet_fast.data.dicom import read_volume, scan
+from lidnet_fast.data.annotations.boxes import read_boxes
+from lidnet_fast.data.formats.dicom.series import read_volume, scan
 from lidnet_fast.errors import InputError
 
 UID = "1.2.826.0.1.3680043.8.498"

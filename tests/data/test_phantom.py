@@ -4,9 +4,9 @@ import itertools
 import numpy as np
 import pytest
 
-from lidnet_fast.data import lidc
-from lidnet_fast.data.anatomy import Canvas, texture
-from lidnet_fast.data.phantom import PhantomOptions, make_patient
+from lidnet_fast.data.phantoms import lidc
+from lidnet_fast.data.phantoms.anatomy import Canvas, texture
+from lidnet_fast.data.phantoms.phantom import PhantomOptions, make_patient
 from lidnet_fast.errors import InputError
 
 SMALL = PhantomOptions(image_size=256, slices=3)

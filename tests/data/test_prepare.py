@@ -6,10 +6,10 @@ import pydicom
 import pytest
 from pydicom.uid import JPEG2000Lossless
 
-from lidnet_fast.data.dose import DoseSimulation
-from lidnet_fast.data.prepare import prepare
-from lidnet_fast.data.splits import read_splits, split_of
-from lidnet_fast.data.store import SPLITS, Store
+from lidnet_fast.data.prepare.plan import prepare
+from lidnet_fast.data.prepare.splits import read_splits, split_of
+from lidnet_fast.data.simulation.dose import DoseSimulation
+from lidnet_fast.data.store.reader import SPLITS, Store
 from lidnet_fast.errors import InputError
 
 UID = "1.2.826.0.1.3680043.8.498"

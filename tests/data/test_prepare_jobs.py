@@ -14,11 +14,11 @@ import pydicom
 import pytest
 
 from lidnet_fast.cli import main
-from lidnet_fast.data.jobs import executor, run
-from lidnet_fast.data.prepare import prepare
-from lidnet_fast.data.store import Store
-from lidnet_fast.data.store_writer import SeriesWriter
-from lidnet_fast.data.volumes import FORMATS
+from lidnet_fast.data.prepare.jobs import executor, run
+from lidnet_fast.data.prepare.plan import prepare
+from lidnet_fast.data.store.backends import FORMATS
+from lidnet_fast.data.store.reader import Store
+from lidnet_fast.data.store.writer import SeriesWriter
 from lidnet_fast.errors import InputError
 
 UID = "1.2.826.0.1.3680043.8.498"
@@ -92,7 +92,7 @@ def test_dask_changes_nothing(tmp_path, study, expected):
 
 def interrupt_after(count):
     """A `run` that is interrupted when some jobs are done."""
-    from lidnet_fast.data.jobs import run
+    from lidnet_fast.data.prepare.jobs import run
 
     def interrupted(pool, function, jobs, what):
         for n, result in enumerate(run(pool, function, jobs, what)):
@@ -107,7 +107,7 @@ def test_interrupted(tmp_path, study, expected, monkeypatch):
     """The same call goes on; what is finished isn't written again."""
     arguments = {"sources": [study / "ct"], "out": tmp_path / "store", "boxes": study / "boxes.csv", "workers": 1}
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("lidnet_fast.data.prepare.run", interrupt_after(7))
+        patch.setattr("lidnet_fast.data.prepare.plan.run", interrupt_after(7))
         prepare(**arguments)
     written = []
     with monkeypatch.context() as patch:
@@ -152,7 +152,7 @@ def test_another_study_starts_anew(tmp_path, study, expected, write_series, make
 
     write_series(tmp_path / "ct", make_hu(), series_uid=f"{UID}.77")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("lidnet_fast.data.prepare.run", interrupt_after(1))
+        patch.setattr("lidnet_fast.data.prepare.plan.run", interrupt_after(1))
         prepare([tmp_path / "ct"], tmp_path / "store", workers=1, **TO_TRAIN)
     assert (tmp_path / ".store.partial").exists()
     prepare([study / "ct"], tmp_path / "store", boxes=study / "boxes.csv", workers=1)
@@ -299,7 +299,7 @@ def test_workers_end_with_their_parent(tmp_path):
     """A pool's processes would wait for ever for a parent that was killed."""
     program = (
         "import os, time\n"
-        "from lidnet_fast.data.jobs import executor\n"
+        "from lidnet_fast.data.prepare.jobs import executor\n"
         "if __name__ == '__main__':\n"
         "    with executor(2) as pool:\n"
         "        print(*pool.map(pid, range(2)), flush=True)\n"

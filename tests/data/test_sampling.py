@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from lidnet_fast.data.index import Index, SeriesInfo, lesion_numbers
-from lidnet_fast.data.sampling import BalancedDraws
+from lidnet_fast.data.samples.sampling import BalancedDraws
+from lidnet_fast.data.store.index import Index, SeriesInfo, lesion_numbers
 
 GEOMETRY = ((1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0))
 

@@ -9,10 +9,10 @@ import blosc2
 import numpy as np
 import pytest
 
-from lidnet_fast.data import store as store_module
-from lidnet_fast.data.store import SeriesInfo, Store
-from lidnet_fast.data.store_writer import StoreWriter
-from lidnet_fast.data.volumes import Blosc2
+from lidnet_fast.data.store.backends import Blosc2
+from lidnet_fast.data.store.reader import SeriesInfo, Store
+from lidnet_fast.data.store.reader import reader as store_module
+from lidnet_fast.data.store.writer import StoreWriter
 from lidnet_fast.errors import InputError
 
 SHAPE = (5, 200, 150)

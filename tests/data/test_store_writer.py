@@ -6,9 +6,9 @@ import time
 import numpy as np
 import pytest
 
-from lidnet_fast.data.index import SeriesInfo
-from lidnet_fast.data.store import Store
-from lidnet_fast.data.store_writer import StoreWriter
+from lidnet_fast.data.store.index import SeriesInfo
+from lidnet_fast.data.store.reader import Store
+from lidnet_fast.data.store.writer import StoreWriter
 from lidnet_fast.errors import InputError
 
 SHAPE = (5, 200, 150)

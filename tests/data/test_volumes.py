@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import zarr
 
-from lidnet_fast.data.dataset import LesionPatches, collate
-from lidnet_fast.data.dose import DoseSimulation
-from lidnet_fast.data.index import SeriesInfo
-from lidnet_fast.data.store import Store
-from lidnet_fast.data.store_writer import StoreWriter
+from lidnet_fast.data.samples.dataset import LesionPatches, collate
+from lidnet_fast.data.simulation.dose import DoseSimulation
+from lidnet_fast.data.store.index import SeriesInfo
+from lidnet_fast.data.store.reader import Store
+from lidnet_fast.data.store.writer import StoreWriter
 from lidnet_fast.errors import InputError
 
 SHAPES = [(3, 300, 520), (40, 48, 40)]

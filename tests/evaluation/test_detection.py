@@ -3,7 +3,7 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from lidnet_fast.evaluation import DetectionMetrics, froc
+from lidnet_fast.metrics import DetectionMetrics, froc
 
 
 def sample(seed, images=12):

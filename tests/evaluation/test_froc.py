@@ -3,7 +3,7 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from lidnet_fast.evaluation import FALSE_POSITIVES, froc
+from lidnet_fast.metrics import FALSE_POSITIVES, froc
 
 A = [10.0, 10.0, 20.0, 20.0]
 B = [40.0, 40.0, 50.0, 50.0]

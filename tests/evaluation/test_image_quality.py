@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from lidnet_fast.evaluation import ImageQuality, image_quality
+from lidnet_fast.metrics import ImageQuality, image_quality
 from lidnet_fast.models import HUWindow
 
 WINDOW = HUWindow(-1000, 400)

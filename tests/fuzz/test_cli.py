@@ -30,7 +30,7 @@ WORDS = st.sampled_from(NUMBERS) | st.text(max_size=6) | st.sampled_from(
 TRAINING = {
     "lidnet_fast.trainer.run.train": lambda config: validate(config) or mock.MagicMock(),
     "lidnet_fast.trainer.bench.bench": lambda config, seconds: validate(config),
-    "lidnet_fast.trainer.demo.run_demo": lambda config, study, **options: validate(config),
+    "lidnet_fast.evaluation.demo.run_demo": lambda config, study, **options: validate(config),
     "lidnet_fast.info.describe_extractor": lambda *arguments: "",
     "lidnet_fast.runtime.keep_freed_memory": lambda: None,
 }

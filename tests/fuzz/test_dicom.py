@@ -20,10 +20,10 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from lidnet_fast.data.dicom import scan
-from lidnet_fast.data.prepare import prepare
-from lidnet_fast.data.series import LOWEST_HU
-from lidnet_fast.data.store import Store
+from lidnet_fast.data.formats.dicom.series import scan
+from lidnet_fast.data.formats.geometry import LOWEST_HU
+from lidnet_fast.data.prepare.plan import prepare
+from lidnet_fast.data.store.reader import Store
 from tests.data.conftest import SYNTAXES, save, slice_dataset
 from tests.fuzz.hostile import NUMBERS, damaged, input_errors, limits
 

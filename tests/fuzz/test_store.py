@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lidnet_fast.data.dataset import LesionPatches
-from lidnet_fast.data.index import Index
-from lidnet_fast.data.store import SeriesInfo, Store
-from lidnet_fast.data.store_writer import StoreWriter
+from lidnet_fast.data.samples.dataset import LesionPatches
+from lidnet_fast.data.store.index import Index
+from lidnet_fast.data.store.reader import SeriesInfo, Store
+from lidnet_fast.data.store.writer import StoreWriter
 from tests.fuzz.hostile import damaged, input_errors, limits
 
 GEOMETRY = {"spacing": (2.5, 0.7, 0.8), "origin": (-10.0, -20.0, 30.5), "orientation": (1.0, 0, 0, 0, 1.0, 0)}

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lidnet_fast.data.annotations import read_annotations
-from lidnet_fast.data.boxes import read_boxes
-from lidnet_fast.data.deeplesion import scan_deeplesion
-from lidnet_fast.data.itk_volumes import VolumeSeries
-from lidnet_fast.data.splits import read_splits
+from lidnet_fast.data.annotations.boxes import read_boxes
+from lidnet_fast.data.formats.deeplesion import scan_deeplesion
+from lidnet_fast.data.formats.itk.series import VolumeSeries
+from lidnet_fast.data.prepare.splits import read_splits
 from lidnet_fast.errors import InputError
 from tests.fuzz.hostile import NUMBERS, changed_table, damaged, input_errors, limits
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lidnet_fast.data.denoised import denoised_series
-from lidnet_fast.data.series import LOWEST_HU
-from lidnet_fast.data.sources import find_series
+from lidnet_fast.data.formats.geometry import LOWEST_HU
+from lidnet_fast.data.formats.sources import find_series
+from lidnet_fast.evaluation.denoised import denoised_series
 from lidnet_fast.inference.volumes import VolumeFile, inspect_volume, read_volume_file
 from tests.fuzz.hostile import NUMBERS, damaged, input_errors, limits
 

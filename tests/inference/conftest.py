@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from lidnet_fast.models.denoisers import build_denoiser
+from lidnet_fast.models.files import load_denoiser, save_network
 from lidnet_fast.models.windowing import HUWindow
 from lidnet_fast.trainer.config import NetworkConfig
-from lidnet_fast.trainer.networks import load_denoiser, save_network
 from tests.data.conftest import make_hu, write_series
 
 __all__ = ["make_hu", "write_series"]

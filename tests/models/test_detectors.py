@@ -337,7 +337,7 @@ def test_bad_boxes(boxes, message):
 @pytest.mark.parametrize("name", SMALL)
 def test_small_detectors_learn(name):
     """A hundred steps on bright discs in noise reach AP@0.5 far above chance (.9 and more when this was written)."""
-    from lidnet_fast.evaluation import DetectionMetrics
+    from lidnet_fast.metrics import DetectionMetrics
 
     detector, generator = make(name), torch.Generator().manual_seed(1)
     steps, rate = 100, 2e-3

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from lidnet_fast.data.phantom import PhantomOptions
+from lidnet_fast.data.phantoms.phantom import PhantomOptions
+from lidnet_fast.data.phantoms.study import Study, make_study
 from lidnet_fast.trainer.config import (
     CollaborateConfig,
     DataConfig,
@@ -12,7 +13,6 @@ from lidnet_fast.trainer.config import (
     PhaseConfig,
     RunConfig,
 )
-from lidnet_fast.trainer.study import Study, make_study
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,10 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from lidnet_fast.data.dataset import Batch, LesionPatches, Sample, collate, make_batch
-from lidnet_fast.data.dose import DoseSimulation
-from lidnet_fast.data.store import SeriesInfo, Store
-from lidnet_fast.data.store_writer import StoreWriter
+from lidnet_fast.data.samples.dataset import Batch, LesionPatches, Sample, collate, make_batch
+from lidnet_fast.data.simulation.dose import DoseSimulation
+from lidnet_fast.data.store.reader import SeriesInfo, Store
+from lidnet_fast.data.store.writer import StoreWriter
 from lidnet_fast.errors import InputError
 from lidnet_fast.trainer.datamodule import DrawSampler
 

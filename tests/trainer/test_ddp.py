@@ -13,8 +13,8 @@ import yaml
 
 from lidnet_fast import cli
 from lidnet_fast.errors import InputError
+from lidnet_fast.models.files import load_network
 from lidnet_fast.trainer.config import NetworkConfig, RunConfig, to_dict
-from lidnet_fast.trainer.networks import load_network
 from lidnet_fast.trainer.run import Run, curves, train
 
 CLI = [sys.executable, "-c", "from lidnet_fast.cli import main; main()"]

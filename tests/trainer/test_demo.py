@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from lidnet_fast.data.phantoms.study import Study
+from lidnet_fast.evaluation.demo import controls, interval, paired_gains, run_demo
 from lidnet_fast.trainer.config import NetworkConfig, ObjectiveConfig, RunConfig
-from lidnet_fast.trainer.demo import controls, interval, paired_gains, run_demo
-from lidnet_fast.trainer.study import Study
 
 
 @pytest.mark.slow

@@ -13,10 +13,10 @@ import SimpleITK as sitk  # noqa: N813
 from pydicom.uid import generate_uid
 
 from lidnet_fast.cli import main
-from lidnet_fast.data.export import export
-from lidnet_fast.data.index import SeriesInfo
-from lidnet_fast.data.store import Store
-from lidnet_fast.data.store_writer import StoreWriter
+from lidnet_fast.data.store.index import SeriesInfo
+from lidnet_fast.data.store.reader import Store
+from lidnet_fast.data.store.writer import StoreWriter
+from lidnet_fast.evaluation.export import export
 from lidnet_fast.trainer.config import RunConfig
 from lidnet_fast.trainer.run import train
 

@@ -17,10 +17,10 @@ import torch
 import yaml
 
 from lidnet_fast import cli, files
-from lidnet_fast.data.store import Store
+from lidnet_fast.data.store.reader import Store
 from lidnet_fast.extractors.networks import load_network as load_extractor
+from lidnet_fast.models.files import load_network
 from lidnet_fast.trainer.config import RunConfig, to_dict
-from lidnet_fast.trainer.networks import load_network
 from lidnet_fast.trainer.phases import DenoiserPhase
 from lidnet_fast.trainer.run import Run, curves, train
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lidnet_fast.cli import main
-from lidnet_fast.data.store import Store
+from lidnet_fast.data.store.reader import Store
 from lidnet_fast.inference import load_denoiser
 
 

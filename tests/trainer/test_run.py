@@ -11,9 +11,9 @@ import torch
 
 from lidnet_fast import cli
 from lidnet_fast.errors import InputError
+from lidnet_fast.models.files import load_network
 from lidnet_fast.trainer import run as run_module
 from lidnet_fast.trainer.config import RunConfig
-from lidnet_fast.trainer.networks import load_network
 from lidnet_fast.trainer.phases import CollaboratePhase, DenoiserPhase, DetectorPhase
 from lidnet_fast.trainer.run import train
 

@@ -11,11 +11,11 @@ from torch import nn
 from lidnet_fast.errors import InputError
 from lidnet_fast.models.denoisers import build_denoiser
 from lidnet_fast.models.detectors import build_detector
+from lidnet_fast.models.files import load_network
 from lidnet_fast.trainer import clock as clock_module
 from lidnet_fast.trainer import run as run_module
 from lidnet_fast.trainer.clock import PARTS, StepClock
 from lidnet_fast.trainer.config import NetworkConfig, RunConfig
-from lidnet_fast.trainer.networks import load_network
 from lidnet_fast.trainer.phase import Phase, averaged_weights, checkpoint_activations, micro_batches
 from lidnet_fast.trainer.phases import DenoiserPhase
 from lidnet_fast.trainer.run import Run, train

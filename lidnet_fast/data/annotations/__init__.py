@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from lidnet_fast.data.annotations import lidc_idri, luna16
-from lidnet_fast.data.boxes import read_boxes
-from lidnet_fast.data.series import Series
+from lidnet_fast.data.annotations.boxes import read_boxes
+from lidnet_fast.data.formats.geometry import Series
 from lidnet_fast.errors import InputError
 
 

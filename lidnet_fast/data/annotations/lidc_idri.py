@@ -20,9 +20,9 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from lidnet_fast.data.boxes import slice_at
-from lidnet_fast.data.folders import files_below
-from lidnet_fast.data.series import Series
+from lidnet_fast.data.annotations.boxes import slice_at
+from lidnet_fast.data.formats.find import files_below
+from lidnet_fast.data.formats.geometry import Series
 from lidnet_fast.errors import InputError
 from lidnet_fast.progress import progress
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lidnet_fast.data.csv_input import number, read_rows
-from lidnet_fast.data.series import Series
+from lidnet_fast.data.annotations.csv import number, read_rows
+from lidnet_fast.data.formats.geometry import Series
 from lidnet_fast.errors import InputError
 
 COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "diameter_mm")

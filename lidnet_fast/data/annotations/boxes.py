@@ -1,0 +1,83 @@
+"""Lesion boxes from a CSV file; docs/box_csv.md describes it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lidnet_fast.data.annotations.csv import number, read_rows
+from lidnet_fast.data.formats.geometry import Series
+from lidnet_fast.data.store.reader import box_fault
+from lidnet_fast.errors import InputError
+
+COLUMNS = ("series_uid", "x1", "y1", "x2", "y2")
+SLICE_COLUMNS = ("slice", "z_mm", "sop_instance_uid")
+
+
+def read_boxes(path: Path, series: Sequence[Series], rejected: frozenset[str] = frozenset()) -> dict[str, np.ndarray]:
+    """Read a box file and find the slices it names.
+
+    Args:
+        path: CSV file with the columns series_uid, x1, y1, x2, y2 and one of slice, z_mm, sop_instance_uid.
+        series: the series it may speak of.
+        rejected: series whose lines are passed over.
+
+    Returns:
+        For every series UID of `series` its boxes, float32 [n, 5] (slice, x1, y1, x2, y2) in pixels, in the file's
+        order; n is 0 for series that the file doesn't mention.
+
+    Raises:
+        InputError: wrong columns, a value that isn't a number, a series or slice that doesn't exist, a box that is
+            empty or reaches outside its image. The message names the file, the line and the cause.
+    """
+    slice_column, rows = read_rows(path, COLUMNS, SLICE_COLUMNS)
+    known = {one.series_uid: one for one in series}
+    slice_of_sop = {(one.series_uid, uid): z for one in series for z, uid in enumerate(one.sop_instance_uids)}
+    found: dict[str, list[list[float]]] = {uid: [] for uid in known}
+    for line, row in rows:
+        where = f"{path}, line {line}"
+        one = known.get(row["series_uid"])
+        if one is None:
+            if row["series_uid"] in rejected:
+                continue
+            raise InputError(f"{where}: there is no series {row['series_uid']} among the {len(known)} CT series found")
+        if slice_column == "sop_instance_uid":
+            z: int | None = slice_of_sop.get((one.series_uid, row["sop_instance_uid"]))
+            if z is None:
+                raise InputError(f"{where}: series {one.series_uid} has no image {row['sop_instance_uid']}")
+        elif slice_column == "z_mm":
+            z = slice_at(one, number(row, "z_mm", where), where)
+        else:
+            z = _slice_index(row, where)
+        box = np.array([number(row, name, where) for name in COLUMNS[1:]]).astype(np.float32)
+        fault = box_fault(z, box, one.shape)
+        if fault:
+            raise InputError(f"{where}: {fault} (series {one.series_uid})")
+        if slice_column == "slice":
+            z = one.slice_of_index(z)
+        found[one.series_uid].append([z, *box])
+    return {uid: np.array(boxes, np.float32).reshape(-1, 5) for uid, boxes in found.items()}
+
+
+def _slice_index(row: dict[str, str], where: str) -> int:
+    try:
+        return int(np.int32(int(row["slice"])))
+    except (ValueError, OverflowError):
+        raise InputError(f"{where}: slice {row['slice']!r} isn't a whole number") from None
+
+
+def slice_at(series: Series, z_mm: float, where: str) -> int:
+    """Return the one slice whose ImagePositionPatient has this z, to within half the distance to the next slice."""
+    z = np.array([position[2] for position in series.positions])
+    away = np.abs(z - z_mm)
+    nearest = int(np.argmin(away)) if np.isfinite(z_mm) else 0
+    others = np.abs(np.delete(z, nearest) - z[nearest])
+    step = float(others.min()) if len(others) else series.spacing[0] or 1.0
+    if step < 1e-3:
+        raise InputError(f"{where}: z_mm doesn't tell the slices of series {series.series_uid} apart; use slice")
+    if not away[nearest] <= step / 2:
+        raise InputError(
+            f"{where}: series {series.series_uid} has no slice at z_mm {z_mm:g}; "
+            f"it reaches from {z.min():g} to {z.max():g}"
+        )
+    return nearest

@@ -1,0 +1,1 @@
+"""CT in DICOM: headers, pixels, series, and derived images."""

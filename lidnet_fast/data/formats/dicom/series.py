@@ -1,0 +1,291 @@
+"""CT series from folders of DICOM files: found by their headers, put into order, decoded to Hounsfield units.
+
+Two passes: `scan` reads headers only and checks everything that headers can tell, so that a study with a missing slice
+is refused before anything is decoded; `read_volume` decodes one series. Compressed transfer syntaxes are decoded by
+pydicom with GDCM and OpenJPEG.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pydicom
+from pydicom.pixels import iter_pixels
+
+from lidnet_fast.data.formats.dicom.headers import (
+    HeaderResult,
+    SliceHeader,
+    one_line,
+    read_headers,
+    without_pydicom_warnings,
+)
+from lidnet_fast.data.formats.dicom.multiframe import frame_header
+from lidnet_fast.data.formats.dicom.pixels import padding, read_dataset
+from lidnet_fast.data.formats.find import files_below
+from lidnet_fast.data.formats.geometry import (
+    LOWEST_HU,
+    Rejected,
+    Rejections,
+    Series,
+    hu_volume,
+    spacing_fault,
+    tilt_fault,
+)
+from lidnet_fast.data.prepare.jobs import run
+from lidnet_fast.errors import InputError
+
+_SAME_POSITION = 1e-3
+"""Slices closer than this, in mm, are at the same position."""
+_SAME_GEOMETRY = 1e-3
+"""Pixel spacings (mm) and direction cosines closer than this are the same."""
+_LARGEST_GAP = 1.5
+"""Slices are missing where two neighbours are further apart than this many times the series' median distance."""
+_FILES_PER_JOB = 64
+
+Accept = Literal["regular", "resampleable", "any"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CTSeries(Series):
+    """One CT series in DICOM files.
+
+    Attributes:
+        files: the file of every slice.
+        frames: where the files are multi-frame, the frame of every slice, from 0; otherwise empty.
+    """
+
+    frames: tuple[int, ...] = ()
+
+    def read(self) -> np.ndarray:
+        """See `read_volume`."""
+        return read_volume(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """What `scan` found.
+
+    Attributes:
+        series: the CT series, sorted by UID.
+        skipped: how many files were left aside for which reason.
+        rejected: CT that can't be used.
+    """
+
+    series: list[CTSeries]
+    skipped: dict[str, int]
+    rejected: list[Rejected]
+
+
+def scan(
+    sources: Sequence[Path], what: str = "reading headers", *, strict: bool = True, accept: Accept = "regular"
+) -> Scan:
+    """Find the CT series below some folders.
+
+    Files are recognised by their content, whatever their names; series by their SeriesInstanceUID, wherever their
+    files lie. What isn't a CT image (other modalities, localisers, reports, DICOMDIR, other files) is left aside. Of
+    slices that are there twice, alike to the pixel, the first is kept.
+
+    Args:
+        sources: folders, searched with everything below them, or single files.
+        what: what the progress bar says.
+        strict: raise at the first series that can't be used; otherwise it is returned among those rejected.
+        accept: "regular" refuses a series whose slices are missing, twice there and different, unevenly spaced or
+            tilted; "resampleable" lets the last two pass; "any" takes whatever slices there are, in their order.
+
+    Raises:
+        InputError: a source doesn't exist or no source has CT; with `strict`, a file is truncated or lacks a needed
+            value, or a series isn't of the accepted kind or has slices of different size, spacing or orientation.
+            The message names the file or the series.
+    """
+    found = scan_files(list(files_below(sources)), what, strict=strict, accept=accept)
+    if not found.series and not found.rejected:
+        raise no_ct(sources, found.skipped)
+    return found
+
+
+def no_ct(sources: Sequence[Path], skipped: dict[str, int]) -> InputError:
+    """Make the error of sources that hold no CT."""
+    looked = ", ".join(str(source) for source in sources)
+    others = "; ".join(f"{count} files {reason}" for reason, count in skipped.items()) or "no files at all"
+    return InputError(f"{looked}: no CT images found ({others})")
+
+
+def scan_files(
+    files: Sequence[Path], what: str, *, strict: bool, accept: Accept, executor: Executor | None = None
+) -> Scan:
+    """Find the CT series in some files, their headers read by `executor`; see `scan`."""
+    by_series: dict[str, list[SliceHeader]] = {}
+    damaged: dict[str, Rejected] = {}
+    rejections = Rejections(strict)
+    skipped: Counter[str] = Counter()
+    jobs = [files[start : start + _FILES_PER_JOB] for start in range(0, len(files), _FILES_PER_JOB)]
+    results: list[HeaderResult] = [header for batch in run(executor, read_headers, jobs, what) for header in batch]
+    for found in results:
+        if isinstance(found, str):
+            skipped[found] += 1
+        elif isinstance(found, list):
+            by_series.setdefault(found[0].series_uid, []).extend(found)
+        else:
+            damaged.setdefault(found.series_uid or str(found.path), found)
+    rejections.add(list(damaged.values()))
+    series = []
+    for uid in sorted(by_series.keys() - damaged.keys()):
+        try:
+            series.append(_assemble(by_series[uid], accept))
+        except InputError as error:
+            rejections.add([Rejected(uid, by_series[uid][0].path.parent, str(error))])
+    return Scan(series, dict(sorted(skipped.items())), rejections.all)
+
+
+def _check_alike(slices: Sequence[SliceHeader]) -> None:
+    """Refuse a series whose slices differ in what they must share."""
+    first = slices[0]
+    for other in slices[1:]:
+        for what, one, two in (
+            ("patient", first.patient_id, other.patient_id),
+            ("size (rows, columns)", first.size, other.size),
+            ("pixel spacing", first.pixel_spacing, other.pixel_spacing),
+            ("orientation", first.orientation, other.orientation),
+        ):
+            same = one == two or (what != "patient" and np.allclose(one, two, rtol=0, atol=_SAME_GEOMETRY))
+            if not same:
+                raise InputError(
+                    f"series {first.series_uid}: its files {first.path} and {other.path} differ in {what}: {one}, {two}"
+                )
+
+
+def _assemble(slices: list[SliceHeader], accept: Accept) -> CTSeries:
+    """Sort one series' slices by their position along the normal and check that they are of the accepted kind."""
+    _check_alike(slices)
+    normal = np.cross(slices[0].orientation[:3], slices[0].orientation[3:])
+    slices = sorted(slices, key=lambda part: float(normal @ np.array(part.position)))
+    if accept != "any":
+        slices = _without_copies(slices)
+    first = slices[0]
+    gaps = np.diff([normal @ np.array(part.position) for part in slices])
+    series = CTSeries(
+        series_uid=first.series_uid,
+        patient_id=first.patient_id,
+        description=first.description,
+        files=tuple(part.path for part in slices),
+        frames=tuple(part.frame for part in slices if part.frame is not None),
+        sop_instance_uids=tuple(part.sop_instance_uid for part in slices),
+        positions=tuple(part.position for part in slices),
+        shape=(len(slices), *first.size),
+        spacing=(float(np.median(gaps)) if len(gaps) else first.thickness, *first.pixel_spacing),
+        orientation=first.orientation,
+    )
+    if len(series.frames) not in (0, len(slices)):
+        raise InputError(
+            f"series {first.series_uid} in {first.path.parent}: some of its files are multi-frame, not all"
+        )
+    if accept != "any":
+        _check_complete(series)
+    if accept == "regular":
+        check_regular(series)
+    return series
+
+
+def _without_copies(slices: list[SliceHeader]) -> list[SliceHeader]:
+    """Keep one of the slices at a position when their pixels are alike.
+
+    Raises:
+        InputError: they differ.
+    """
+    kept = slices[:1]
+    normal = np.cross(slices[0].orientation[:3], slices[0].orientation[3:])
+    for part in slices[1:]:
+        step = np.array(part.position) - np.array(kept[-1].position)
+        if normal @ step >= _SAME_POSITION:
+            kept.append(part)
+        elif np.linalg.norm(step) >= _SAME_POSITION or not np.array_equal(_pixels(part), _pixels(kept[-1])):
+            raise InputError(
+                f"series {part.series_uid}: two different slices at the same position, "
+                f"{normal @ np.array(part.position):g} mm: {kept[-1].path} and {part.path}"
+            )
+    return kept
+
+
+def _pixels(part: SliceHeader) -> np.ndarray:
+    return _decode(part.path, part.size, () if part.frame is None else (part.frame,))[0]
+
+
+def _check_complete(series: CTSeries) -> None:
+    distances = series.distances
+    wide = np.flatnonzero(np.diff(distances) > _LARGEST_GAP * series.spacing[0])
+    if len(wide):
+        places = ", ".join(f"{distances[i]:g} and {distances[i + 1]:g} mm" for i in wide[:3])
+        more = f" and at {len(wide) - 3} more places" if len(wide) > 3 else ""
+        raise InputError(
+            f"series {series.series_uid} in {series.files[0].parent}: slices are missing between {places}{more}; "
+            f"its slices are {series.spacing[0]:g} mm apart"
+        )
+
+
+def check_regular(series: Series) -> None:
+    """Refuse a series whose slices are unevenly spaced or tilted.
+
+    Raises:
+        InputError: naming the series and what is irregular.
+    """
+    if fault := spacing_fault(series) or tilt_fault(series):
+        raise InputError(f"series {series.series_uid} in {series.files[0].parent}: {fault}; --resample mends that")
+
+
+def read_volume(series: CTSeries) -> np.ndarray:
+    """Decode a series.
+
+    Rescale slope and intercept are applied slice by slice. Padding outside the scanner's field of view (`padding`) and
+    everything below `LOWEST_HU` become `LOWEST_HU`.
+
+    Returns:
+        int16 [Z, H, W], HU.
+
+    Raises:
+        InputError: a file is truncated or can't be decoded; the message names it.
+    """
+    size = series.shape[1:]
+    volume: np.ndarray | None = None
+    files = np.array([str(path) for path in series.files])
+    for name in dict.fromkeys(files):
+        places = np.flatnonzero(files == name)
+        decoded = _decode(Path(name), size, [series.frames[place] for place in places] if series.frames else ())
+        if volume is None:  # allocated once a file has shown that it is of the size that its header says
+            volume = np.empty(series.shape, np.int16)
+        volume[places] = decoded
+    assert volume is not None
+    return volume
+
+
+def read_slice(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """Decode one single-frame file of (rows, columns) `size` to int16 [H, W], HU; as `read_volume`."""
+    return _decode(path, size)[0]
+
+
+@without_pydicom_warnings()
+def _decode(path: Path, size: tuple[int, int], frames: Sequence[int] = ()) -> np.ndarray:
+    """Decode a single-frame file, or some frames of a multi-frame one, to int16 [n, H, W], HU."""
+    try:
+        image = read_dataset(path)
+        headers = [frame_header(image, frame) for frame in frames] or [image]
+        stored = list(iter_pixels(image, indices=list(frames))) if len(frames) else [image.pixel_array]
+    except Exception as error:  # every decoder has exceptions of its own
+        raise InputError(f"{path}: its pixels can't be decoded (truncated?): {one_line(error)}") from error
+    if stored[0].shape != size:
+        raise InputError(f"{path}: decodes to {list(stored[0].shape)} pixels, its header says {list(size)}")
+    if stored[0].dtype.kind not in "iu":
+        raise InputError(f"{path}: its pixels are {stored[0].dtype}, those of CT are whole numbers")
+    return np.stack([_to_hu(image, pixels, header) for pixels, header in zip(stored, headers, strict=True)])
+
+
+def _to_hu(image: pydicom.Dataset, stored: np.ndarray, header: pydicom.Dataset) -> np.ndarray:
+    hu = stored.astype(np.float32)
+    hu *= float(header.RescaleSlope)
+    hu += float(header.RescaleIntercept)
+    if "PixelPaddingValue" in image:
+        hu[padding(image, stored, hu)] = LOWEST_HU
+    return hu_volume(hu)

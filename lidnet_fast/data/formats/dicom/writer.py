@@ -1,0 +1,310 @@
+"""CT images in DICOM as a processing step reads and writes them: pixels in HU in, a derived image out.
+
+Attributes of derived images follow DICOM PS3.3, C.7.6.1 (General Image), C.12.1 (SOP Common) and, for enhanced CT,
+C.7.6.16 (functional groups); codes are of PS3.16.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.uid import (
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLSNearLossless,
+    generate_uid,
+)
+
+from lidnet_fast import __version__
+from lidnet_fast.data.formats.dicom.headers import one_line
+from lidnet_fast.data.formats.dicom.multiframe import HU_UNITS
+from lidnet_fast.data.formats.dicom.pixels import padding, read_dataset
+from lidnet_fast.data.formats.geometry import LOWEST_HU
+from lidnet_fast.errors import InputError
+
+_LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
+_SERIES_NUMBER_STEP, _LARGEST_NUMBER = 1000, 2**31 - 1
+
+_NO_LONGER_TRUE = (
+    "DigitalSignaturesSequence",
+    "MACParametersSequence",
+    "IconImageSequence",
+    "SmallestImagePixelValue",
+    "LargestImagePixelValue",
+    "SmallestPixelValueInSeries",
+    "LargestPixelValueInSeries",
+    "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths",
+)
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """What was done to images, the same for all of a study.
+
+    Attributes:
+        model: the model's name, for people.
+        description: what was done, one sentence.
+        identity: what tells this processing from any other; UIDs of what it makes depend on it.
+        created: when it was begun.
+    """
+
+    model: str
+    description: str
+    identity: str
+    created: datetime
+
+    def uid(self, source: str) -> str:
+        """The UID of what becomes of the series or image with UID `source`: always the same."""
+        return generate_uid(entropy_srcs=[source, self.identity])
+
+
+@dataclass(frozen=True)
+class CTImage:
+    """One DICOM file of CT, decoded.
+
+    Attributes:
+        path: the file.
+        dataset: all of it; its pixels as they are stored.
+        stored: [F,H,W], as stored; F is 1 but for multi-frame CT.
+        hu: float32 [F,H,W]; `LOWEST_HU` where nothing was measured.
+        outside: bool [F,H,W]: where nothing was measured (padding around the scan field, values below `LOWEST_HU`).
+        rescale: [F, 2]: slope and intercept.
+    """
+
+    path: Path
+    dataset: Dataset
+    stored: np.ndarray
+    hu: np.ndarray
+    outside: np.ndarray
+    rescale: np.ndarray
+
+
+def read_image(path: Path) -> CTImage:
+    """Decode one file.
+
+    Raises:
+        InputError: it can't be decoded, or its values aren't HU.
+    """
+    try:
+        dataset = read_dataset(path)
+        stored = dataset.pixel_array
+    except Exception as error:  # every decoder has exceptions of its own
+        raise InputError(f"{path}: its pixels can't be decoded (truncated?): {one_line(error)}") from error
+    try:
+        return _in_hu(path, dataset, stored)
+    except InputError:
+        raise
+    except Exception as error:  # elements are converted when they are asked for, and then found to be damaged
+        raise InputError(f"{path}: its header can't be read: {one_line(error)}") from error
+
+
+def _in_hu(path: Path, dataset: Dataset, stored: np.ndarray) -> CTImage:
+    if dataset.SamplesPerPixel != 1:
+        raise InputError(f"{path}: has {dataset.SamplesPerPixel} samples per pixel, CT has one")
+    stored = stored.reshape(-1, *stored.shape[-2:])
+    rescale = _rescale(dataset, len(stored), path)
+    slope, intercept = rescale.T[:, :, None, None]
+    hu = (stored * slope + intercept).astype(np.float32)
+    outside = padding(dataset, stored, hu) | (hu < LOWEST_HU)
+    hu[outside] = LOWEST_HU
+    return CTImage(path, dataset, stored, hu, outside, rescale)
+
+
+def _rescale(dataset: Dataset, frames: int, path: Path) -> np.ndarray:
+    """Slope and intercept of every frame, [F, 2]."""
+    values = []
+    for frame in range(frames):
+        transformation = _of_frame(dataset, frame, "PixelValueTransformationSequence") or dataset
+        if unit := _foreign_unit(dataset, frame, str(transformation.get("RescaleType") or "")):
+            raise InputError(f"{path}: its values are {unit}, not HU")
+        try:
+            values.append((float(transformation.RescaleSlope), float(transformation.RescaleIntercept)))
+        except (AttributeError, TypeError, ValueError):
+            values.append((0.0, 0.0))
+    rescale = np.array(values)
+    if not np.isfinite(rescale).all() or not rescale[:, 0].all():
+        raise InputError(f"{path}: has no usable RescaleSlope and RescaleIntercept, so no HU")
+    return rescale
+
+
+def _foreign_unit(dataset: Dataset, frame: int, rescale_type: str) -> str | None:
+    """The unit of a frame's values if that isn't HU; where the rescale type doesn't say, the real-world mapping may."""
+    if rescale_type not in ("", "US"):  # "US" stands for unspecified
+        return None if rescale_type == "HU" else f"{rescale_type} (RescaleType)"
+    mapping = _of_frame(dataset, frame, "RealWorldValueMappingSequence") or Dataset()
+    units = [str(unit.get("CodeValue")) for unit in mapping.get("MeasurementUnitsCodeSequence") or ()]
+    return None if not units or units[0] in HU_UNITS else f"{units[0]} (MeasurementUnitsCodeSequence)"
+
+
+def _of_frame(dataset: Dataset, frame: int, keyword: str) -> Dataset | None:
+    """The item of a frame's macro: in its own functional groups, in those of all frames, or in the dataset itself."""
+    per_frame = (dataset.get("PerFrameFunctionalGroupsSequence") or ())[frame : frame + 1]
+    for group in (*per_frame, *(dataset.get("SharedFunctionalGroupsSequence") or ()), dataset):
+        if group.get(keyword):
+            return group[keyword].value[0]
+    return None
+
+
+def write_derived(image: CTImage, hu: np.ndarray, derivation: Derivation, path: Path) -> None:
+    """Write what became of an image, under a temporary name that is then changed.
+
+    Everything is kept that still holds (patient, study, geometry, rescale, how pixels are stored, window), and pixels
+    where nothing was measured are those of the source. Values that can't be stored become the nearest that can.
+
+    Args:
+        image: the source; its dataset is used up.
+        hu: [F,H,W].
+        derivation: what was done.
+        path: the file to make, in Explicit VR Little Endian.
+
+    Raises:
+        InputError: the source's dataset can't be written.
+        OSError: the file can't be written.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    dataset = image.dataset
+    try:
+        for keyword in _NO_LONGER_TRUE:
+            if keyword in dataset:
+                del dataset[keyword]
+        if dataset.file_meta.TransferSyntaxUID in _LOSSY:
+            dataset.LossyImageCompression = "01"
+        if dataset.file_meta.TransferSyntaxUID == ExplicitVRBigEndian:
+            _swap_words(dataset)
+        _describe(dataset, derivation)
+        _set_pixels(image, hu)
+        pydicom.dcmwrite(temporary, dataset, enforce_file_format=True)
+    except OSError:
+        raise
+    except Exception as error:  # whatever pydicom makes of values that aren't what their VR says
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"{image.path}: can't be written again as DICOM: {one_line(error)}") from error
+    temporary.replace(path)
+
+
+def _swap_words(dataset: Dataset) -> None:
+    """Turn strings of 16-bit words, which pydicom writes as they are, from big to little endian."""
+    for element in dataset.iterall():
+        if element.VR == "OW" and element.value:
+            element.value = np.frombuffer(element.value, ">u2").astype("<u2").tobytes()
+
+
+def _set_pixels(image: CTImage, hu: np.ndarray) -> None:
+    dataset, kind = image.dataset, np.iinfo(image.stored.dtype)
+    bits = int(dataset.BitsStored) - int(dataset.PixelRepresentation)
+    low, high = (-(2**bits), 2**bits - 1) if dataset.PixelRepresentation else (0, 2**bits - 1)
+    slope, intercept = image.rescale.T[:, :, None, None]
+    values = np.rint((np.maximum(hu, LOWEST_HU) - intercept) / slope).clip(max(low, kind.min), min(high, kind.max))
+    stored = np.where(image.outside, image.stored, values.astype(image.stored.dtype))
+    data = stored.astype(stored.dtype.newbyteorder("<")).tobytes()
+    dataset.PixelData = data + b"\0" * (len(data) % 2)
+    dataset["PixelData"].VR = "OW"
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+
+
+def _describe(dataset: Dataset, derivation: Derivation) -> None:
+    """Say in a dataset what it is derived from, how and by what, under UIDs of its own."""
+    if "SharedFunctionalGroupsSequence" in dataset:
+        _describe_frames(dataset, derivation)
+    else:
+        _describe_image(dataset, derivation)
+    dataset.SOPInstanceUID = derivation.uid(dataset.SOPInstanceUID)
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    dataset.SeriesInstanceUID = derivation.uid(dataset.SeriesInstanceUID)
+    number = dataset.get("SeriesNumber")
+    if number is not None and number + _SERIES_NUMBER_STEP <= _LARGEST_NUMBER:
+        dataset.SeriesNumber = number + _SERIES_NUMBER_STEP
+    dataset.SeriesDescription = _joined(dataset.get("SeriesDescription"), f"denoised {derivation.model}", " | ", 64)
+    date, time = derivation.created.strftime("%Y%m%d"), derivation.created.strftime("%H%M%S")
+    for event in ("InstanceCreation", "Content", "Series"):
+        setattr(dataset, f"{event}Date", date)
+        setattr(dataset, f"{event}Time", time)
+    _append(dataset, "ContributingEquipmentSequence", _equipment(derivation))
+
+
+def _describe_image(dataset: Dataset, derivation: Derivation) -> None:
+    values = _values(dataset.get("ImageType"))
+    dataset.ImageType = ["DERIVED", "SECONDARY", *(values[2:] or ["AXIAL"])]
+    before = dataset.get("DerivationDescription")
+    dataset.DerivationDescription = _joined(before, derivation.description, "; ", 1024)
+    _append(dataset, "DerivationCodeSequence", _code(codes.DCM.Smoothing))
+    dataset.SourceImageSequence = [_source(dataset)]
+
+
+def _describe_frames(dataset: Dataset, derivation: Derivation) -> None:
+    """The same for multi-frame CT: in a functional group of all frames, and with the evidence that it asks for."""
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    per_frame = list(dataset.get("PerFrameFunctionalGroupsSequence") or ())
+    types = [kind for group in (shared, *per_frame) for kind in group.get("CTImageFrameTypeSequence") or ()]
+    # Their second value is always PRIMARY (PS3.3, C.8.16.1).
+    dataset.ImageType = ["DERIVED", *_values(dataset.get("ImageType"))[1:]]
+    for kind in types:
+        kind.FrameType = ["DERIVED", *_values(kind.get("FrameType"))[1:]]
+    for group in per_frame:
+        if "DerivationImageSequence" in group:
+            del group.DerivationImageSequence
+    derived, evidence, series = Dataset(), Dataset(), Dataset()
+    derived.DerivationDescription = _joined(None, derivation.description, "; ", 1024)
+    derived.DerivationCodeSequence = [_code(codes.DCM.Smoothing)]
+    derived.SourceImageSequence = [_source(dataset)]
+    shared.DerivationImageSequence = [derived]
+    series.SeriesInstanceUID, series.ReferencedSOPSequence = dataset.SeriesInstanceUID, [_reference(dataset)]
+    evidence.StudyInstanceUID, evidence.ReferencedSeriesSequence = dataset.StudyInstanceUID, [series]
+    dataset.SourceImageEvidenceSequence = [evidence]
+
+
+def _reference(dataset: Dataset) -> Dataset:
+    reference = Dataset()
+    reference.ReferencedSOPClassUID = dataset.SOPClassUID
+    reference.ReferencedSOPInstanceUID = dataset.SOPInstanceUID
+    return reference
+
+
+def _source(dataset: Dataset) -> Dataset:
+    source = _reference(dataset)
+    source.SpatialLocationsPreserved = "YES"
+    source.PurposeOfReferenceCodeSequence = [_code(codes.DCM.SourceImageForImageProcessingOperation)]
+    return source
+
+
+def _equipment(derivation: Derivation) -> Dataset:
+    equipment = Dataset()
+    equipment.PurposeOfReferenceCodeSequence = [_code(codes.DCM.ProcessingEquipment)]
+    equipment.Manufacturer = "lidnet_fast"
+    equipment.ManufacturerModelName = "lidnet-fast denoise"
+    equipment.SoftwareVersions = __version__
+    equipment.ContributionDateTime = derivation.created.strftime("%Y%m%d%H%M%S")
+    equipment.ContributionDescription = _joined(None, derivation.description, "; ", 1024)
+    return equipment
+
+
+def _values(element: Any) -> list[str]:
+    return [element] if isinstance(element, str) else list(element or ())
+
+
+def _joined(original: Any, added: str, separator: str, length: int) -> str:
+    """`added` behind `original`, which is cut to what leaves room; ASCII, which every character set has."""
+    added = added.encode("ascii", "replace").decode().replace("\\", "/")[:length]
+    kept = str(original or "").strip()[: max(length - len(added) - len(separator), 0)]
+    return f"{kept}{separator}{added}" if kept else added
+
+
+def _append(dataset: Dataset, keyword: str, item: Dataset) -> None:
+    setattr(dataset, keyword, [*(dataset.get(keyword) or ()), item])
+
+
+def _code(code: Code) -> Dataset:
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code.value, code.scheme_designator, code.meaning
+    return item

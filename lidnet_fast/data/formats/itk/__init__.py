@@ -1,0 +1,1 @@
+"""CT volumes in files that SimpleITK reads: MetaImage, NRRD and NIfTI."""

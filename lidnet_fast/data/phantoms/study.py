@@ -1,0 +1,71 @@
+"""The demo's study: phantom patients with the noise of a normal-dose scan, as a store like any other."""
+
+import multiprocessing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lidnet_fast.data.phantoms.phantom import PhantomOptions, make_patient
+from lidnet_fast.data.simulation.dose import DoseSimulation, sample_generator, simulate_low_dose
+from lidnet_fast.data.store.reader import SeriesInfo
+from lidnet_fast.data.store.writer import StoreWriter
+from lidnet_fast.progress import progress
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the demo's study consists of.
+
+    Attributes:
+        patients: number of phantoms per split.
+        options: of the phantoms; `unannotated_fraction` is about the training split, the others are fully annotated.
+        scan_photons: photons per ray of the normal-dose scan.
+        dose_fraction: of the low-dose scan.
+    """
+
+    patients: tuple[tuple[str, int], ...] = (("train", 50), ("val", 4), ("test", 16))
+    options: PhantomOptions = field(default_factory=PhantomOptions)
+    scan_photons: float = 1e5
+    dose_fraction: float = 0.02
+
+
+# A scan at `scan_photons` is simulated as a fraction of one with this many times more photons: nearly noise-free.
+_CLEAN_FACTOR = 20.0
+
+
+def make_study(path: Path, study: Study, seed: int, workers: int = 2) -> None:
+    """Write the study's store, on `workers` processes."""
+    jobs = [
+        (study, split, seed, number)
+        for number, split in enumerate(split for split, count in study.patients for _ in range(count))
+    ]
+    simulation = DoseSimulation(dose_fraction=study.dose_fraction, photons=study.scan_photons)
+    with (
+        multiprocessing.get_context("spawn").Pool(workers) as pool,
+        StoreWriter(path, simulation=simulation.to_dict(), split={"seed": seed, "by": "phantom study"}) as writer,
+    ):
+        for info, volume, boxes in progress(pool.imap(_scan, jobs), "phantom patients", len(jobs)):
+            writer.add_series(info, volume, boxes)
+
+
+def _scan(job: tuple[Study, str, int, int]) -> tuple[SeriesInfo, np.ndarray, np.ndarray]:
+    study, split, seed, number = job
+    torch.set_num_threads(1)
+    options = study.options if split == "train" else replace(study.options, unannotated_fraction=0.0)
+    patient = make_patient(np.random.default_rng([seed, number]), options)
+    clean = DoseSimulation(dose_fraction=1 / _CLEAN_FACTOR, photons=study.scan_photons * _CLEAN_FACTOR)
+    volume = torch.from_numpy(patient.volume)
+    generators = [sample_generator(seed, number, z) for z in range(len(volume))]
+    scan = simulate_low_dose(volume, options.pixel_spacing, clean, generators)
+    info = SeriesInfo(
+        series_id=f"phantom-{seed}-{number:03d}",
+        patient_id=f"phantom-{number:03d}",
+        split=split,
+        shape=tuple(volume.shape),  # type: ignore[arg-type]
+        spacing=(5.0, options.pixel_spacing, options.pixel_spacing),
+        origin=(0.0, 0.0, 0.0),
+        orientation=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
+    )
+    return info, scan.round().clamp(-32768, 32767).short().numpy(), patient.boxes[patient.annotated]

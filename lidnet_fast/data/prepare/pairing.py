@@ -1,0 +1,77 @@
+"""Which low-dose series is of the same scan as which normal-dose series."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from lidnet_fast.data.formats.geometry import Rejected, Series
+from lidnet_fast.data.formats.itk.series import VolumeSeries
+from lidnet_fast.errors import InputError
+
+_SAME_PLACE_MM = 0.1
+"""A low-dose slice belongs to a normal-dose slice when their first pixels are no further apart than this."""
+
+
+def pair(normal_dose: Sequence[Series], low_dose: Sequence[Series]) -> tuple[dict[str, Series], list[Rejected], int]:
+    """Find every normal-dose series' low-dose series: that of the same patient, size, spacing and slice positions.
+
+    Volume files, which name neither patient nor series, are of one scan where their own names are the same.
+
+    Returns:
+        The low-dose series by the UID of the normal-dose one; the normal-dose series that have none or no clear one;
+        how many low-dose series were left over.
+
+    Raises:
+        InputError: a series is among both.
+    """
+    uids = {series.series_uid for series in normal_dose if not isinstance(series, VolumeSeries)}
+    files = {file for series in normal_dose for file in series.files}
+    for series in low_dose:
+        if series.series_uid in uids or not files.isdisjoint(series.files):
+            raise InputError(
+                f"low_dose: series {series.series_uid} in {series.files[0].parent} is among the normal-dose series too"
+            )
+    by_patient: defaultdict[str, list[Series]] = defaultdict(list)
+    for series in low_dose:
+        by_patient[series.patient_id].append(series)
+    candidates = {
+        series.series_uid: [other for other in by_patient[series.patient_id] if _same_scan(series, other)]
+        for series in normal_dose
+    }
+    claims: defaultdict[str, list[str]] = defaultdict(list)
+    for uid, others in candidates.items():
+        for other in others:
+            claims[other.series_uid].append(uid)
+    pairs: dict[str, Series] = {}
+    rejected = []
+    for series in normal_dose:
+        others = candidates[series.series_uid]
+        if fault := _fault(series, others, claims):
+            rejected.append(Rejected(series.series_uid, series.files[0].parent, f"low_dose: {fault}"))
+        else:
+            pairs[series.series_uid] = others[0]
+    return pairs, rejected, len(low_dose) - len(claims)
+
+
+def _fault(series: Series, others: Sequence[Series], claims: dict[str, list[str]]) -> str | None:
+    """Say why a series has no partner among its candidates, or None where it has one."""
+    name = f"series {series.series_uid} of patient {series.patient_id}"
+    if not others:
+        return f"no series there has the patient, size and slice positions of {name}"
+    uid = others[0].series_uid
+    if len(others) > 1:
+        return f"{uid} and {others[1].series_uid} both have the patient, size and slice positions of {name}"
+    if len(claims[uid]) > 1:
+        both = " and ".join(claims[uid][:2])
+        return f"series {uid} has the patient, size and slice positions of both {both}"
+    return None
+
+
+def _same_scan(one: Series, two: Series) -> bool:
+    return (
+        one.shape == two.shape
+        and np.allclose(one.spacing[1:], two.spacing[1:], rtol=0, atol=1e-3)
+        and np.allclose(one.orientation, two.orientation, rtol=0, atol=1e-3)
+        and np.allclose(one.positions, two.positions, rtol=0, atol=_SAME_PLACE_MM)
+    )

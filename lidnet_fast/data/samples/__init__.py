@@ -1,0 +1,1 @@
+"""Training and evaluation samples from a store."""

@@ -1,0 +1,286 @@
+"""Training and evaluation samples from a store: every sample is a pure function of (seed, draw).
+
+A *draw* is the running number of a sample within a phase. Slice, field of view, flips and noise all follow from the
+seed and the draw, so a run can be continued at any step, on any number of workers, with bit-identical samples.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lidnet_fast.data.samples.sampling import BalancedDraws
+from lidnet_fast.data.simulation.dose import (
+    DoseSimulation,
+    coarse_attenuation,
+    sample_generator,
+    sector_noise,
+    variance_maps,
+)
+from lidnet_fast.data.store.reader import Store
+from lidnet_fast.errors import InputError
+
+# A lesion cut by the edge of the field of view is kept when its centre is inside, at least this many pixels from it.
+_CENTRE_MARGIN = 1.0
+_SMALLEST_SIDE = 2.0
+
+
+SampleId = tuple[int, int, int, int, bool, bool]
+"""Series, slice, first row and column of the field of view, and whether its rows and columns are reversed: what a
+normal-dose sample of one dataset depends on."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One field of view as it is read: compact, and not copied before the batch is put together."""
+
+    id: SampleId
+    normal_dose: np.ndarray
+    """int16 [H,W], HU, flipped."""
+    low_dose: np.ndarray | None
+    """int16 [H,W], HU, flipped; None where the low dose is simulated."""
+    attenuation: Tensor | None
+    """[h,w] `coarse_attenuation` of the whole slice; None where the low dose is stored."""
+    image_size: tuple[int, int]
+    pixel_spacing: float
+    boxes: np.ndarray
+    """float32 [L,4] in the flipped field of view."""
+    noise_key: tuple[int, int, int]
+    """(seed, epoch, sample): what the noise is seeded with."""
+    simulation: DoseSimulation | None
+    """None where the low dose is stored."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples put together, as they leave a loader process: a few compact arrays, converted on the device."""
+
+    ids: list[SampleId]
+    normal_dose: Tensor
+    """int16 [N,H,W], HU, flipped."""
+    low_dose: Tensor | None
+    """int16 [N,H,W], HU, flipped; None where the low dose is simulated."""
+    attenuation: dict[tuple[int, int], Tensor]
+    """[n,h,w] `coarse_attenuation` of the whole slices, by their size; empty where the low dose is stored."""
+    image_sizes: list[tuple[int, int]]
+    pixel_spacings: list[float]
+    boxes: Tensor
+    """float32 [sum of L,4] in the flipped fields of view."""
+    boxes_per_sample: list[int]
+    noise_keys: list[tuple[int, int, int]]
+    simulation: DoseSimulation | None
+
+    def pin_memory(self) -> "Samples":
+        """Return the same in page-locked memory, from which the GPU copies while the CPU goes on."""
+        return replace(
+            self,
+            normal_dose=self.normal_dose.pin_memory(),
+            low_dose=None if self.low_dose is None else self.low_dose.pin_memory(),
+            attenuation={size: values.pin_memory() for size, values in self.attenuation.items()},
+            boxes=self.boxes.pin_memory(),
+        )
+
+
+class Batch(TypedDict):
+    """What a phase trains on. Images are HU, float32 [N,1,H,W]."""
+
+    normal_dose: Tensor
+    low_dose: Tensor
+    boxes: list[Tensor]
+    ids: list[SampleId]
+
+
+class LesionPatches(Dataset[Sample]):
+    """Fields of view of one split: in a given fraction centred near lesions, the others anywhere.
+
+    Every patient is as likely as any other; so is, within a patient, every lesion or (anywhere) every slice; and of a
+    lesion every box.
+
+    Args:
+        store: the prepared store's folder or URL.
+        split: "train", "val" or "test".
+        crop: side of the field of view in pixels; None for whole slices.
+        positive_fraction: fraction of draws centred near a lesion.
+        augment: random flips.
+        seed: of everything random here.
+        cache_mb: bound on the cache of what the simulation of the noise reads of whole slices.
+
+    Raises:
+        InputError: the split is empty, a slice is smaller than `crop` (or, without one, slices differ in size), or a
+            series has no low dose.
+    """
+
+    def __init__(
+        self,
+        store: str | Path,
+        split: str,
+        *,
+        crop: int | None,
+        positive_fraction: float,
+        augment: bool,
+        seed: int,
+        cache_mb: int = 512,
+    ) -> None:
+        self.store = Store(store)
+        self.crop = crop
+        self.positive_fraction = positive_fraction
+        self.augment = augment
+        self.seed = seed
+        self.simulation = None if self.store.simulation is None else DoseSimulation.from_dict(self.store.simulation)
+        self._cache: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+        self._cached_bytes = 0
+        self._cache_bytes = cache_mb * 2**20
+
+        self._draws = BalancedDraws(self.store.index, split)
+        index, ours = self.store.index, self._draws.series
+        if not len(ours):
+            raise InputError(f"{store}: the {split} split has no slices")
+        sizes = index.shape[ours, 1:]
+        small = ours[sizes.min(1) < (crop or 0)]
+        if len(small):
+            series = self.store.series[small[0]]
+            raise InputError(f"data.crop is {crop}, but series {series.series_id} has slices of {series.shape[1:]}")
+        unpaired = ours[~index.has_low_dose[ours]]
+        if self.simulation is None and len(unpaired):
+            raise InputError(
+                f"{store}: series {self.store.series[unpaired[0]].series_id} has no low-dose images and the store "
+                "simulates none; prepare it with --low-dose or --simulate-dose"
+            )
+        different = np.unique(sizes, axis=0).tolist()
+        if crop is None and len(different) > 1:
+            raise InputError(f"{store}: slices differ in size ({different}): set data.crop")
+
+    def __len__(self) -> int:
+        """Slices in the split: the draws of one epoch."""
+        return self._draws.slices
+
+    def __getitem__(self, draw: int) -> Sample:
+        """The sample of this draw, which may exceed the length: draws go on over epochs."""
+        rng = np.random.default_rng([self.seed, draw])
+        lesion = None
+        if self._draws.lesions and rng.random() < self.positive_fraction:
+            index, z, lesion = self._draws.lesion(rng)
+        else:
+            index, z = self._draws.slice(rng)
+        height, width = self.store.series[index].shape[1:]
+        rows, columns = (height, width) if self.crop is None else (self.crop, self.crop)
+        y0, x0 = _origin(rng, lesion, (height, width), (rows, columns))
+        window = (y0, x0, rows, columns)
+        flips = (bool(rng.integers(2)), bool(rng.integers(2))) if self.augment else (False, False)
+        flip = tuple(slice(None, None, -1 if flipped else 1) for flipped in flips)
+        simulated = self.simulation is not None
+        epoch, sample = divmod(draw, len(self))
+        return Sample(
+            id=(index, z, y0, x0, *flips),
+            normal_dose=self.store.read(index, z, window)[flip],
+            low_dose=None if simulated else self.store.read(index, z, window, low_dose=True)[flip],
+            attenuation=self._attenuation(index, z) if simulated else None,
+            image_size=(height, width),
+            pixel_spacing=self.store.series[index].spacing[2],
+            boxes=_boxes_in_view(self.store.boxes(index, z), window, flips),
+            noise_key=(self.seed, epoch, sample),
+            simulation=self.simulation,
+        )
+
+    def _attenuation(self, index: int, z: int) -> Tensor:
+        assert self.simulation is not None
+        key = (index, z)
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        hu = torch.from_numpy(self.store.read(index, z))[None]
+        attenuation = coarse_attenuation(hu, self.store.series[index].spacing[2], self.simulation)[0]
+        self._cache[key] = attenuation
+        self._cached_bytes += attenuation.nbytes
+        while self._cached_bytes > self._cache_bytes and len(self._cache) > 1:
+            self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
+        return attenuation
+
+
+def _origin(
+    rng: np.random.Generator, lesion: np.ndarray | None, image_size: tuple[int, int], size: tuple[int, int]
+) -> tuple[int, int]:
+    room = (image_size[0] - size[0], image_size[1] - size[1])
+    if lesion is None:
+        return int(rng.integers(room[0] + 1)), int(rng.integers(room[1] + 1))
+    x1, y1, x2, y2 = lesion
+    # The lesion lies anywhere in the inner 80 % of the field of view: a fixed place would be learnt.
+    shift = rng.uniform(-0.4, 0.4, 2)
+    y0 = (y1 + y2) / 2 + shift[0] * size[0] - size[0] / 2
+    x0 = (x1 + x2) / 2 + shift[1] * size[1] - size[1] / 2
+    return int(np.clip(y0, 0, room[0])), int(np.clip(x0, 0, room[1]))
+
+
+def _boxes_in_view(boxes: np.ndarray, window: tuple[int, int, int, int], flips: tuple[bool, bool]) -> np.ndarray:
+    y0, x0, rows, columns = window
+    limit = np.array([columns, rows], np.float32)
+    boxes = boxes - np.array([x0, y0, x0, y0], np.float32)
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    boxes = boxes[((centres > _CENTRE_MARGIN) & (centres < limit - _CENTRE_MARGIN)).all(1)]
+    corners = np.clip(boxes.reshape(-1, 2, 2), 0, limit)
+    corners = corners[(corners[:, 1] - corners[:, 0] > _SMALLEST_SIDE).all(1)]
+    for axis, flipped in ((1, flips[0]), (0, flips[1])):
+        if flipped:
+            corners[:, :, axis] = limit[axis] - corners[:, ::-1, axis]
+    return corners.reshape(-1, 4)
+
+
+def collate(samples: Sequence[Sample]) -> Samples:
+    """Put samples together; each pixel is copied once."""
+    low_dose = [s.low_dose for s in samples if s.low_dose is not None]
+    attenuation: dict[tuple[int, int], list[Tensor]] = {}
+    for s in samples:
+        if s.attenuation is not None:
+            attenuation.setdefault(s.image_size, []).append(s.attenuation)
+    return Samples(
+        ids=[s.id for s in samples],
+        normal_dose=torch.from_numpy(np.stack([s.normal_dose for s in samples])),
+        low_dose=torch.from_numpy(np.stack(low_dose)) if low_dose else None,
+        attenuation={size: torch.stack(values) for size, values in attenuation.items()},
+        image_sizes=[s.image_size for s in samples],
+        pixel_spacings=[s.pixel_spacing for s in samples],
+        boxes=torch.from_numpy(np.concatenate([s.boxes for s in samples])),
+        boxes_per_sample=[len(s.boxes) for s in samples],
+        noise_keys=[s.noise_key for s in samples],
+        simulation=samples[0].simulation,
+    )
+
+
+def make_batch(samples: Samples, device: torch.device) -> Batch:
+    """Samples as a training batch: converted, and noise added where it is simulated, on `device`."""
+    normal = samples.normal_dose.to(device, non_blocking=True).float()
+    if samples.low_dose is None:
+        low = normal + _noise(samples, device)
+    else:
+        low = samples.low_dose.to(device, non_blocking=True).float()
+    return {
+        "normal_dose": normal[:, None],
+        "low_dose": low[:, None],
+        "boxes": list(samples.boxes.to(device, non_blocking=True).split(samples.boxes_per_sample)),
+        "ids": samples.ids,
+    }
+
+
+def _noise(samples: Samples, device: torch.device) -> Tensor:
+    rows, columns = samples.normal_dose.shape[1:]
+    noise = torch.empty(samples.normal_dose.shape, device=device)
+    assert samples.simulation is not None
+    for size, attenuation in samples.attenuation.items():
+        members = [n for n, of_sample in enumerate(samples.image_sizes) if of_sample == size]
+        spacings = torch.tensor([samples.pixel_spacings[n] for n in members])
+        noise[members] = sector_noise(
+            variance_maps(attenuation.to(device, non_blocking=True), size, spacings, samples.simulation),
+            size,
+            [(*samples.ids[n][2:4], rows, columns) for n in members],
+            [sample_generator(*samples.noise_keys[n]) for n in members],
+        )
+    flips = torch.tensor([sample[4:] for sample in samples.ids]).to(device, non_blocking=True)
+    for axis in (1, 2):
+        noise = torch.where(flips[:, axis - 1, None, None], noise.flip(axis), noise)
+    return noise

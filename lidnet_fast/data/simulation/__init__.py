@@ -1,0 +1,1 @@
+"""Low-dose CT from normal dose: projection, and noise in images or in projections."""

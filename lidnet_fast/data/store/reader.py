@@ -1,0 +1,215 @@
+"""The store: a folder of compressed CT volumes with an index of their series, slices and lesion boxes.
+
+Layout::
+
+    store.json              format name and version, software version, volume format, low-dose simulation, split
+    index.npz               series and boxes as arrays (`lidnet_fast.data.store.index.Index`)
+    volumes/00000.b2nd      normal-dose volume, int16 HU [Z, H, W], in a format of `lidnet_fast.data.store.backends`
+    volumes/00000.low_dose.b2nd   its measured low-dose twin, where there is one
+
+Opening a store reads the two index files and no volume. A store with Zarr volumes may lie wherever fsspec reaches: copy
+the folder there (``aws s3 cp --recursive store s3://bucket/store``) and open it by its URL.
+"""
+
+import json
+import os
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fsspec.core import url_to_fs
+
+from lidnet_fast.data.store.backends import FORMATS, Volume
+from lidnet_fast.data.store.index import SPLITS, Index, SeriesInfo, box_keys
+from lidnet_fast.errors import InputError
+
+STORE_FORMAT = "lidnet_fast-store"
+STORE_VERSION = 2
+
+_OPEN_VOLUMES = 64
+
+
+def box_fault(z: float, box: np.ndarray, shape: tuple[int, int, int]) -> str | None:
+    """Say what is wrong with one lesion box, or None when it is sound.
+
+    Args:
+        z: slice index of the box.
+        box: [4] (x1, y1, x2, y2), pixel-edge coordinates.
+        shape: (Z, H, W) of the series.
+    """
+    depth, height, width = shape
+    x1, y1, x2, y2 = (float(value) for value in box)
+    text = f"box ({x1:g}, {y1:g}, {x2:g}, {y2:g})"
+    if not np.isfinite([z, x1, y1, x2, y2]).all():
+        return f"{text} on slice {z:g} isn't finite"
+    if z != int(z) or not 0 <= z < depth:
+        return f"{text}: slice {z:g} isn't one of 0..{depth - 1}"
+    if x2 <= x1 or y2 <= y1:
+        return f"{text} is empty: x1 < x2 and y1 < y2 are needed"
+    if x1 < 0 or y1 < 0 or x2 > width or y2 > height:
+        return f"{text} reaches outside its {width} x {height} image"
+    return None
+
+
+class Store:
+    """A store opened for reading; volumes are opened when first read, and at most `_OPEN_VOLUMES` are kept open.
+
+    It pickles without its open volumes, so that it can be handed to data-loading workers.
+
+    Args:
+        path: the store's folder, or its URL (``s3://bucket/store``, ``memory://store``, ...). Credentials and other
+            settings of a file system are read from where its fsspec implementation and fsspec's own configuration
+            (``FSSPEC_S3_ENDPOINT_URL``, ...) look for them.
+
+    Attributes:
+        path: the store's folder or URL.
+        index: all that is known of series and boxes, as arrays.
+        series: the series, by index.
+        simulation: parameters of the low-dose simulation to be used with this store, or None.
+        split: how the patients were split, as `StoreWriter` was told.
+
+    Raises:
+        InputError: there is no store at `path`, it is of another version, or its index is damaged.
+    """
+
+    path: str
+    index: Index
+    series: list[SeriesInfo]
+    simulation: dict[str, Any] | None
+    split: dict[str, Any] | None
+
+    def __init__(self, path: str | Path):
+        self.path = str(path).rstrip("/")
+        header = self._read_header()
+        self.simulation = header.get("simulation")
+        self.split = header.get("split")
+        try:
+            self._format = FORMATS[header["volumes"]]
+            self.index = Index.load(self._read_file("index.npz"))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{self.path}: the store's index is damaged: {error}") from error
+        self.series = self.index.infos()
+        self._key = box_keys(self.index.box_series, self.index.box_z)
+        self._volumes: OrderedDict[tuple[int, bool], Volume] = OrderedDict()
+        self._process = os.getpid()
+
+    def _read_file(self, name: str) -> bytes:
+        file_system, folder = url_to_fs(self.path)
+        return file_system.cat_file(f"{folder}/{name}")
+
+    def _read_header(self) -> dict[str, Any]:
+        try:
+            header = json.loads(self._read_file("store.json"))
+        except FileNotFoundError as error:
+            raise InputError(f"{self.path}: isn't a store (there is no store.json in it)") from error
+        except Exception as error:  # every file system has errors of its own: no credentials, no such host, ...
+            raise InputError(f"{self.path}/store.json: can't be read: {error}") from error
+        found = (header.get("format"), header.get("version")) if isinstance(header, dict) else (None, None)
+        if found != (STORE_FORMAT, STORE_VERSION):
+            raise InputError(
+                f"{self.path}: is a store of format {found[0]} version {found[1]}, "
+                f"this software reads {STORE_FORMAT} version {STORE_VERSION}; prepare it again"
+            )
+        return header
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_volumes": OrderedDict()}
+
+    def _location(self, series_index: int, low_dose: bool) -> str:
+        name = volume_name(int(self.index.volume[series_index]), low_dose)
+        return f"{self.path}/volumes/{name}{self._format.suffix}"
+
+    def _volume(self, series_index: int, low_dose: bool) -> Volume:
+        if self._process != os.getpid():  # forked: connections aren't shared with the parent
+            self._volumes.clear()
+            self._process = os.getpid()
+        key = (series_index, low_dose)
+        volume = self._volumes.get(key)
+        if volume is None:
+            location = self._location(series_index, low_dose)
+            try:
+                volume = self._format.open(location)
+            except (OSError, RuntimeError, ValueError) as error:
+                raise InputError(f"{location}: can't be opened: {error}") from error
+            if volume.shape != self.series[series_index].shape or volume.dtype != np.int16:
+                raise InputError(
+                    f"{location}: holds {volume.dtype} {list(volume.shape)}, "
+                    f"the index says int16 {list(self.series[series_index].shape)}"
+                )
+            self._volumes[key] = volume
+            if len(self._volumes) > _OPEN_VOLUMES:
+                self._volumes.popitem(last=False)
+        self._volumes.move_to_end(key)
+        return volume
+
+    def read(
+        self, series_index: int, z: int, window: tuple[int, int, int, int] | None = None, low_dose: bool = False
+    ) -> np.ndarray:
+        """Read one slice or a window of it.
+
+        Args:
+            series_index: which series.
+            z: which slice.
+            window: (y0, x0, h, w) in pixels, inside the image; None reads the whole slice.
+            low_dose: read the measured low-dose volume instead of the normal-dose one.
+
+        Returns:
+            int16 [h, w], HU.
+
+        Raises:
+            IndexError: no such series or slice.
+            ValueError: the window leaves the image, or the series has no low-dose volume.
+            InputError: the volume's file is missing or damaged.
+        """
+        if not 0 <= series_index < len(self.series):
+            raise IndexError(f"series_index {series_index} isn't one of 0..{len(self.series) - 1}")
+        info = self.series[series_index]
+        depth, height, width = info.shape
+        if not 0 <= z < depth:
+            raise IndexError(f"z {z} isn't one of 0..{depth - 1} (series {info.series_id})")
+        if low_dose and not info.has_low_dose:
+            raise ValueError(f"series {info.series_id} has no low-dose volume")
+        y0, x0, h, w = window if window is not None else (0, 0, height, width)
+        if y0 < 0 or x0 < 0 or h <= 0 or w <= 0 or y0 + h > height or x0 + w > width:
+            raise ValueError(f"window (y0={y0}, x0={x0}, h={h}, w={w}) leaves the {height} x {width} image")
+        volume = self._volume(int(series_index), bool(low_dose))
+        try:
+            return volume[int(z), int(y0) : int(y0 + h), int(x0) : int(x0 + w)]
+        except (OSError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"{self._location(series_index, low_dose)}: slice {z} can't be decoded: {error}"
+            ) from error
+
+    def boxes(self, series_index: int, z: int) -> np.ndarray:
+        """Return the lesion boxes of one slice, float32 [L, 4] (x1, y1, x2, y2) in pixels; L may be 0."""
+        key = (int(series_index) << 32) | int(z)
+        first, last = np.searchsorted(self._key, [key, key + 1])
+        return self.index.box[first:last].copy()
+
+    def slices(self, split: str, with_boxes: bool | None = None) -> np.ndarray:
+        """List the slices of a split.
+
+        Args:
+            split: "train", "val" or "test".
+            with_boxes: True for slices that have a lesion box, False for those that have none, None for all.
+
+        Returns:
+            int32 [M, 2] (series index, z), sorted.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"split {split!r} isn't one of {', '.join(SPLITS)}")
+        chosen = [index for index, info in enumerate(self.series) if info.split == split]
+        depths = np.array([self.series[index].shape[0] for index in chosen], dtype=np.int64)
+        series = np.repeat(np.array(chosen, dtype=np.int32), depths)
+        # Counts 0, 1, ... anew within each series.
+        z = (np.arange(depths.sum()) - np.repeat(np.cumsum(depths) - depths, depths)).astype(np.int32)
+        if with_boxes is not None:
+            keep = np.isin(box_keys(series, z), self._key, invert=not with_boxes)
+            series, z = series[keep], z[keep]
+        return np.stack([series, z], axis=1)
+
+
+def volume_name(number: int, low_dose: bool) -> str:
+    """Return the name of a volume, without the suffix of its format."""
+    return f"{number:05d}.low_dose" if low_dose else f"{number:05d}"

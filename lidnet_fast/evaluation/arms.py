@@ -1,0 +1,156 @@
+"""Evaluation: every way of restoring the same held-out samples, scored as images and by detectors."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from lidnet_fast.data.samples.dataset import Batch, SampleId, make_batch
+from lidnet_fast.files import write_text
+from lidnet_fast.metrics.detection import DetectionMetrics
+from lidnet_fast.metrics.image_quality import ImageQuality
+from lidnet_fast.models.detectors import LesionDetector
+from lidnet_fast.models.hu import HUDenoiser
+from lidnet_fast.models.windowing import HUWindow
+from lidnet_fast.progress import progress
+from lidnet_fast.trainer.config import RunConfig
+from lidnet_fast.trainer.datamodule import held_out_loader
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of restoring a low-dose image, to be compared with others on the same samples."""
+
+    name: str
+    restore: Callable[[Batch], Tensor]
+    """Batch (HU) -> restored images, HU [N,1,H,W]."""
+    detectors: Mapping[str, LesionDetector]
+    """Who looks for lesions in the restored images: name -> detector in eval mode."""
+
+
+@dataclass
+class Example:
+    """One held-out sample as all arms see it, for a reader's eyes."""
+
+    boxes: Tensor
+    images: dict[str, Tensor] = field(default_factory=dict)
+    """Arm -> [H,W] HU."""
+    detections: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    """Arm -> what its first detector found."""
+
+
+@dataclass
+class Evaluation:
+    """Results of one evaluation."""
+
+    metrics: dict[str, dict[str, Any]]
+    """Arm -> metric -> value; a detector's metrics are under its name, with the FROC curve."""
+    examples: list[Example]
+
+    def flat(self) -> dict[str, dict[str, float | None]]:
+        """Arm -> flat metric name -> number, without the curves: "psnr", "lesion_psnr", "judge_ap50", ..."""
+        return {arm: flatten(values) for arm, values in self.metrics.items()}
+
+
+def flatten(values: Mapping[str, Any]) -> dict[str, float | None]:
+    """One arm's metrics as flat names and numbers."""
+    flat: dict[str, float | None] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update({f"{key}_{name}": v for name, v in value.items() if v is None or isinstance(v, int | float)})
+        else:
+            flat[key] = value
+    return flat
+
+
+def network_arm(name: str, denoiser: HUDenoiser, detectors: Mapping[str, LesionDetector]) -> Arm:
+    """An arm that restores with a denoiser."""
+    return Arm(name, lambda batch: denoiser(batch["low_dose"]), detectors)
+
+
+def images_arm(name: str, views: Mapping[SampleId, np.ndarray], detectors: Mapping[str, LesionDetector]) -> Arm:
+    """An arm that shows images denoised elsewhere; `views` has those of every sample."""
+
+    def restore(batch: Batch) -> Tensor:
+        images = np.stack([views[sample] for sample in batch["ids"]])
+        return torch.from_numpy(images).float()[:, None].to(batch["low_dose"].device)
+
+    return Arm(name, restore, detectors)
+
+
+def reference_arms(detectors: Mapping[str, LesionDetector]) -> tuple[Arm, Arm]:
+    """The two ends of the scale: the low-dose image as it is, and the normal-dose image."""
+    return (
+        Arm("low dose", lambda batch: batch["low_dose"], detectors),
+        Arm("normal dose", lambda batch: batch["normal_dose"], detectors),
+    )
+
+
+@torch.no_grad()
+def evaluate(config: RunConfig, arms: Sequence[Arm], device: torch.device, examples: int = 6) -> Evaluation:
+    """Score all arms on the fixed samples of the test split.
+
+    Args:
+        config: names the store, the field of view, the window and the number of samples.
+        arms: networks are moved to `device` by the caller.
+        device: where it runs.
+        examples: how many samples with a lesion are kept for the report.
+    """
+    window = HUWindow(config.window.low, config.window.high)
+    quality = {arm.name: ImageQuality(window) for arm in arms}
+    detection = {arm.name: {name: DetectionMetrics() for name in arm.detectors} for arm in arms}
+    kept: list[Example] = []
+    for samples in progress(held_out_loader(config, "test", config.evaluation.samples), "evaluating"):
+        batch = make_batch(samples, device)
+        shown = [i for i, boxes in enumerate(batch["boxes"]) if len(boxes)][: examples - len(kept)]
+        new = [Example(batch["boxes"][i].cpu()) for i in shown]
+        for arm in arms:
+            restored = arm.restore(batch)
+            quality[arm.name].update(restored, batch["normal_dose"], batch["boxes"])
+            images = window.clamp(window.scale(restored))
+            for rank, (name, detector) in enumerate(arm.detectors.items()):
+                found = detector.detect(images)
+                detection[arm.name][name].update(found, batch["boxes"])
+                if rank == 0:
+                    for example, i in zip(new, shown, strict=True):
+                        example.detections[arm.name] = {k: v.cpu() for k, v in found[i].items()}
+            for example, i in zip(new, shown, strict=True):
+                example.images[arm.name] = restored[i, 0].cpu()
+        kept += new
+    metrics = {
+        arm.name: {
+            **quality[arm.name].compute(),
+            **{name: metric.compute() for name, metric in detection[arm.name].items()},
+        }
+        for arm in arms
+    }
+    return Evaluation(metrics, kept)
+
+
+def write_metrics(path: Path, content: Mapping[str, Any]) -> None:
+    """Write results as JSON; arrays become lists."""
+    write_text(path, json.dumps(content, indent=1, default=lambda value: value.tolist()))
+
+
+def print_table(columns: Mapping[str, str], rows: Mapping[str, Mapping[str, str]], title: str) -> None:
+    """Print results as a table.
+
+    Args:
+        columns: key -> heading.
+        rows: name -> key -> formatted value.
+        title: printed above.
+    """
+    table = Table(title=title)
+    table.add_column("")
+    for heading in columns.values():
+        table.add_column(heading, justify="right")
+    for name, values in rows.items():
+        table.add_row(name, *(values.get(key, "–") for key in columns))
+    Console(width=None if Console().is_terminal else 160).print(table)

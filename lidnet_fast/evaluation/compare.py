@@ -1,0 +1,181 @@
+"""`lidnet-fast evaluate`: the result table of a finished run, of images that other tools denoised, or of both."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import yaml
+from jsonargparse import ArgumentParser
+
+from lidnet_fast.data.samples.dataset import SampleId
+from lidnet_fast.data.store.reader import Store
+from lidnet_fast.device import evaluation_device
+from lidnet_fast.errors import InputError
+from lidnet_fast.evaluation.arms import Evaluation, evaluate, images_arm, network_arm, reference_arms, write_metrics
+from lidnet_fast.evaluation.denoised import denoised_views
+from lidnet_fast.evaluation.results import COTRAINED, INDEPENDENT, JUDGE, build_report, print_results
+from lidnet_fast.models.files import load_denoiser, load_detector
+from lidnet_fast.report.page import write_report
+from lidnet_fast.runtime import machine_facts
+from lidnet_fast.trainer.config import RunConfig, from_options, validate
+from lidnet_fast.trainer.datamodule import split_patches
+
+DENOISED = "denoised"
+_NAMES = ("low dose", DENOISED, "normal dose")
+
+
+def read_config(path: Path) -> RunConfig:
+    """The configuration that a run stored.
+
+    Raises:
+        InputError: the file is missing or is not a run's configuration.
+    """
+    if not path.is_file():
+        raise InputError(f"there is no {path}: {path.parent} is not the folder of a run")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(RunConfig)
+    try:
+        made = parser.instantiate(parser.parse_object(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    except Exception as error:  # whatever YAML and jsonargparse raise
+        raise InputError(f"{path} is not the configuration of a run: {error}") from error
+    return from_options(made)
+
+
+def named_folders(options: Sequence[str]) -> dict[str, Path]:
+    """Folders of denoised images by the name of their arm, from options NAME=FOLDER.
+
+    Raises:
+        InputError: an option has another form, or a name is taken.
+    """
+    folders: dict[str, Path] = {}
+    for option in options:
+        name, _, folder = option.partition("=")
+        if not name or not folder:
+            raise InputError(f"--images {option}: NAME=FOLDER is needed")
+        if name in folders or name in _NAMES:
+            raise InputError(f"--images {option}: the name {name!r} is taken")
+        folders[name] = Path(folder)
+    return folders
+
+
+def evaluate_run(
+    folder: Path,
+    denoiser: Path | None = None,
+    samples: int | None = None,
+    *,
+    images: Mapping[str, Path] | None = None,
+    store: Path | None = None,
+    out: Path | None = None,
+) -> Evaluation:
+    """Score the run's denoiser between the low-dose and the normal-dose images; write `metrics.json`, `report.html`.
+
+    Args:
+        folder: of a finished run.
+        denoiser: another network file than the run's own.
+        samples: how many held-out samples; by default the run's.
+        images: arm -> folder of images of the same low-dose scans, denoised by any tool.
+        store: another store than the run's, such as `lidnet-fast export` makes.
+        out: where the results go; by default to `folder`.
+
+    Raises:
+        InputError: the folder is not a finished run's, a checkpoint is of another model, or images don't fit.
+    """
+    config = _configured(read_config(folder / "config.yaml"), samples, store)
+    device = evaluation_device(config)
+    views = _views(config, images or {})
+    judges = {JUDGE: load_detector(folder / "detector" / "detector.pt", config.detector).to(device)}
+    if config.independent_judge is not None:
+        judges[INDEPENDENT] = load_detector(folder / "independent_judge" / "detector.pt", config.independent_judge).to(
+            device
+        )
+    network = load_denoiser(
+        denoiser or folder / "collaborate" / "denoiser.pt", None if denoiser else config.denoiser
+    ).to(device)
+    detectors = judges
+    if denoiser is None:
+        cotrained = load_detector(folder / "collaborate" / "detector.pt", config.detector)
+        detectors = {**judges, COTRAINED: cotrained.to(device)}
+    given = [images_arm(name, shown, judges) for name, shown in views.items()]
+    low, normal = reference_arms(judges)
+    evaluation = evaluate(config, [low, *given, network_arm(DENOISED, network, detectors), normal], device)
+    summary = (
+        f"{config.evaluation.samples} held-out samples of {config.data.store}, denoised by {config.denoiser.name}"
+        f"{' and, from images, ' if images else ''}{', '.join(views)}."
+    )
+    phases = {name: folder / name for name in ("detector", "denoiser", "collaborate")}
+    _publish(out or folder, f"LIDnet run {folder.name}", summary, config, evaluation, images or {}, phases)
+    return evaluation
+
+
+def compare_images(store: Path, images: Mapping[str, Path], out: Path, samples: int | None = None) -> Evaluation:
+    """Score folders of denoised images alone: image quality, without detectors.
+
+    Args:
+        store: with measured low dose, such as `lidnet-fast export` makes.
+        images: arm -> folder of images of its low-dose scans, denoised by any tool.
+        out: gets `metrics.json` and `report.html`.
+        samples: how many held-out samples.
+
+    Raises:
+        InputError: the store or the images can't be used.
+    """
+    config = _configured(RunConfig(), samples, store)
+    sides = [min(info.shape[1:]) for info in Store(store).series if info.split == "test"]
+    crop = min(side for side in (config.data.crop, *sides) if side is not None)
+    config = replace(config, data=replace(config.data, crop=crop))
+    views = _views(config, images)
+    low, normal = reference_arms({})
+    arms = [low, *(images_arm(name, shown, {}) for name, shown in views.items()), normal]
+    evaluation = evaluate(config, arms, evaluation_device(config))
+    summary = f"{config.evaluation.samples} held-out samples of {store}, {crop} pixels wide: {', '.join(images)}."
+    _publish(out, "Denoised images compared", summary, config, evaluation, images, None)
+    return evaluation
+
+
+def _configured(config: RunConfig, samples: int | None, store: Path | None) -> RunConfig:
+    if samples is not None:
+        config = replace(config, evaluation=replace(config.evaluation, samples=samples))
+    if store is not None:
+        config = replace(config, data=replace(config.data, store=str(store)))
+    validate(config)
+    return config
+
+
+def _views(config: RunConfig, images: Mapping[str, Path]) -> dict[str, dict[SampleId, np.ndarray]]:
+    """Arm -> the evaluation's fields of view, from the images of its folder."""
+    if not images:
+        return {}
+    store = Store(config.data.store)
+    if store.simulation is not None:
+        raise InputError(
+            f"--images: {store.path} simulates its low dose anew for every sample, so no other tool has seen it; "
+            f"`lidnet-fast export {store.path} OUT` writes low-dose images for the tool and OUT/store to evaluate on "
+            "with --store"
+        )
+    patches = split_patches(config, "test", "test")
+    ids = [patches[draw].id for draw in range(config.evaluation.samples)]
+    return {name: denoised_views(folder, store, ids, config.data.crop) for name, folder in images.items()}
+
+
+def _publish(
+    out: Path,
+    title: str,
+    summary: str,
+    config: RunConfig,
+    evaluation: Evaluation,
+    images: Mapping[str, Path],
+    phases: Mapping[str, Path] | None,
+) -> None:
+    """Write and print the results; `phases` is None where there is no run."""
+    rows = evaluation.flat()
+    folders = {name: str(folder) for name, folder in images.items()}
+    write_metrics(out / "metrics.json", {"arms": evaluation.metrics, "images": folders, "machine": machine_facts()})
+    facts = {"images from": folders} if folders else {}
+    highlight = None if phases is None else DENOISED
+    notes = dict.fromkeys(images, "from images")
+    report = build_report(title, summary, config, rows, evaluation, phases or {}, facts, highlight, list(images), notes)
+    write_report(out / "report.html", report if phases is not None else replace(report, config=""))
+    named = {f"{name} (images)" if name in images else name: row for name, row in rows.items()}
+    print_results(named, f"Held-out samples of {config.data.store}")
+    print(f"Report: {out / 'report.html'}")

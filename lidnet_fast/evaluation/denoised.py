@@ -1,0 +1,223 @@
+"""Images that any tool denoised, found again as the store's series and cut to its fields of view."""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lidnet_fast.data.formats.dicom.series import CTSeries, read_volume, scan
+from lidnet_fast.data.formats.itk.files import has_8_bits, is_volume, read_header, read_voxels, volume_stem
+from lidnet_fast.data.formats.itk.series import VolumeSeries, volume_series
+from lidnet_fast.data.samples.dataset import SampleId
+from lidnet_fast.data.store.index import SeriesInfo
+from lidnet_fast.data.store.reader import Store
+from lidnet_fast.errors import InputError
+from lidnet_fast.evaluation.export import exported_uid, file_name
+from lidnet_fast.progress import progress
+
+_SAME_PLACE_MM = 0.1
+_SAME_SPACING = 1e-3
+_SAME_SLICE_DISTANCE_MM = 1e-2
+_LARGEST_SHIFT_HU = 200.0
+"""A denoiser doesn't move the mean by more than this; an offset or another scale does."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DenoisedSeries:
+    """A denoised volume on disk.
+
+    Attributes:
+        series_uid: SeriesInstanceUID; empty where the file has none.
+        patient_id: PatientID; empty where the file has none.
+        path: the file, or the first slice's.
+        shape: (Z, H, W).
+        spacing: (z, y, x) in mm; z is 0 where it's unknown.
+        origin: (x, y, z) in mm, the centre of the first slice's first pixel.
+        orientation: six direction cosines of the rows and the columns.
+        read: decodes it to [Z, H, W], HU.
+    """
+
+    series_uid: str
+    patient_id: str
+    path: Path
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...]
+    orientation: tuple[float, ...]
+    read: Callable[[], np.ndarray]
+
+
+def denoised_views(folder: Path, store: Store, ids: Sequence[SampleId], crop: int | None) -> dict[SampleId, np.ndarray]:
+    """Cut the given fields of view from a folder's volumes, which are read one by one.
+
+    Args:
+        folder: with the denoised volumes of (at least) these samples' series; see `match`.
+        store: whose series they are.
+        ids: the fields of view, none of them flipped.
+        crop: their side in pixels; None for whole slices.
+
+    Returns:
+        int16 or float32 [H, W] by field of view, HU.
+
+    Raises:
+        InputError: see `match`; or a volume can't be read, or its values aren't HU of its series.
+    """
+    by_series: dict[int, list[SampleId]] = defaultdict(list)
+    for sample in dict.fromkeys(ids):
+        by_series[sample[0]].append(sample)
+    matched = match(folder, store, sorted(by_series))
+    views: dict[SampleId, np.ndarray] = {}
+    for index, found in progress(list(matched.items()), f"reading {folder.name}"):
+        height, width = store.series[index].shape[1:]
+        rows, columns = (height, width) if crop is None else (crop, crop)
+        volume = found.read()
+        for sample in by_series[index]:
+            _, z, y0, x0, *_ = sample
+            views[sample] = volume[z, y0 : y0 + rows, x0 : x0 + columns].copy()
+        _check_values(found, store, {sample: views[sample] for sample in by_series[index]})
+    return views
+
+
+def match(folder: Path, store: Store, wanted: Sequence[int]) -> dict[int, DenoisedSeries]:
+    """Find the volumes of some of a store's series.
+
+    A volume belongs to a series when (a) its file or a folder on the way to it is named as the series; where there is
+    none, when (b) its SeriesInstanceUID is the series' or that of the series' export; where there is none either, when
+    (c) patient and geometry are the series'. In each case its geometry must be the series': shape, spacing, origin and
+    orientation.
+
+    Args:
+        folder: searched with everything below it.
+        store: has the series.
+        wanted: their indices.
+
+    Raises:
+        InputError: a series has no volume or several, or its volume has another geometry.
+    """
+    found = denoised_series(folder)
+    matched: dict[int, DenoisedSeries] = {}
+    for index in wanted:
+        info = store.series[index]
+        candidates = (
+            [one for one in found if file_name(info.series_id) in _names(one.path, folder)]
+            or [one for one in found if one.series_uid in (info.series_id, exported_uid(info.series_id, "low_dose"))]
+            or [one for one in found if one.patient_id == info.patient_id and not geometry_fault(one, info)]
+        )
+        name = f"series {info.series_id} of patient {info.patient_id}"
+        if not candidates:
+            raise InputError(
+                f"{folder}: has no images of {name}: no file or folder of that name, no volume with that "
+                "SeriesInstanceUID, and none with the patient's id, the size and the place of its slices"
+            )
+        if len(candidates) > 1:
+            raise InputError(f"{folder}: {candidates[0].path} and {candidates[1].path} may both be {name}")
+        (one,) = candidates
+        if fault := geometry_fault(one, info):
+            raise InputError(f"{one.path}: should be {name}, but {fault}")
+        for other, claimed in matched.items():
+            if claimed is one:
+                raise InputError(f"{one.path}: may be {name} as well as series {store.series[other].series_id}")
+        matched[index] = one
+    return matched
+
+
+def denoised_series(folder: Path) -> list[DenoisedSeries]:
+    """Find the volumes below a folder: files that SimpleITK reads, or where there are none, DICOM series.
+
+    Volumes of 8 bits (masks) are left aside.
+
+    Raises:
+        InputError: there are none, or a header can't be read.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such folder")
+    files = sorted(path for path in folder.rglob("*") if is_volume(path))
+    if files:
+        headers = [read_header(path) for path in progress(files, f"headers of {folder.name}")]
+        return [
+            _volume(volume_series(header, volume_stem(path)))
+            for path, header in zip(files, headers, strict=True)
+            if not has_8_bits(header)
+        ]
+    return [_dicom(series) for series in scan([folder], f"headers of {folder.name}").series]
+
+
+def geometry_fault(found: DenoisedSeries, info: SeriesInfo) -> str | None:
+    """Say in what a volume's geometry differs from a series', or None where it's the same."""
+    spacing, expected = np.array(found.spacing), np.array(info.spacing)
+    if min(spacing[0], expected[0]) <= 0 or info.shape[0] == 1:  # one slice has no distance to another
+        spacing, expected = spacing[1:], expected[1:]
+    tolerance = [_SAME_SLICE_DISTANCE_MM, _SAME_SPACING, _SAME_SPACING][-len(spacing) :]
+    checks: tuple[tuple[str, Sequence[float], Sequence[float], bool], ...] = (
+        ("shape", found.shape, info.shape, found.shape == info.shape),
+        ("spacing (z, y, x)", found.spacing, info.spacing, bool((np.abs(spacing - expected) <= tolerance).all())),
+        ("orientation", found.orientation, info.orientation, _near(found.orientation, info.orientation, 1e-3)),
+        ("origin", found.origin, info.origin, _near(found.origin, info.origin, _SAME_PLACE_MM)),
+    )
+    for what, theirs, ours, same in checks:
+        if not same:
+            return f"its {what} is {_text(theirs)}, not {_text(ours)}"
+    return None
+
+
+def _near(one: Sequence[float], two: Sequence[float], tolerance: float) -> bool:
+    return bool(np.allclose(one, two, rtol=0, atol=tolerance))
+
+
+def _text(values: Sequence[float]) -> str:
+    return f"({', '.join(f'{value:g}' for value in values)})"
+
+
+def _names(path: Path, folder: Path) -> set[str]:
+    """Names of the file, without its suffix, and of the folders on the way to it."""
+    *folders, file = path.relative_to(folder).parts
+    return {*folders, volume_stem(path) if is_volume(path) else file}
+
+
+def _check_values(found: DenoisedSeries, store: Store, views: Mapping[SampleId, np.ndarray]) -> None:
+    """Refuse values that aren't HU, or not of this series."""
+    means = [float(view.mean(dtype=np.float64)) for view in views.values()]
+    expected = [
+        float(store.read(index, z, (y0, x0, *view.shape)).mean(dtype=np.float64))
+        for (index, z, y0, x0, *_), view in views.items()
+    ]
+    if not np.isfinite(means).all():
+        raise InputError(f"{found.path}: has values that aren't finite")
+    if abs(np.mean(means) - np.mean(expected)) > _LARGEST_SHIFT_HU:
+        raise InputError(
+            f"{found.path}: its mean is {np.mean(means):.0f} in the fields of view, that of the normal dose "
+            f"{np.mean(expected):.0f} HU: its values aren't HU, or it's another series"
+        )
+
+
+def _dicom(series: CTSeries) -> DenoisedSeries:
+    return DenoisedSeries(
+        series_uid=series.series_uid,
+        patient_id=series.patient_id,
+        path=series.files[0],
+        shape=series.shape,
+        spacing=series.spacing,
+        origin=series.positions[0],
+        orientation=series.orientation,
+        read=lambda: read_volume(series),
+    )
+
+
+def _volume(series: VolumeSeries) -> DenoisedSeries:
+    def read() -> np.ndarray:
+        values = read_voxels(series.files[0])
+        values = values if values.dtype == np.int16 else values.astype(np.float32)
+        return values[::-1] if series.flipped else values
+
+    return DenoisedSeries(
+        series_uid="",
+        patient_id="",
+        path=series.files[0],
+        shape=series.shape,
+        spacing=series.spacing,
+        origin=series.positions[0],
+        orientation=series.orientation,
+        read=read,
+    )

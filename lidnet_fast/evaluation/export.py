@@ -1,0 +1,156 @@
+"""A split's images as files that other tools read, and a store with exactly those low-dose images."""
+
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lidnet_fast.data.simulation.dose import DoseSimulation, sample_generator, simulate_low_dose
+from lidnet_fast.data.store.index import SeriesInfo
+from lidnet_fast.data.store.reader import Store
+from lidnet_fast.data.store.writer import StoreWriter
+from lidnet_fast.errors import InputError
+from lidnet_fast.progress import progress
+
+
+def export(store: Path, out: Path, split: str = "test", format: str = "nifti", seed: int = 0) -> list[str]:
+    """Write `low_dose/` and `normal_dose/`, one file or folder per series, and `store/` with the same pairs and boxes.
+
+    Where the store simulates its low dose, the noise of a slice is a pure function of the seed, the series' place in
+    the store and the slice; the new store holds it as measured low dose, so that all who are compared on it have seen
+    the same pixels.
+
+    Args:
+        store: where the series come from.
+        out: the new folder; it appears whole or not at all.
+        split: whose series.
+        format: "nifti" (`<series id>.nii.gz`) or "dicom" (a folder per series).
+        seed: of simulated noise.
+
+    Returns:
+        What was written, as lines of text.
+
+    Raises:
+        InputError: `out` exists, the split is empty, or a series has no low dose.
+    """
+    if out.exists():
+        raise InputError(f"{out}: exists already; an export goes to a new folder")
+    source = Store(store)
+    chosen = [index for index, info in enumerate(source.series) if info.split == split]
+    if not chosen:
+        raise InputError(f"{store}: the {split} split has no series")
+    if source.simulation is None:
+        for index in chosen:
+            if not source.series[index].has_low_dose:
+                raise InputError(f"{store}: series {source.series[index].series_id} has no low dose to export")
+    write = _WRITERS[format]
+    work = out.with_name(f".{out.name}.partial-{uuid.uuid4().hex[:8]}")
+    try:
+        with StoreWriter(work / "store", split={"by": "export", "of": source.split}) as writer:
+            for index in progress(chosen, "exporting"):
+                info = source.series[index]
+                normal = np.stack([source.read(index, z) for z in range(info.shape[0])])
+                low = _low_dose(source, index, normal, seed)
+                boxes = [(z, *box) for z in range(info.shape[0]) for box in source.boxes(index, z).tolist()]
+                rows = np.array(boxes, np.float32).reshape(-1, 5)
+                writer.add_series(replace(info, has_low_dose=True), normal, rows, low)
+                for kind, volume in (("low_dose", low), ("normal_dose", normal)):
+                    (work / kind).mkdir(exist_ok=True)
+                    write(work / kind / file_name(info.series_id), volume, info, kind)
+        work.rename(out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return [
+        f"{out / 'low_dose'}: {len(chosen)} series to denoise",
+        f"{out / 'normal_dose'}: the same at normal dose",
+        f"{out / 'store'}: the store to evaluate on: "
+        f"lidnet-fast evaluate RUN --store {out / 'store'} --images NAME=FOLDER",
+    ]
+
+
+def file_name(series_id: str) -> str:
+    """The name that a series' file or folder has, without a suffix."""
+    return series_id.replace("/", "_")
+
+
+def exported_uid(series_id: str, kind: str) -> str:
+    """The SeriesInstanceUID of a series exported as DICOM; `kind` is "low_dose" or "normal_dose"."""
+    from pydicom.uid import generate_uid
+
+    return generate_uid(entropy_srcs=["lidnet_fast export", kind, series_id])
+
+
+def _low_dose(store: Store, index: int, normal: np.ndarray, seed: int) -> np.ndarray:
+    if store.simulation is None:
+        return np.stack([store.read(index, z, low_dose=True) for z in range(len(normal))])
+    simulation = DoseSimulation.from_dict(store.simulation)
+    spacing = store.series[index].spacing[2]
+    low = np.empty_like(normal)
+    for z, hu in enumerate(normal):
+        noisy = simulate_low_dose(
+            torch.from_numpy(hu)[None].float(), spacing, simulation, [sample_generator(seed, index, z)]
+        )
+        low[z] = noisy[0].round().clamp(-32768, 32767).short().numpy()
+    return low
+
+
+def _axes(info: SeriesInfo) -> np.ndarray:
+    """[3, 3]: the direction of the rows, of the columns and of the slice normal."""
+    rows, columns = np.array(info.orientation).reshape(2, 3)
+    return np.stack([rows, columns, np.cross(rows, columns)])
+
+
+def _write_nifti(path: Path, volume: np.ndarray, info: SeriesInfo, kind: str) -> None:
+    import SimpleITK as sitk  # noqa: N813
+
+    image = sitk.GetImageFromArray(volume)
+    depth, height, width = info.spacing
+    image.SetSpacing((width, height, depth or 1.0))
+    image.SetOrigin(info.origin)
+    image.SetDirection(_axes(info).T.ravel().tolist())
+    sitk.WriteImage(image, f"{path}.nii.gz", useCompression=True)
+
+
+def _write_dicom(path: Path, volume: np.ndarray, info: SeriesInfo, kind: str) -> None:
+    import pydicom
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+    path.mkdir()
+    series_uid = exported_uid(info.series_id, kind)
+    normal = _axes(info)[2]
+    for z, hu in enumerate(volume):
+        position = np.array(info.origin) + z * info.spacing[0] * normal
+        image = pydicom.Dataset()
+        image.SOPClassUID = CTImageStorage
+        image.SOPInstanceUID = generate_uid(entropy_srcs=[series_uid, str(z)])
+        image.SeriesInstanceUID = series_uid
+        image.StudyInstanceUID = generate_uid(entropy_srcs=["lidnet_fast export", info.series_id])
+        image.FrameOfReferenceUID = generate_uid(entropy_srcs=["lidnet_fast frame", info.series_id])
+        image.PatientID, image.PatientName, image.Modality = info.patient_id, "", "CT"
+        image.StudyDate = image.StudyTime = image.StudyID = image.AccessionNumber = ""
+        image.PatientBirthDate = image.PatientSex = image.ReferringPhysicianName = ""
+        image.SeriesDescription = kind.replace("_", " ")
+        image.ImageType = ["DERIVED", "PRIMARY", "AXIAL"]
+        image.SeriesNumber, image.InstanceNumber = 1, z + 1
+        image.ImagePositionPatient = [f"{value:.6f}"[:16] for value in position]
+        image.ImageOrientationPatient = [f"{value:.10f}"[:16] for value in info.orientation]
+        image.PixelSpacing = [f"{value:.8f}" for value in info.spacing[1:]]
+        image.SliceThickness = f"{info.spacing[0]:.6f}"
+        image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
+        image.Rows, image.Columns = hu.shape
+        image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 16, 15, 1
+        image.RescaleSlope, image.RescaleIntercept, image.RescaleType = 1, 0, "HU"
+        image.file_meta = pydicom.dataset.FileMetaDataset()
+        image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        image.set_pixel_data(hu, "MONOCHROME2", 16, generate_instance_uid=False)
+        image.save_as(path / f"{z:04d}.dcm", enforce_file_format=True)
+
+
+_WRITERS: dict[str, Callable[[Path, np.ndarray, SeriesInfo, str], None]] = {
+    "nifti": _write_nifti,
+    "dicom": _write_dicom,
+}
