@@ -16,9 +16,9 @@ from lidnet_fast.data.prepare.splits import split_of
 from lidnet_fast.data.store.index import SeriesInfo
 from lidnet_fast.data.store.reader import Store
 from lidnet_fast.evaluation.export import export
+from tests.data.annotations.test_annotations import message, outline
 from tests.data.conftest import make_hu, write_series
-from tests.data.test_annotations import message, outline
-from tests.data.test_deeplesion import HEADER, line
+from tests.data.formats.test_deeplesion import HEADER, line
 
 __all__ = ["make_hu", "write_series"]
 
@@ -26,13 +26,13 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ELSEWHERE = {
     "make test": "what runs this",
-    "make demo": "minutes; tests/trainer/test_demo.py runs a smaller one",
+    "make demo": "minutes; tests/evaluation/test_demo.py runs a smaller one",
     "pytest --benchmark": "half an hour; tests/test_benchmark_option.py runs a smaller one",
     "python -m benches.profile_": "minutes to hours, and their figures need a quiet machine",
     "python benches/profile_": "likewise",
     "torchrun --nnodes 2": "takes two machines; tests/trainer/test_ddp.py starts torchrun on one",
     "srun torchrun": "takes SLURM",
-    "aws s3 cp": "takes an account; tests/data/test_volumes.py reads such a copy from a server of its own",
+    "aws s3 cp": "takes an account; tests/data/store/test_backends.py reads such a copy from a server of its own",
     "my_tool": "stands for another tool",
 }
 SMALL = [

@@ -138,7 +138,7 @@ def test_positions_that_tell_nothing(tmp_path, write_series, make_hu, table):
 
 
 def test_the_documented_example(tmp_path, write_series, make_hu, table):
-    text = Path(__file__).parents[2].joinpath("docs", "box_csv.md").read_text()
+    text = Path(__file__).parents[3].joinpath("docs", "box_csv.md").read_text()
     example = [line.strip() for line in text.splitlines() if line.startswith("    ")]
     write_series(tmp_path / "ct", np.zeros((43, 160, 328), np.int16), series_uid=f"{UID}.1")
     boxes = read_boxes(table(*example), scan([tmp_path / "ct"]).series)

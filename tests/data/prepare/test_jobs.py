@@ -306,7 +306,7 @@ def test_workers_end_with_their_parent(tmp_path):
         "        time.sleep(60)\n"
     ).replace("\nif", "\ndef pid(_):\n    time.sleep(0.2)\n    return os.getpid()\nif", 1)
     (tmp_path / "program.py").write_text(program)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     process = subprocess.Popen(
         [sys.executable, str(tmp_path / "program.py")], stdout=subprocess.PIPE, text=True, env=environment
     )
@@ -334,7 +334,7 @@ def wait_until(condition, seconds=30):
 
 
 def documented_commands():
-    text = Path(__file__).parents[2].joinpath("docs", "datasets.md").read_text().replace("\\\n", " ")
+    text = Path(__file__).parents[3].joinpath("docs", "datasets.md").read_text().replace("\\\n", " ")
     return [shlex.split(line) for line in text.splitlines() if line.startswith("    lidnet-fast prepare ")]
 
 

@@ -20,7 +20,7 @@ def test_the_table_is_the_one_its_readme_describes():
 
 
 def test_the_table_travels_with_its_attribution():
-    readme = (resources.files("lidnet_fast.data") / "tables" / "README.md").read_text()
+    readme = (resources.files("lidnet_fast.data.phantoms") / "tables" / "README.md").read_text()
     assert "10.7937/K9/TCIA.2015.LO9QL9SX" in readme
     assert "CC BY 3.0" in readme
 

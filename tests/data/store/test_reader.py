@@ -9,9 +9,9 @@ import blosc2
 import numpy as np
 import pytest
 
+from lidnet_fast.data.store import reader as store_module
 from lidnet_fast.data.store.backends import Blosc2
 from lidnet_fast.data.store.reader import SeriesInfo, Store
-from lidnet_fast.data.store.reader import reader as store_module
 from lidnet_fast.data.store.writer import StoreWriter
 from lidnet_fast.errors import InputError
 
