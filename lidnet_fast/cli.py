@@ -43,6 +43,8 @@ _OF_THE_SYSTEM = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; what the user can mend ends as one line on stderr and exit status 2."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # Processes that a command starts would look for every module in the working directory first.
+    os.environ["PYTHONSAFEPATH"] = "1"
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         sys.exit(0 if arguments else 2)
@@ -120,8 +122,6 @@ def _prepare_process() -> None:
     """What every long command does first."""
     from lidnet_fast.runtime import keep_freed_memory
 
-    # A user's own denoiser is named by import path, and usually lies beside the configuration.
-    sys.path.insert(0, str(Path.cwd()))
     keep_freed_memory()
 
 
@@ -182,6 +182,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     add("--images", type=str, action="append", default=[], metavar="NAME=FOLDER", help="denoised images; repeatable")
     add("--store", type=str, default=None, help="another store than the run's, such as `lidnet-fast export` makes")
     add("--out", type=str, default=None, help="where results go; by default the run's folder, or runs/comparison")
+    add("--trust-code", action="store_true", help="import a denoiser's class that the run or its files name")
     options = _parse(parser, arguments)
     _prepare_process()
     from lidnet_fast.evaluation.compare import compare_images, evaluate_run, named_folders
@@ -191,7 +192,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     )
     images = named_folders(options.images)
     if run is not None:
-        evaluate_run(run, denoiser, options.samples, images=images, store=store, out=out)
+        evaluate_run(run, denoiser, options.samples, images=images, store=store, out=out, trust_code=options.trust_code)
     elif store is None or not images or denoiser is not None:
         raise InputError("evaluate needs the folder of a run, or --store and --images")
     else:
@@ -255,6 +256,7 @@ def denoise(arguments: Sequence[str]) -> None:
     add("--tile", type=int, default=None, help="side of tiles in pixels; by default whole slices if memory allows")
     add("--batch-size", type=int, default=None, help="most slices at a time; by default 1, on a GPU 8")
     add("--blend", type=float, default=1.0, help="share of the denoised image in the result, from 0 to 1")
+    add("--trust-code", action="store_true", help="import the denoiser's class that the model file names")
     options = vars(_parse(parser, arguments))
     _prepare_process()
     from lidnet_fast.inference import denoise as denoise_study

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import yaml
 from jsonargparse import ArgumentParser
 
 from lidnet_fast.data.samples.dataset import SampleId
@@ -15,31 +14,38 @@ from lidnet_fast.errors import InputError
 from lidnet_fast.evaluation.arms import Evaluation, evaluate, images_arm, network_arm, reference_arms, write_metrics
 from lidnet_fast.evaluation.denoised import denoised_views
 from lidnet_fast.evaluation.results import COTRAINED, INDEPENDENT, JUDGE, build_report, print_results
-from lidnet_fast.models.files import load_denoiser, load_detector
+from lidnet_fast.models.files import load_denoiser, load_detector, refuse_foreign_code
 from lidnet_fast.report.page import write_report
 from lidnet_fast.runtime import machine_facts
 from lidnet_fast.trainer.config import RunConfig, from_options, validate
 from lidnet_fast.trainer.datamodule import split_patches
+from lidnet_fast.trainer.stored import read_stored
 
 DENOISED = "denoised"
 _NAMES = ("low dose", DENOISED, "normal dose")
 
 
-def read_config(path: Path) -> RunConfig:
+def read_config(path: Path, *, trust_code: bool = False) -> RunConfig:
     """The configuration that a run stored.
 
+    Args:
+        path: the run's config.yaml.
+        trust_code: let it name networks by import path, whose modules are imported when the networks are built.
+
     Raises:
-        InputError: the file is missing or is not a run's configuration.
+        InputError: the file is missing, is not a run's configuration, or names code that wasn't trusted.
     """
-    if not path.is_file():
-        raise InputError(f"there is no {path}: {path.parent} is not the folder of a run")
+    stored = read_stored(path)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(RunConfig)
     try:
-        made = parser.instantiate(parser.parse_object(yaml.safe_load(path.read_text(encoding="utf-8"))))
-    except Exception as error:  # whatever YAML and jsonargparse raise
+        made = parser.instantiate(parser.parse_object(stored))
+    except Exception as error:  # whatever jsonargparse raises
         raise InputError(f"{path} is not the configuration of a run: {error}") from error
-    return from_options(made)
+    config = from_options(made)
+    if not trust_code:
+        refuse_foreign_code(path, config.denoiser, config.detector, config.independent_judge)
+    return config
 
 
 def named_folders(options: Sequence[str]) -> dict[str, Path]:
@@ -67,6 +73,7 @@ def evaluate_run(
     images: Mapping[str, Path] | None = None,
     store: Path | None = None,
     out: Path | None = None,
+    trust_code: bool = False,
 ) -> Evaluation:
     """Score the run's denoiser between the low-dose and the normal-dose images; write `metrics.json`, `report.html`.
 
@@ -77,11 +84,12 @@ def evaluate_run(
         images: arm -> folder of images of the same low-dose scans, denoised by any tool.
         store: another store than the run's, such as `lidnet-fast export` makes.
         out: where the results go; by default to `folder`.
+        trust_code: import the classes that the run's files name by import path.
 
     Raises:
         InputError: the folder is not a finished run's, a checkpoint is of another model, or images don't fit.
     """
-    config = _configured(read_config(folder / "config.yaml"), samples, store)
+    config = _configured(read_config(folder / "config.yaml", trust_code=trust_code), samples, store)
     device = evaluation_device(config)
     views = _views(config, images or {})
     judges = {JUDGE: load_detector(folder / "detector" / "detector.pt", config.detector).to(device)}
@@ -90,7 +98,9 @@ def evaluate_run(
             device
         )
     network = load_denoiser(
-        denoiser or folder / "collaborate" / "denoiser.pt", None if denoiser else config.denoiser
+        denoiser or folder / "collaborate" / "denoiser.pt",
+        None if denoiser else config.denoiser,
+        trust_code=trust_code,
     ).to(device)
     detectors = judges
     if denoiser is None:

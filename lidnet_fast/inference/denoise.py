@@ -80,6 +80,7 @@ def denoise(
     tile: int | None = None,
     batch_size: int | None = None,
     blend: float = 1.0,
+    trust_code: bool = False,
 ) -> DenoiseSummary:
     """Denoise every CT series below a folder, slice by slice; see docs/denoise.md.
 
@@ -94,6 +95,7 @@ def denoise(
         tile: see `SliceDenoiser`.
         batch_size: see `SliceDenoiser`.
         blend: see `SliceDenoiser`.
+        trust_code: import the class that the model file names by import path.
 
     Raises:
         InputError: something of this can't be used. What is wrong with a single series doesn't stop the others, and is
@@ -102,7 +104,7 @@ def denoise(
     source, out = Path(source), Path(out)
     file = _model_file(Path(model))
     denoiser = SliceDenoiser(
-        load_denoiser(file),
+        load_denoiser(file, trust_code=trust_code),
         _device(device),
         precision=precision,
         tile=tile,

@@ -10,7 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lidnet_fast.errors import InputError
-from lidnet_fast.models.registry import at_least, construct, first_line, import_module_class, unknown_name
+from lidnet_fast.models.registry import (
+    at_least,
+    construct,
+    first_line,
+    import_module_class,
+    is_import_path,
+    unknown_name,
+)
 
 
 class REDCNN(nn.Module):
@@ -168,7 +175,7 @@ def build_denoiser(name: str, **options: Any) -> nn.Module:
     """
     if name in DENOISERS:
         return construct("denoiser", name, DENOISERS[name], options)
-    if ":" not in name and "." not in name:
+    if not is_import_path(name):
         raise unknown_name("denoiser", name, DENOISERS, ", or an import path 'package.module:ClassName'")
     model = construct("denoiser", name, import_module_class("denoiser", name), options)
     _probe(name, model)

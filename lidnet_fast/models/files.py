@@ -1,4 +1,7 @@
-"""Trained networks as files: weights with what is needed to rebuild the network, loaded without running any code."""
+"""Trained networks as files: weights with what is needed to rebuild the network.
+
+Loading one runs no code but this package's, unless the caller trusts a class that the file names.
+"""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,11 +16,13 @@ from lidnet_fast.files import write_bytes
 from lidnet_fast.models.denoisers import build_denoiser
 from lidnet_fast.models.detectors import LesionDetector, build_detector
 from lidnet_fast.models.hu import HUDenoiser
+from lidnet_fast.models.registry import is_import_path
 from lidnet_fast.models.windowing import HUWindow
 from lidnet_fast.trainer.checkpoints import diverged_weights, serialised
 from lidnet_fast.trainer.config import NetworkConfig
 
 FORMAT = "lidnet_fast-network"
+VERSION = 1
 Kind = Literal["denoiser", "detector"]
 
 
@@ -36,7 +41,7 @@ def save_network(
     """
     content = {
         "format": FORMAT,
-        "version": 1,
+        "version": VERSION,
         "software": __version__,
         "kind": kind,
         "network": asdict(config),
@@ -47,20 +52,79 @@ def save_network(
     write_bytes(path, serialised(content))
 
 
-def load_network(path: Path, kind: Kind, expected: NetworkConfig | None = None) -> tuple[nn.Module, HUWindow]:
+def load_network(
+    path: Path, kind: Kind, expected: NetworkConfig | None = None, *, trust_code: bool = False
+) -> tuple[nn.Module, HUWindow]:
     """Rebuild a network, in eval mode.
 
     Args:
         path: a file made by `save_network`.
         kind: what it must be.
         expected: refuse a file of another network than this.
+        trust_code: let the file name a class by import path. The module it names is imported, which runs its code.
+            `expected` names the class too, and is trusted as the caller's word.
 
     Returns:
         The network and the HU window that it works in.
 
     Raises:
-        InputError: the file is missing, damaged, of another kind or of another network; the message says which.
+        InputError: the file is missing, damaged, of another kind or of another network, or names code that wasn't
+            trusted; the message says which.
     """
+    content = _read(path, kind)
+    config = NetworkConfig(content["network"]["name"], content["network"]["options"])
+    if expected is not None and config != expected:
+        raise InputError(
+            f"{path} holds {kind} {config.name} {config.options}, "
+            f"but the configuration asks for {expected.name} {expected.options}"
+        )
+    if expected is None and not trust_code:
+        refuse_foreign_code(path, config)
+    network = build_network(kind, without_weights(config))
+    try:
+        network.load_state_dict(content["state_dict"])
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: its weights do not fit {kind} {config.name} {config.options}") from error
+    diverged = diverged_weights(network.state_dict())
+    if diverged is not None:
+        raise InputError(f"{path}: {diverged} is NaN")
+    return network.eval(), HUWindow(**content["window"])
+
+
+def refuse_foreign_code(path: Path, *configs: NetworkConfig | None) -> None:
+    """Refuse networks named by import path in a file that somebody else may have written.
+
+    Args:
+        path: the file, for the message.
+        configs: the networks that it names.
+
+    Raises:
+        InputError: one of them isn't among lidnet_fast's own.
+    """
+    for config in configs:
+        if config is not None and is_import_path(config.name):
+            raise InputError(
+                f"{path} names the class {config.name!r}, whose code would run. To fix: if you trust the file and that "
+                "code, give --trust-code (in Python trust_code=True)"
+            )
+
+
+# Key of a network file -> its type; those of "network" and "window" behind a dot.
+_ENTRIES: dict[str, type | tuple[type, ...]] = {
+    "version": int,
+    "kind": str,
+    "network": dict,
+    "network.name": str,
+    "network.options": dict,
+    "window": dict,
+    "window.low": (int, float),
+    "window.high": (int, float),
+    "state_dict": dict,
+}
+
+
+def _read(path: Path, kind: Kind) -> dict[str, Any]:
+    """The checked content of a network file."""
     if not path.is_file():
         raise InputError(f"there is no checkpoint {path}")
     try:
@@ -69,23 +133,25 @@ def load_network(path: Path, kind: Kind, expected: NetworkConfig | None = None) 
         raise InputError(f"{path} is not a readable checkpoint ({type(error).__name__})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path} is not a {FORMAT} file")
+    for key, kinds in _ENTRIES.items():
+        group, _, name = key.rpartition(".")
+        entries = content[group] if group else content
+        if name not in entries:
+            raise InputError(f"{path}: its {key} is missing")
+        value = entries[name]
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise InputError(f"{path}: its {key} can't be {value!r}"[:300])
+    for group in ("network", "window"):
+        unknown = [key for key in content[group] if f"{group}.{key}" not in _ENTRIES]
+        if unknown:
+            raise InputError(f"{path}: its {group} has an unknown entry {unknown[0]!r}")
+    if not all(isinstance(name, str) for name in content["network"]["options"]):
+        raise InputError(f"{path}: its network.options must be named by strings")
+    if content["version"] != VERSION:
+        raise InputError(f"{path} has version {content['version']}; this lidnet_fast reads version {VERSION}")
     if content["kind"] != kind:
         raise InputError(f"{path} holds a {content['kind']}, not a {kind}")
-    config = NetworkConfig(**content["network"])
-    if expected is not None and config != expected:
-        raise InputError(
-            f"{path} holds {kind} {config.name} {config.options}, "
-            f"but the configuration asks for {expected.name} {expected.options}"
-        )
-    network = build_network(kind, without_weights(config))
-    try:
-        network.load_state_dict(content["state_dict"])
-    except RuntimeError as error:
-        raise InputError(f"{path}: its weights do not fit {kind} {config.name} {config.options}") from error
-    diverged = diverged_weights(network.state_dict())
-    if diverged is not None:
-        raise InputError(f"{path}: {diverged} is NaN")
-    return network.eval(), HUWindow(**content["window"])
+    return content
 
 
 def build_network(kind: Kind, config: NetworkConfig) -> nn.Module:
@@ -99,17 +165,18 @@ def without_weights(config: NetworkConfig) -> NetworkConfig:
     return replace(config, options={k: v for k, v in config.options.items() if k != "weights"})
 
 
-def load_denoiser(path: Path | str, expected: NetworkConfig | None = None) -> HUDenoiser:
+def load_denoiser(path: Path | str, expected: NetworkConfig | None = None, *, trust_code: bool = False) -> HUDenoiser:
     """A trained denoiser, HU in and HU out, in eval mode.
 
     Args:
         path: a `denoiser.pt` of a run.
-        expected: refuse a file of another network than this.
+        expected: as in `load_network`.
+        trust_code: as in `load_network`.
 
     Raises:
         InputError: see `load_network`.
     """
-    return HUDenoiser(*load_network(Path(path), "denoiser", expected)).eval()
+    return HUDenoiser(*load_network(Path(path), "denoiser", expected, trust_code=trust_code)).eval()
 
 
 def load_detector(path: Path, expected: NetworkConfig | None = None) -> LesionDetector:

@@ -3,7 +3,10 @@
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
@@ -51,15 +54,24 @@ def unknown_name(kind: str, name: str, known: Mapping[str, Any], hint: str = "")
     return InputError(f"unknown {kind} {name!r}{guess} Known: {', '.join(known)}{hint}")
 
 
+def is_import_path(name: str) -> bool:
+    """Whether a network is named by import path rather than by one of this package's names."""
+    return ":" in name or "." in name
+
+
 def import_module_class(kind: str, path: str) -> type[nn.Module]:
     """Import the `nn.Module` class named by "package.module:ClassName" or "package.module.ClassName".
+
+    A module that isn't installed is looked for in the working directory, where a user's own networks usually lie. That
+    folder is on the import path for this import alone, and last, so that no file in it can replace another module.
 
     Raises:
         InputError: the module can't be imported, has no such attribute, or the attribute isn't an `nn.Module` class.
     """
     module_name, _, class_name = path.partition(":") if ":" in path else path.rpartition(".")
     try:
-        module = importlib.import_module(module_name)
+        with _last_on_path(str(Path.cwd())):
+            module = importlib.import_module(module_name)
     except (ImportError, ValueError) as error:
         raise InputError(f"{kind} {path!r}: can't import module {module_name!r}: {error}") from error
     found = getattr(module, class_name, None)
@@ -68,6 +80,17 @@ def import_module_class(kind: str, path: str) -> type[nn.Module]:
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise InputError(f"{kind} {path!r}: {class_name!r} isn't a torch.nn.Module class")
     return found
+
+
+@contextmanager
+def _last_on_path(folder: str) -> Iterator[None]:
+    before = list(sys.path)
+    sys.path.append(folder)
+    importlib.invalidate_caches()  # the folder may have changed since Python last looked
+    try:
+        yield
+    finally:
+        sys.path[:] = before
 
 
 def at_least(kind: str, least: int, **values: int) -> None:

@@ -34,6 +34,7 @@ from lidnet_fast.trainer.datamodule import PatchData, split_patches, stream_seed
 from lidnet_fast.trainer.objective import JointObjective, check_extractor
 from lidnet_fast.trainer.phase import Phase, outermost_sequentials
 from lidnet_fast.trainer.phases import CollaboratePhase, DenoiserPhase, DetectorPhase
+from lidnet_fast.trainer.stored import read_stored
 
 # What may differ between a run and its continuation, since no result depends on it.
 _FREE_KEYS = {
@@ -321,12 +322,7 @@ def _check_parts(config: RunConfig) -> None:
 def _earlier_config(out: Path) -> dict[str, Any]:
     """The configuration, flat, of the run that the folder holds; empty where it holds none."""
     path = out / "config.yaml"
-    if not path.exists():
-        return {}
-    try:
-        return _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, AttributeError) as error:
-        raise InputError(f"{path} is not the configuration of a run") from error
+    return _flat(read_stored(path)) if path.exists() else {}
 
 
 def _claim_folder(out: Path, config: RunConfig, earlier: dict[str, Any]) -> None:
