@@ -1,5 +1,6 @@
 """A denoiser for users: HU in, HU out."""
 
+import torch
 from torch import Tensor, nn
 
 from lidnet_fast.models.windowing import HUWindow
@@ -11,6 +12,9 @@ class HUDenoiser(nn.Module):
     Args:
         network: windowed [N,1,H,W] -> windowed [N,1,H,W].
         window: the HU window that it works in; what lies beyond it is scaled with it, not clipped.
+
+    Values beyond the window's `denoised_range` (metal, padding) are shown to the network as the range's end, and pass
+    unchanged.
     """
 
     def __init__(self, network: nn.Module, window: HUWindow) -> None:
@@ -31,4 +35,6 @@ class HUDenoiser(nn.Module):
         """
         if hu.dim() != 4 or hu.shape[1] != 1:
             raise ValueError(f"hu must be [N,1,H,W], got {list(hu.shape)}")
-        return self.window.unscale(self.network(self.window.scale(hu.float())).float())
+        hu = hu.float()
+        denoised = self.window.unscale(self.window.denoise(self.network, hu).float())
+        return torch.where(self.window.is_denoised(hu), denoised, hu)  # unchanged to the bit, whatever the precision

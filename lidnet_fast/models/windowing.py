@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from lidnet_fast.errors import InputError
 
@@ -12,8 +13,8 @@ from lidnet_fast.errors import InputError
 class HUWindow:
     """An affine map between Hounsfield units and the "windowed" values that networks see.
 
-    The window's lower end becomes 0 and its upper end 1. `scale` and `unscale` don't clamp, so that nothing is lost on
-    the way through a denoiser; `clamp` cuts to [0, 1] where a fixed range is needed (detectors, metrics, pictures).
+    The window's lower end becomes 0 and its upper end 1. `scale` and `unscale` don't clamp, so that a denoiser sees
+    bone as it is; `clamp` cuts to [0, 1] where a fixed range is needed (detectors, metrics, pictures).
 
     Args:
         low: lower end of the window, HU.
@@ -31,6 +32,34 @@ class HUWindow:
             raise InputError(f"HU window: its ends must be finite, got low={self.low} and high={self.high}")
         if not self.high > self.low:
             raise InputError(f"HU window: high must be above low, got low={self.low} and high={self.high}")
+
+    @property
+    def denoised_range(self) -> tuple[float, float]:
+        """The HU that a denoiser changes: -1500..1500, and the window where that is wider.
+
+        What lies beyond is metal or padding, far from everything that networks were trained on.
+        """
+        return min(-1500.0, self.low), max(1500.0, self.high)
+
+    def is_denoised(self, hu: Tensor) -> Tensor:
+        """Which of the values, HU of any shape, lie in `denoised_range`; a bool for each."""
+        low, high = self.denoised_range
+        return (hu >= low) & (hu <= high)
+
+    def denoise(self, network: nn.Module, hu: Tensor) -> Tensor:
+        """Denoise images so that metal changes nothing around it by more than the range's end would.
+
+        The network sees values beyond `denoised_range` as the range's end; they themselves pass unchanged.
+
+        Args:
+            network: windowed [N,1,H,W] -> windowed [N,1,H,W].
+            hu: low-dose images [N,1,H,W], HU.
+
+        Returns:
+            Windowed denoised images [N,1,H,W], in the dtype that the network returns.
+        """
+        denoised = network(self.scale(hu.clamp(*self.denoised_range)))
+        return torch.where(self.is_denoised(hu), denoised, self.scale(hu).to(denoised.dtype))
 
     @property
     def width(self) -> float:

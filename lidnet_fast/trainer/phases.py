@@ -75,7 +75,7 @@ class DenoisingPhase(Phase):
 
     def denoise(self, batch: Batch) -> Tensor:
         """The denoised images of the network in training, windowed."""
-        denoised = self.denoiser(self.window.scale(batch["low_dose"]))
+        denoised = self.window.denoise(self.denoiser, batch["low_dose"])
         self.clock.lap("denoiser")
         return denoised
 
@@ -115,7 +115,7 @@ class DenoiserPhase(DenoisingPhase):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Image quality."""
-        self.validate_images(self.validated_denoiser()(self.window.scale(batch["low_dose"])), batch)
+        self.validate_images(self.window.denoise(self.validated_denoiser(), batch["low_dose"]), batch)
 
     def configure_optimizers(self) -> Any:
         """AdamW with the cosine schedule."""
@@ -224,7 +224,7 @@ class CollaboratePhase(DenoisingPhase):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Image quality, and the detector's AP on the denoised images."""
-        denoised = self.validated_denoiser()(self.window.scale(batch["low_dose"]))
+        denoised = self.window.denoise(self.validated_denoiser(), batch["low_dose"])
         self.validate_images(denoised, batch)
         self.validate_detections(self.detector, denoised, batch)
 

@@ -22,7 +22,7 @@ from lidnet_fast.trainer.run import Run, train
 
 
 def denoiser_of(config: RunConfig, phase: str = "denoiser") -> dict[str, torch.Tensor]:
-    return load_network(Path(config.out) / phase / "denoiser.pt", "denoiser")[0].state_dict()
+    return load_network(Path(config.out) / phase / "denoiser.pt", "denoiser", trust_code=True)[0].state_dict()
 
 
 def detector_of(config: RunConfig) -> dict[str, torch.Tensor]:
