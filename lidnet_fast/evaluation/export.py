@@ -1,7 +1,5 @@
 """A split's images as files that other tools read, and a store with exactly those low-dose images."""
 
-import shutil
-import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +12,7 @@ from lidnet_fast.data.store.index import SeriesInfo
 from lidnet_fast.data.store.reader import Store
 from lidnet_fast.data.store.writer import StoreWriter
 from lidnet_fast.errors import InputError
+from lidnet_fast.files import make_folder, whole_path
 from lidnet_fast.progress import progress
 
 
@@ -48,22 +47,19 @@ def export(store: Path, out: Path, split: str = "test", format: str = "nifti", s
             if not source.series[index].has_low_dose:
                 raise InputError(f"{store}: series {source.series[index].series_id} has no low dose to export")
     write = _WRITERS[format]
-    work = out.with_name(f".{out.name}.partial-{uuid.uuid4().hex[:8]}")
-    try:
-        with StoreWriter(work / "store", split={"by": "export", "of": source.split}) as writer:
-            for index in progress(chosen, "exporting"):
-                info = source.series[index]
-                normal = np.stack([source.read(index, z) for z in range(info.shape[0])])
-                low = _low_dose(source, index, normal, seed)
-                boxes = [(z, *box) for z in range(info.shape[0]) for box in source.boxes(index, z).tolist()]
-                rows = np.array(boxes, np.float32).reshape(-1, 5)
-                writer.add_series(replace(info, has_low_dose=True), normal, rows, low)
-                for kind, volume in (("low_dose", low), ("normal_dose", normal)):
-                    (work / kind).mkdir(exist_ok=True)
-                    write(work / kind / file_name(info.series_id), volume, info, kind)
-        work.rename(out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with (
+        whole_path(out) as work,
+        StoreWriter(work / "store", split={"by": "export", "of": source.split}) as writer,
+    ):
+        for index in progress(chosen, "exporting"):
+            info = source.series[index]
+            normal = np.stack([source.read(index, z) for z in range(info.shape[0])])
+            low = _low_dose(source, index, normal, seed)
+            boxes = [(z, *box) for z in range(info.shape[0]) for box in source.boxes(index, z).tolist()]
+            rows = np.array(boxes, np.float32).reshape(-1, 5)
+            writer.add_series(replace(info, has_low_dose=True), normal, rows, low)
+            for kind, volume in (("low_dose", low), ("normal_dose", normal)):
+                write(make_folder(work / kind) / file_name(info.series_id), volume, info, kind)
     return [
         f"{out / 'low_dose'}: {len(chosen)} series to denoise",
         f"{out / 'normal_dose'}: the same at normal dose",
@@ -119,7 +115,7 @@ def _write_dicom(path: Path, volume: np.ndarray, info: SeriesInfo, kind: str) ->
     import pydicom
     from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-    path.mkdir()
+    make_folder(path)
     series_uid = exported_uid(info.series_id, kind)
     normal = _axes(info)[2]
     for z, hu in enumerate(volume):

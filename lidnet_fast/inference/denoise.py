@@ -22,7 +22,7 @@ from lidnet_fast.data.formats.dicom.writer import CTImage, Derivation, read_imag
 from lidnet_fast.data.formats.geometry import LOWEST_HU
 from lidnet_fast.data.formats.itk.files import is_volume
 from lidnet_fast.errors import InputError
-from lidnet_fast.files import lock, write_text
+from lidnet_fast.files import lock, move_whole, remove_temporary, write_text
 from lidnet_fast.inference.slices import Precision, SliceDenoiser
 from lidnet_fast.inference.sources import DicomSeries, counted, find
 from lidnet_fast.inference.volumes import (
@@ -30,7 +30,6 @@ from lidnet_fast.inference.volumes import (
     check_free,
     read_volume_file,
     rounded_hu,
-    unfinished,
     write_volume_file,
 )
 from lidnet_fast.models.files import load_denoiser
@@ -134,6 +133,8 @@ def denoise(
             with without_pydicom_warnings():
                 for _ in progress(worker.run(targets), "denoising", total=total):
                     pass
+            if not one_volume:
+                remove_temporary(out)
     except OSError as error:
         raise InputError(f"{error.filename or out}: can't be written: {error.strerror or error}") from error
     return worker.summary
@@ -168,14 +169,15 @@ class _Worker:
             self.summary.already += 1
             yield from repeat(None, there)
             return
-        folder, slices_before = unfinished(target), self.summary.slices
+        folder, slices_before = target.with_name(f".{target.name}.part"), self.summary.slices
+        remove_temporary(folder)
         try:
             yield from self._fill(folder, series, pool)
         except InputError:
             self.summary.slices = slices_before
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        folder.rename(target)
+        move_whole(folder, target)
         self.summary.denoised += 1
 
     def _fill(self, folder: Path, series: DicomSeries, pool: ThreadPoolExecutor) -> Iterator[None]:

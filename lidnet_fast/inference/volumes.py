@@ -1,6 +1,5 @@
 """CT volumes in files that SimpleITK reads and writes: NIfTI, MetaImage, NRRD."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import SimpleITK as sitk  # noqa: N813
 from lidnet_fast.data.formats.geometry import LOWEST_HU
 from lidnet_fast.data.formats.itk.files import check_hu, check_is_volume, has_8_bits, itk_cause, read_header, read_image
 from lidnet_fast.errors import InputError
+from lidnet_fast.files import is_temporary, whole_path
 
 
 @dataclass(frozen=True)
@@ -56,19 +56,23 @@ def read_volume_file(volume: VolumeFile) -> tuple[sitk.Image, np.ndarray]:
 
 
 def check_free(path: Path) -> None:
-    """Refuse to make a volume whose file of voxels, which some formats put beside the header, is there already.
+    """Refuse to make a volume whose file of voxels, which some formats put next to the header, exists already.
 
     Raises:
-        InputError: names it; unless an interrupted `write_volume_file` left it.
+        InputError: names that file; unless a call left it that was interrupted before it moved the header.
     """
-    voxels, folder = path.with_suffix(".raw"), unfinished(path)
-    moved = (folder / path.name).exists() and not (folder / voxels.name).exists()
-    if path.suffix.lower() in (".mhd", ".nhdr") and voxels.exists() and not moved:
-        raise InputError(f"{voxels}: exists already, and would be overwritten by the voxels of {path.name}")
+    voxels = path.with_suffix(".raw")
+    if path.suffix.lower() in (".mhd", ".nhdr") and voxels.exists():
+        unfinished = [folder for folder in path.parent.iterdir() if is_temporary(folder)]
+        if not any((folder / path.name).exists() and not (folder / voxels.name).exists() for folder in unfinished):
+            raise InputError(
+                f"{voxels}: exists already, and would be overwritten by the voxels of {path.name}. "
+                "To fix: choose another name, or remove the file"
+            )
 
 
 def write_volume_file(slices: np.ndarray, axis: int, source: sitk.Image, description: str, path: Path) -> None:
-    """Write a volume with the geometry of another, in a folder of a temporary name from which it is then moved.
+    """Write a volume with the geometry of another.
 
     Args:
         slices: int16 [Z,H,W].
@@ -83,22 +87,11 @@ def write_volume_file(slices: np.ndarray, axis: int, source: sitk.Image, descrip
     image = sitk.GetImageFromArray(np.ascontiguousarray(np.moveaxis(slices, 0, axis)))
     image.CopyInformation(source)
     image.SetMetaData("ITK_FileNotes", description[:79])  # NIfTI's "descrip"
-    folder = unfinished(path)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        sitk.WriteImage(image, str(folder / path.name), useCompression=path.name.lower().endswith(".gz"))
-    except RuntimeError as error:
-        raise OSError(None, itk_cause(error), str(path)) from error
-    # The header comes last, where it has a file of its own.
-    for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
-        file.replace(path.with_name(file.name))
-    folder.rmdir()
-
-
-def unfinished(path: Path) -> Path:
-    """The folder in which a result is made before it gets its name."""
-    return path.with_name(f".{path.name}.part")
+    with whole_path(path) as unfinished:
+        try:
+            sitk.WriteImage(image, str(unfinished), useCompression=path.name.lower().endswith(".gz"))
+        except RuntimeError as error:
+            raise OSError(None, itk_cause(error), str(path)) from error
 
 
 def rounded_hu(denoised: np.ndarray, original: np.ndarray) -> np.ndarray:

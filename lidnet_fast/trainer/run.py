@@ -22,7 +22,7 @@ from torch import nn
 from lidnet_fast import backend
 from lidnet_fast.device import evaluation_device, native_precision
 from lidnet_fast.errors import InputError
-from lidnet_fast.files import write_text
+from lidnet_fast.files import is_temporary, make_folder, remove_temporary, write_text
 from lidnet_fast.models.detectors import LesionDetector
 from lidnet_fast.models.files import Kind, build_network, load_network, save_network, without_weights
 from lidnet_fast.models.windowing import HUWindow
@@ -171,6 +171,7 @@ class Run:
                     self._train(folder, make_module, PatchData(self.config, stream, steps, batch_size), checkpoint)
             ranks.on_first(save)
         ranks.on_first(lambda: last.unlink(missing_ok=True))
+        ranks.on_first(lambda: remove_temporary(self.out))
         for kind, (network, config) in networks.items():
             loaded, _ = load_network(files[kind], kind, config)
             network.load_state_dict(loaded.state_dict())
@@ -195,7 +196,7 @@ class Run:
 
     def _trainer(self, folder: Path, steps: int, resumed: bool) -> L.Trainer:
         config = self.config
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         # A resumed phase logs to a folder of its own: the loggers would overwrite the one before.
         version = f"part{len(list((folder / 'logs').glob('part*')))}" if resumed else "part0"
         return L.Trainer(
@@ -339,7 +340,7 @@ def _claim_folder(out: Path, config: RunConfig, earlier: dict[str, Any]) -> None
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: choose another --out")
     # A run that was killed while it wrote its configuration has done nothing else.
-    if out.exists() and {path.name for path in out.iterdir()} - {"config.yaml.part"}:
+    if out.exists() and not all(map(is_temporary, out.iterdir())):
         raise InputError(f"{out} is not empty and holds no run: choose another --out")
     write_text(out / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
 

@@ -79,7 +79,8 @@ def test_voxels_beside_a_header_are_not_overwritten(tmp_path, run, make_hu):
     before = (tmp_path / "ct.raw").read_bytes()
     summary = run_on(tmp_path / "ct.nhdr", tmp_path / "ct.mhd", run)
     assert summary.failures == [
-        f"{tmp_path / 'ct.raw'}: exists already, and would be overwritten by the voxels of ct.mhd"
+        f"{tmp_path / 'ct.raw'}: exists already, and would be overwritten by the voxels of ct.mhd. "
+        "To fix: choose another name, or remove the file"
     ]
     assert {path.name for path in tmp_path.iterdir()} >= {"ct.nhdr", "ct.raw"}
     assert not (tmp_path / "ct.mhd").exists()
@@ -90,8 +91,8 @@ def test_a_call_interrupted_between_voxels_and_header(tmp_path, run, make_hu):
     write(tmp_path / "in" / "ct.mhd", make_hu(2))
     run_on(tmp_path / "in", tmp_path / "out", run)
     made = {name: (tmp_path / "out" / name).read_bytes() for name in ("ct.mhd", "ct.raw")}
-    (tmp_path / "out" / ".ct.mhd.part").mkdir()
-    (tmp_path / "out" / "ct.mhd").rename(tmp_path / "out" / ".ct.mhd.part" / "ct.mhd")
+    (tmp_path / "out" / ".0123456789abcdef.part").mkdir()
+    (tmp_path / "out" / "ct.mhd").rename(tmp_path / "out" / ".0123456789abcdef.part" / "ct.mhd")
     assert run_on(tmp_path / "in", tmp_path / "out", run).failures == []
     assert {name: (tmp_path / "out" / name).read_bytes() for name in made} == made
 
@@ -152,8 +153,8 @@ def test_a_volume_that_was_not_finished(tmp_path, run, make_hu):
     write(tmp_path / "in" / "ct.mhd", make_hu(2))
     run_on(tmp_path / "in", tmp_path / "out", run)
     whole = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    (tmp_path / "out" / ".ct.mhd.part").mkdir()
-    (tmp_path / "out" / "ct.mhd").rename(tmp_path / "out" / ".ct.mhd.part" / "ct.mhd")
+    (tmp_path / "out" / ".0123456789abcdef.part").mkdir()
+    (tmp_path / "out" / "ct.mhd").rename(tmp_path / "out" / ".0123456789abcdef.part" / "ct.mhd")
     (tmp_path / "out" / "ct.raw").write_bytes(b"half")
     run_on(tmp_path / "in", tmp_path / "out", run)
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == whole

@@ -167,7 +167,7 @@ def test_out_is_a_file(denoising: RunConfig, sentence: Says) -> None:
 
 def test_out_that_was_killed_while_it_was_claimed_is_taken(denoising: RunConfig) -> None:
     Path(denoising.out).mkdir()
-    (Path(denoising.out) / "config.yaml.part").write_text("out: ru")
+    (Path(denoising.out) / ".0123456789abcdef.part").write_text("out: ru")
     Run(denoising)
     assert (Path(denoising.out) / "config.yaml").exists()
 

@@ -10,6 +10,8 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from lidnet_fast.files import whole
+
 SPLITS = ("train", "val", "test")
 
 _COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -166,7 +168,8 @@ class Index:
 
     def save(self, path: Path) -> None:
         """Write the arrays to an .npz file."""
-        np.savez(path, **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+        with whole(path) as file:
+            np.savez(file, **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
 
     @classmethod
     def load(cls, content: bytes) -> Self:

@@ -11,7 +11,6 @@ What is unfinished lies in the sibling folder ``.{name}.partial``::
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from lidnet_fast.data.store.backends import FORMATS
 from lidnet_fast.data.store.index import SPLITS, Index, SeriesInfo
 from lidnet_fast.data.store.reader import STORE_FORMAT, STORE_VERSION, box_fault, volume_name
 from lidnet_fast.errors import InputError
-from lidnet_fast.files import lock, write_text
+from lidnet_fast.files import lock, make_folder, move_whole, remove, whole_path, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,12 +66,9 @@ class SeriesWriter:
     def _write_volume(self, name: str, volume: np.ndarray) -> None:
         of_format = FORMATS[self.volume_format]
         path = self.folder / "store" / "volumes" / (name + of_format.suffix)
-        # A worker that outlived its killed parent may be writing the same volume.
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        for leftover in (temporary, path):
-            _remove(leftover)
-        of_format.write(temporary, volume)
-        temporary.replace(path)
+        remove(path)  # without a record, it is what an interrupted writer left
+        with whole_path(path) as unfinished:
+            of_format.write(unfinished, volume)
 
 
 class StoreWriter:
@@ -126,7 +122,7 @@ class StoreWriter:
         if self._format not in FORMATS:
             raise InputError(f"volume_format {self._format!r} isn't one of {', '.join(FORMATS)}")
         self._refuse_existing()
-        self._partial.mkdir(parents=True, exist_ok=True)
+        make_folder(self._partial)
         self._lock = lock(self._partial / "lock", f"{self.path}: is being written by another process")
         # Records without a store are what is left of one that was finished; other folders are of other keys.
         if not (self._work / "store").is_dir():
@@ -134,8 +130,8 @@ class StoreWriter:
         for folder in self._partial.iterdir():
             if folder.is_dir() and folder != self._work:
                 shutil.rmtree(folder)
-        (self._work / "store" / "volumes").mkdir(parents=True, exist_ok=True)
-        (self._work / "records").mkdir(exist_ok=True)
+        for folder in (self._work / "store" / "volumes", self._work / "records"):
+            make_folder(folder)
         for index, info, _ in self._records():
             self._note(index, info)
         return self
@@ -213,9 +209,9 @@ class StoreWriter:
             "simulation": self._simulation,
             "split": self._split,
         }
-        (store / "store.json").write_text(json.dumps(header, indent=1))
+        write_text(store / "store.json", json.dumps(header, indent=1))
         self._refuse_existing()
-        store.rename(self.path)
+        move_whole(store, self.path)
 
 
 def _check_series(info: SeriesInfo, volume: np.ndarray, boxes: np.ndarray, low_dose: np.ndarray | None) -> None:
@@ -253,11 +249,4 @@ def _remove_leftovers(volumes: Path, numbers: Sequence[int], infos: Sequence[Ser
     }
     for path in volumes.iterdir():
         if path.name not in wanted:
-            _remove(path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+            remove(path)

@@ -29,6 +29,7 @@ from lidnet_fast.data.formats.dicom.multiframe import HU_UNITS
 from lidnet_fast.data.formats.dicom.pixels import padding, read_dataset
 from lidnet_fast.data.formats.geometry import LOWEST_HU
 from lidnet_fast.errors import InputError
+from lidnet_fast.files import whole
 
 _LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
 _SERIES_NUMBER_STEP, _LARGEST_NUMBER = 1000, 2**31 - 1
@@ -155,7 +156,7 @@ def _of_frame(dataset: Dataset, frame: int, keyword: str) -> Dataset | None:
 
 
 def write_derived(image: CTImage, hu: np.ndarray, derivation: Derivation, path: Path) -> None:
-    """Write what became of an image, under a temporary name that is then changed.
+    """Write what became of an image.
 
     Everything is kept that still holds (patient, study, geometry, rescale, how pixels are stored, window), and pixels
     where nothing was measured are those of the source. Values that can't be stored become the nearest that can.
@@ -170,8 +171,6 @@ def write_derived(image: CTImage, hu: np.ndarray, derivation: Derivation, path: 
         InputError: the source's dataset can't be written.
         OSError: the file can't be written.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.parent.mkdir(parents=True, exist_ok=True)
     dataset = image.dataset
     try:
         for keyword in _NO_LONGER_TRUE:
@@ -183,13 +182,12 @@ def write_derived(image: CTImage, hu: np.ndarray, derivation: Derivation, path: 
             _swap_words(dataset)
         _describe(dataset, derivation)
         _set_pixels(image, hu)
-        pydicom.dcmwrite(temporary, dataset, enforce_file_format=True)
+        with whole(path) as file:
+            pydicom.dcmwrite(file, dataset, enforce_file_format=True)
     except OSError:
         raise
     except Exception as error:  # whatever pydicom makes of values that aren't what their VR says
-        temporary.unlink(missing_ok=True)
         raise InputError(f"{image.path}: can't be written again as DICOM: {one_line(error)}") from error
-    temporary.replace(path)
 
 
 def _swap_words(dataset: Dataset) -> None:
