@@ -194,8 +194,16 @@ def python_examples(document: Path) -> list[str]:
 
 
 def test_python_examples_of_the_readme():
-    examples = [code for code in python_examples(ROOT / "README.md") if "runs/mine" not in code]
-    assert len(examples) == 2
+    (example,) = (code for code in python_examples(ROOT / "README.md") if "runs/mine" not in code)
+    scope: dict = {}
+    exec(example, scope)
+    assert scope["denoised"].grad.abs().sum() > 0
+
+
+def test_python_examples_of_the_losses():
+    """One after the other, as a reader would type them."""
+    examples = python_examples(ROOT / "docs" / "losses.md")
+    assert len(examples) == 3
     scope: dict = {}
     for example in examples:
         exec(example, scope)
