@@ -15,6 +15,7 @@ from lidnet_fast.errors import InputError
 from lidnet_fast.files import write_bytes
 from lidnet_fast.models.denoisers import build_denoiser
 from lidnet_fast.models.detectors import LesionDetector, build_detector
+from lidnet_fast.models.envelope import Envelope
 from lidnet_fast.models.hu import HUDenoiser
 from lidnet_fast.models.registry import is_import_path
 from lidnet_fast.models.windowing import HUWindow
@@ -27,7 +28,13 @@ Kind = Literal["denoiser", "detector"]
 
 
 def save_network(
-    path: Path, kind: Kind, network: nn.Module, config: NetworkConfig, window: HUWindow, trained: dict[str, Any]
+    path: Path,
+    kind: Kind,
+    network: nn.Module,
+    config: NetworkConfig,
+    window: HUWindow,
+    trained: dict[str, Any],
+    envelope: Envelope | None = None,
 ) -> None:
     """Write a network to `path` (under a temporary name, then renamed).
 
@@ -38,6 +45,7 @@ def save_network(
         config: how `network` was built.
         window: the HU window it works in.
         trained: the run's configuration in plain types, kept for the record.
+        envelope: what it was trained on; None where that wasn't measured.
     """
     content = {
         "format": FORMAT,
@@ -47,6 +55,7 @@ def save_network(
         "network": asdict(config),
         "window": {"low": window.low, "high": window.high},
         "trained": trained,
+        "envelope": None if envelope is None else envelope.to_dict(),
         "state_dict": network.state_dict(),
     }
     write_bytes(path, serialised(content))
@@ -71,6 +80,13 @@ def load_network(
         InputError: the file is missing, damaged, of another kind or of another network, or names code that wasn't
             trusted; the message says which.
     """
+    network, window, _ = _rebuild(path, kind, expected, trust_code)
+    return network, window
+
+
+def _rebuild(
+    path: Path, kind: Kind, expected: NetworkConfig | None, trust_code: bool
+) -> tuple[nn.Module, HUWindow, Envelope | None]:
     content = _read(path, kind)
     config = NetworkConfig(content["network"]["name"], content["network"]["options"])
     if expected is not None and config != expected:
@@ -88,7 +104,16 @@ def load_network(
     diverged = diverged_weights(network.state_dict())
     if diverged is not None:
         raise InputError(f"{path}: {diverged} is NaN")
-    return network.eval(), HUWindow(**content["window"])
+    return network.eval(), HUWindow(**content["window"]), _envelope(path, content)
+
+
+def _envelope(path: Path, content: dict[str, Any]) -> Envelope | None:
+    if content.get("envelope") is None:  # files of before there were envelopes, too
+        return None
+    try:
+        return Envelope.from_dict(content["envelope"])
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def refuse_foreign_code(path: Path, *configs: NetworkConfig | None) -> None:
@@ -176,7 +201,7 @@ def load_denoiser(path: Path | str, expected: NetworkConfig | None = None, *, tr
     Raises:
         InputError: see `load_network`.
     """
-    return HUDenoiser(*load_network(Path(path), "denoiser", expected, trust_code=trust_code)).eval()
+    return HUDenoiser(*_rebuild(Path(path), "denoiser", expected, trust_code)).eval()
 
 
 def load_detector(path: Path, expected: NetworkConfig | None = None) -> LesionDetector:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from lidnet_fast.models.envelope import Envelope
 from lidnet_fast.models.windowing import HUWindow
 
 
@@ -12,14 +13,15 @@ class HUDenoiser(nn.Module):
     Args:
         network: windowed [N,1,H,W] -> windowed [N,1,H,W].
         window: the HU window that it works in; what lies beyond it is scaled with it, not clipped.
+        envelope: what it was trained on; None where that is unknown.
 
     Values beyond the window's `denoised_range` (metal, padding) are shown to the network as the range's end, and pass
     unchanged.
     """
 
-    def __init__(self, network: nn.Module, window: HUWindow) -> None:
+    def __init__(self, network: nn.Module, window: HUWindow, envelope: Envelope | None = None) -> None:
         super().__init__()
-        self.network, self.window = network, window
+        self.network, self.window, self.envelope = network, window, envelope
 
     def forward(self, hu: Tensor) -> Tensor:
         """Denoise low-dose images.

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from lidnet_fast.device import evaluation_device, native_precision
 from lidnet_fast.errors import InputError
 from lidnet_fast.files import is_temporary, make_folder, remove_temporary, write_text
 from lidnet_fast.models.detectors import LesionDetector
+from lidnet_fast.models.envelope import Envelope
 from lidnet_fast.models.files import Kind, build_network, load_network, save_network, without_weights
 from lidnet_fast.models.windowing import HUWindow
 from lidnet_fast.runtime import recorded_cost
@@ -35,6 +37,7 @@ from lidnet_fast.trainer.objective import JointObjective, check_extractor
 from lidnet_fast.trainer.phase import Phase, outermost_sequentials
 from lidnet_fast.trainer.phases import CollaboratePhase, DenoiserPhase, DetectorPhase
 from lidnet_fast.trainer.stored import read_stored
+from lidnet_fast.trainer.training_envelope import training_envelope
 
 # What may differ between a run and its continuation, since no result depends on it.
 _FREE_KEYS = {
@@ -137,6 +140,10 @@ class Run:
         )
         return denoiser, detector
 
+    @cached_property
+    def _envelope(self) -> Envelope:
+        return training_envelope(self.config)
+
     def _objective(self, joint: CollaborateConfig) -> JointObjective:
         # Only whole slices come again; a detector that trains sees them differently every time.
         cache = joint.cache_mb * 2**20 if self.config.data.crop is None else 0
@@ -162,7 +169,8 @@ class Run:
 
         def save() -> None:
             for kind, (network, config) in networks.items():
-                save_network(files[kind], kind, network, config, self.window, to_dict(self.config))
+                envelope = self._envelope if kind == "denoiser" else None
+                save_network(files[kind], kind, network, config, self.window, _record(self.config), envelope)
 
         if not ranks.on_first(lambda: all(path.exists() for path in files.values())):
             with recorded_cost(folder / "cost.json", steps=steps) if ranks.is_first() else nullcontext():
@@ -349,6 +357,13 @@ def _own_words(error: InputError) -> InputError:
     """An error of a loader process without the traceback that it comes with."""
     text = str(error)
     return InputError(text.rpartition("InputError: ")[2].strip()) if "DataLoader worker" in text else error
+
+
+def _record(config: RunConfig) -> dict[str, Any]:
+    """The configuration as a model file keeps it: model files travel, and this machine's paths and URLs don't."""
+    record = to_dict(config)
+    del record["out"], record["data"]["store"]
+    return record
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lidnet_fast.errors import InputError
+from lidnet_fast.models.envelope import Envelope
 from lidnet_fast.models.files import build_network, load_denoiser, load_network, save_network
 from lidnet_fast.models.hu import HUDenoiser
 from lidnet_fast.models.windowing import HUWindow
@@ -34,6 +35,21 @@ def test_round_trip(saved) -> None:
     assert denoised.dtype == torch.float32
     torch.testing.assert_close(denoised, WINDOW.unscale(network(WINDOW.scale(hu.float()))))
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_envelope_comes_back_and_may_be_unknown(saved, tmp_path: Path) -> None:
+    path, network = saved
+    assert load_denoiser(path).envelope is None
+    envelope = Envelope(pixel_spacing=(0.5, 0.9), noise={"lung": (20.0, 80.0)})
+    save_network(path, "denoiser", network, SMALL, WINDOW, {}, envelope)
+    assert load_denoiser(path).envelope == envelope
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, "envelope": {"colour": 1}}, path)
+    with pytest.raises(InputError, match=r"denoiser.pt: its envelope has unknown entries"):
+        load_denoiser(path)
+    del content["envelope"]  # as files were written before
+    torch.save(content, path)
+    assert load_denoiser(path).envelope is None
 
 
 def test_identity_network_keeps_values_beyond_the_window() -> None:

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from lidnet_fast import cli
+from lidnet_fast.data.store.reader import Store
 from lidnet_fast.errors import InputError
-from lidnet_fast.models.files import load_network
+from lidnet_fast.models.files import load_denoiser, load_network
 from lidnet_fast.trainer import run as run_module
 from lidnet_fast.trainer.config import RunConfig
 from lidnet_fast.trainer.phases import CollaboratePhase, DenoiserPhase, DetectorPhase
@@ -31,6 +32,23 @@ def weights(out: str, phase: str) -> dict[str, torch.Tensor]:
             states.update({f"{kind}.{k}": v for k, v in network.state_dict().items()})
     assert states
     return states
+
+
+def test_a_model_file_says_what_it_was_trained_on_and_nothing_of_this_machine(tiny_config: RunConfig) -> None:
+    run = train(tiny_config)
+    for phase in ("denoiser", "collaborate"):
+        path = run.out / phase / "denoiser.pt"
+        envelope = load_denoiser(path).envelope
+        assert envelope is not None
+        assert envelope.noise
+        series = Store(tiny_config.data.store).series
+        assert envelope.pixel_spacing == (
+            min(max(info.spacing[1:]) for info in series if info.split == "train"),
+            max(max(info.spacing[1:]) for info in series if info.split == "train"),
+        )
+        content = path.read_bytes()
+        for secret in (tiny_config.out, tiny_config.data.store, *(info.patient_id for info in series)):
+            assert secret.encode() not in content
 
 
 @pytest.mark.parametrize(
