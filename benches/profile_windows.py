@@ -4,8 +4,7 @@
     python -m benches.profile_windows --plot windows.svg   # and draws them; needs matplotlib
 
 One 512x512 image, VGG19, lesions of LIDC-IDRI's sizes anywhere in it, forward and backward, medians of interleaved
-runs. "As planned" is what users get: windows, or the whole image where the planner expects it to cost less. A second
-table shows what a truncated halo saves, and how far off it is.
+runs. "As planned" is what users get: windows, or the whole image where the planner expects it to cost less.
 """
 
 import argparse
@@ -23,7 +22,6 @@ from lidnet_fast.runtime import keep_freed_memory, machine_facts
 SIDE = 512
 LAYERS = ("relu2_2", "relu3_4", "relu4_4")
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-HALOS = (0, 4, 8, 12, 16, 20)
 ROUNDS = 3
 
 
@@ -43,24 +41,6 @@ def against_lesions(network: torch.nn.Module, layer: str) -> dict[int, dict[str,
         cells = " | ".join(f"{rows[count][name]:.0f}" for name in losses)
         print(f"| {layer} | {count} | {cells} | {chosen} |", flush=True)
     return rows
-
-
-def against_halo(network: torch.nn.Module, layer: str) -> None:
-    denoised, normal_dose = torch.rand(1, 1, SIDE, SIDE), torch.rand(1, 1, SIDE, SIDE)
-    boxes = lesions((SIDE, SIDE), 1, 8)
-
-    def run(loss: ROIPerceptualLoss) -> tuple[torch.Tensor, torch.Tensor]:
-        leaf = denoised.detach().requires_grad_()
-        value = loss(leaf, normal_dose, boxes)
-        return value.detach(), torch.autograd.grad(value, leaf)[0]
-
-    losses = {halo: ROIPerceptualLoss(network, layer, halo) for halo in ("exact", *HALOS)}
-    times = medians({str(halo): lambda l=loss: run(l) for halo, loss in losses.items()}, ROUNDS)  # noqa: E741
-    value, gradient = run(losses["exact"])
-    for halo, loss in losses.items():
-        approximate, of_approximate = run(loss)
-        errors = abs(float(approximate / value) - 1), float((of_approximate - gradient).norm() / gradient.norm())
-        print(f"| {layer} | {halo} | {1e3 * times[str(halo)]:.0f} | {errors[0]:.1%} | {errors[1]:.1%} |", flush=True)
 
 
 def plot(path: Path, times: Mapping[str, Mapping[int, Mapping[str, float]]]) -> None:
@@ -87,9 +67,6 @@ def main() -> None:
     print("| layer | lesions | as planned, ms | windows, ms | whole image, ms | planned |")
     print("| --- | ---: | ---: | ---: | ---: | --- |")
     times = {layer: against_lesions(network, layer) for layer in LAYERS}
-    print("\n| layer | halo, pixels | ms | error of the loss | error of the gradient |")
-    print("| --- | ---: | ---: | ---: | ---: |")
-    against_halo(network, "relu3_4")
     if options.plot:
         plot(options.plot, times)
 

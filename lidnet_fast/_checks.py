@@ -185,7 +185,9 @@ def check_corners(corners: Tensor, images: Tensor, size: Sequence[int]) -> None:
         raise ValueError(f"corners must be on the CPU or on {images.device}, got {corners.device}")
     if not _values_can_be_read(corners):
         return
-    most = torch.tensor([images.shape[0] - 1, *(side - n for side, n in zip(images.shape[2:], size, strict=True))])
+    most = torch.tensor(
+        [images.shape[0] - 1, *(side - n for side, n in zip(images.shape[2:], size, strict=True))], device="cpu"
+    )
     inside = ((corners >= 0) & (corners <= most)).all(1)
     if not bool(inside.all()):
         row = int((~inside).nonzero()[0])

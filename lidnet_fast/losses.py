@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from . import functional as fast
-from ._checks import Boxes, as_box_weights, as_rois, check_float, check_pair, check_positive, compute_dtype
+from ._checks import (
+    Boxes,
+    as_box_weights,
+    as_rois,
+    check_choice,
+    check_float,
+    check_pair,
+    check_positive,
+    compute_dtype,
+)
 from .extractors.cache import FeatureCache
 from .extractors.layers import LayerExtractor, spatial_scale
 from .extractors.networks import node_names
@@ -20,7 +29,7 @@ from .functional import MultiLossOutput
 
 __all__ = ["MultiLoss", "ROIPerceptualLoss"]
 
-_HALOS = ("exact", "auto", "whole")
+HALOS = ("exact", "auto", "whole")
 _log = logging.getLogger(__name__)
 
 
@@ -41,10 +50,8 @@ class ROIPerceptualLoss(nn.Module):
             gives torchvision's by name; of a torchvision detector, its `backbone`).
         layers: Name of a layer, names (each of weight 1), or name -> weight; nodes of the network, and of a VGG
             "relu3_4" and the like too.
-        halo: "exact": windows with the whole receptive field; the layers must have finite ones. "auto": so too, and
-            whole images where a layer has none. "whole": whole images, to compare with. A number: only so many pixels
-            around the boxes, at whose end the extractor pads as if the image ended there; an approximation
-            (docs/performance.md says how far off).
+        halo: "exact": windows with the whole receptive field; the layers must have finite ones. "auto": the
+            same, and whole images where a layer has none. "whole": whole images, to compare with.
         output_size: As in `functional.roi_perceptual_loss`, like the four that follow.
         sampling_ratio: Samples per bin and axis.
         aligned: Whether the boxes are in pixel-edge coordinates.
@@ -70,7 +77,7 @@ class ROIPerceptualLoss(nn.Module):
         self,
         extractor: nn.Module,
         layers: str | Sequence[str] | Mapping[str, float],
-        halo: str | int = "exact",
+        halo: str = "exact",
         *,
         output_size: int | tuple[int, ...] = 7,
         sampling_ratio: int = 2,
@@ -83,8 +90,7 @@ class ROIPerceptualLoss(nn.Module):
         cache_bytes: int = 0,
     ) -> None:
         super().__init__()
-        if isinstance(halo, bool) or not (halo in _HALOS or (isinstance(halo, int) and halo >= 0)):
-            raise ValueError(f'halo must be "exact", "auto", "whole" or a number of pixels, got {halo!r}')
+        check_choice("halo", halo, HALOS)
         if cache_bytes < 0:
             raise ValueError(f"cache_bytes must be at least 0, got {cache_bytes}")
         weights = _layer_weights(layers)
@@ -105,7 +111,7 @@ class ROIPerceptualLoss(nn.Module):
         if halo == "whole":
             return
         try:
-            self.windows = WindowedExtractor(self.extractor, None if isinstance(halo, str) else halo, compiled)
+            self.windows = WindowedExtractor(self.extractor, compiled)
         except ValueError as error:
             if halo != "auto":
                 raise ValueError(f'{error} (halo="auto" computes whole images)') from error
@@ -182,12 +188,6 @@ class ROIPerceptualLoss(nn.Module):
         self._warn_of_boxes_outside(rois, denoised.shape[2:])
         return _reduce(self._losses(denoised, normal_dose, rois, sample_ids), weights, reduction)
 
-    def _apply(self, *args, **kwargs):  # type: ignore[no-untyped-def]
-        result = super()._apply(*args, **kwargs)
-        if self.windows is not None:
-            self.windows.renew()
-        return result
-
     def plan(self, image_size: Sequence[int], boxes: Boxes, images: int | None = None) -> Plan:
         """Which windows, or whole images and why, `forward` would compute.
 
@@ -202,7 +202,9 @@ class ROIPerceptualLoss(nn.Module):
         count = len(boxes) if not isinstance(boxes, Tensor) else images
         if count is None:
             raise ValueError("images must be given for boxes that aren't a list")
-        return self._plan(_rois_on_host(boxes, torch.empty(()).expand(count, 1, *image_size)), image_size, count)
+        return self._plan(
+            _rois_on_host(boxes, torch.empty((), device="cpu").expand(count, 1, *image_size)), image_size, count
+        )
 
     def _plan(self, rois: Tensor, image_size: Sequence[int], images: int, share_kinds: bool = True) -> Plan:
         if self.windows is None:
@@ -216,7 +218,7 @@ class ROIPerceptualLoss(nn.Module):
     ) -> Tensor:
         """The loss of each box, [K], all layers together."""
         if not len(rois):  # an empty part of the images keeps the loss in their graph
-            nothing = torch.empty(0, denoised.ndim - 1, dtype=torch.int64)
+            nothing = torch.empty(0, denoised.ndim - 1, dtype=torch.int64, device="cpu")
             return fast.roi_windows(denoised, nothing, (1,) * (denoised.ndim - 2)).flatten().to(rois.dtype)
         cached = self.cache is not None and sample_ids is not None
         plan = self._plan(rois, denoised.shape[2:], len(denoised), share_kinds=not cached)
@@ -244,7 +246,7 @@ class ROIPerceptualLoss(nn.Module):
         assert self.windows is not None
         size = denoised.shape[2:]
         losses, rows = [], []
-        for numbers, batch in self.windows.batches(plan, size, denoised.shape[1]):
+        for numbers, batch in self.windows.batches(plan, denoised):
             inputs = self.windows.features(denoised, batch)
             with torch.no_grad():
                 if self.cache is None or sample_ids is None:
@@ -315,7 +317,7 @@ class ROIPerceptualLoss(nn.Module):
         if self._warned or not len(rois):
             return
         axes = len(image_size)
-        sides = torch.tensor(image_size[::-1])
+        sides = torch.tensor(image_size[::-1], device="cpu")
         outside = ((rois[:, 1 + axes :] <= 0) | (rois[:, 1 : 1 + axes] >= sides)).any(1)
         if bool(outside.all()):
             self._warned = True
@@ -383,7 +385,7 @@ def _rois_on_host(boxes: Boxes, images: Tensor) -> Tensor:
         boxes = boxes.cpu()
     elif isinstance(boxes, Sequence):
         boxes = [of_image.cpu() if isinstance(of_image, Tensor) else of_image for of_image in boxes]
-    return as_rois(boxes, torch.empty((), dtype=images.dtype).expand(images.shape))
+    return as_rois(boxes, torch.empty((), dtype=images.dtype, device="cpu").expand(images.shape))
 
 
 def _reduce(losses: Tensor, box_weights: Tensor | None, reduction: str) -> Tensor:

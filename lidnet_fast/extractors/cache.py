@@ -1,6 +1,6 @@
 """Features of normal-dose windows, kept from one epoch to the next."""
 
-from collections import OrderedDict
+import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 import torch
@@ -10,25 +10,34 @@ __all__ = ["FeatureCache"]
 
 
 class FeatureCache:
-    """Features of windows by key, the least recently used dropped first.
+    """Features of windows by key, the least recently used dropped first. A copy, or one from a pickle, is empty.
 
     Args:
         most_bytes: What all features together may hold.
 
     Attributes:
-        bytes: What they hold.
         hits: Features found since the cache was made.
         misses: Features not found.
     """
 
     def __init__(self, most_bytes: int) -> None:
+        from cachetools import LRUCache
+
         self.most_bytes = most_bytes
-        self.bytes = self.hits = self.misses = 0
-        self._entries: OrderedDict[Hashable, dict[str, Tensor]] = OrderedDict()
-        self._weights: tuple[int, ...] = ()
+        self.hits = self.misses = 0
+        self._entries: LRUCache[Hashable, dict[str, Tensor]] = LRUCache(most_bytes, getsizeof=_bytes)
+        self._weights: list[tuple[weakref.ref[Tensor], int, int]] = []
+
+    def __reduce__(self) -> tuple[type["FeatureCache"], tuple[int]]:
+        return FeatureCache, (self.most_bytes,)
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    @property
+    def bytes(self) -> int:
+        """What all features together hold."""
+        return int(self._entries.currsize)
 
     @property
     def hit_rate(self) -> float:
@@ -37,16 +46,16 @@ class FeatureCache:
 
     def keep_for(self, weights: Iterable[Tensor]) -> None:
         """Empty the cache if these aren't, unchanged, the weights that its features were computed with."""
-        state = tuple(number for weight in weights for number in (weight.data_ptr(), weight._version))
-        if state != self._weights:
+        weights = list(weights)
+        if len(weights) != len(self._weights) or not all(map(_is_unchanged, weights, self._weights)):
             self._entries.clear()
-            self.bytes = 0
-            self._weights = state
+            self._weights = [(weakref.ref(weight), weight.data_ptr(), _version(weight)) for weight in weights]
 
     def features(self, keys: Sequence[Hashable], compute: Callable[[int], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Features of all keys, [len(keys), ...], from those kept or else from `compute`, and kept from then on.
 
-        Each is computed by itself: how a batch rounds depends on its size, and so would results on what is kept.
+        Each is computed by itself: how a batch rounds depends on its size, and then results would depend on what is
+        kept.
 
         Args:
             keys: What is wanted; the same key has to mean the same features.
@@ -58,22 +67,24 @@ class FeatureCache:
             if features is None:
                 self.misses += 1
                 features = {layer: batch[0].clone() for layer, batch in compute(number).items()}
-                self._put(key, features)
+                if _bytes(features) <= self.most_bytes:
+                    self._entries[key] = features
             else:
                 self.hits += 1
-                self._entries.move_to_end(key)
             rows.append(features)
         return {layer: torch.stack([features[layer] for features in rows]) for layer in rows[0]}
-
-    def _put(self, key: Hashable, features: dict[str, Tensor]) -> None:
-        size = _bytes(features)
-        if size > self.most_bytes:
-            return
-        self._entries[key] = features
-        self.bytes += size
-        while self.bytes > self.most_bytes:
-            self.bytes -= _bytes(self._entries.popitem(last=False)[1])
 
 
 def _bytes(features: Mapping[str, Tensor]) -> int:
     return sum(tensor.nbytes for tensor in features.values())
+
+
+def _is_unchanged(weight: Tensor, state: tuple[weakref.ref[Tensor], int, int]) -> bool:
+    # The tensor itself too: another may lie at the same address once the first is gone.
+    reference, address, version = state
+    return reference() is weight and weight.data_ptr() == address and _version(weight) == version >= 0
+
+
+def _version(weight: Tensor) -> int:
+    """How often the tensor was changed in place; -1 for inference tensors, of which nothing says so."""
+    return -1 if weight.is_inference() else weight._version

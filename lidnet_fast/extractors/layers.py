@@ -153,7 +153,9 @@ class LayerExtractor(nn.Module):
             raise ValueError(
                 f"{name} must have one value per channel of the extractor, {self.channels}, got {len(values)}"
             )
-        return torch.tensor(values, dtype=torch.float32).view(1, -1, *(1,) * self.dimensions)
+        # Where the network is, whatever the default device.
+        device = next((parameter.device for parameter in self.network.parameters()), None)
+        return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, *(1,) * self.dimensions)
 
 
 def prepare_images(images: Tensor, channels: int | None, mean: Tensor | None, std: Tensor | None) -> Tensor:

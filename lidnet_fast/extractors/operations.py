@@ -12,7 +12,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
@@ -31,6 +31,7 @@ __all__ = [
     "Resizing",
     "Slicing",
     "Sliding",
+    "argument",
     "cut",
 ]
 
@@ -161,7 +162,6 @@ class Convolution(Sliding):
     groups: int
     in_channels: int
     out_channels: int
-    bias: bool
 
     @property
     def macs(self) -> int:
@@ -178,11 +178,9 @@ class Convolution(Sliding):
     def weights(self, part: Part, node: fx.Node) -> tuple[fx.Node, fx.Node | None]:
         """The weight and the bias that `node` convolves with, a module or a function, in `part`."""
         if node.op == "call_module":
-            weight = part.graph.get_attr(f"{node.target}.weight")
-            return weight, part.graph.get_attr(f"{node.target}.bias") if self.bias else None
-        given = (*node.args, *node.kwargs.values())
-        weight, *bias = [part.value(read) for read in given[1:3] if isinstance(read, fx.Node)]
-        return weight, bias[0] if bias else None
+            return tuple(part.graph.get_attr(f"{node.target}.{name}") for name in ("weight", "bias"))  # type: ignore[return-value]
+        given = [argument(node.args, node.kwargs, place, name, None) for place, name in ((1, "weight"), (2, "bias"))]
+        return tuple(part.value(read) if isinstance(read, fx.Node) else None for read in given)  # type: ignore[return-value]
 
     def emit_with(
         self, part: Part, input: fx.Node, frames: Sequence[Frame], weight: fx.Node, bias: fx.Node | None
@@ -329,6 +327,11 @@ class Slicing(Operation):
         return part.call(
             operator.getitem, input, (slice(None), self.channels, *(slice(None, None, s.step) for s in self.slices))
         )
+
+
+def argument(args: Sequence[Any], kwargs: Mapping[str, Any], position: int, name: str, default: Any) -> Any:
+    """An argument of a call, given by position or by name."""
+    return args[position] if len(args) > position else kwargs.get(name, default)
 
 
 def cut(part: Part, tensor: fx.Node, held: Sequence[Cells], wanted: Sequence[Cells]) -> fx.Node:

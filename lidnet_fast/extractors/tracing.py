@@ -21,6 +21,7 @@ from .operations import (
     Pointwise,
     Resizing,
     Slicing,
+    argument,
 )
 
 __all__ = ["Map", "Refused", "operations", "traced_throughout"]
@@ -165,28 +166,28 @@ class _Reader(fx.Interpreter):
             self._check_constants(args, kwargs)
             return Pointwise()
         if function in (torch.cat, torch.concat):
-            if _argument(args, kwargs, 1, "dim", 0) not in (1, -self.dimensions - 1):
+            if argument(args, kwargs, 1, "dim", 0) not in (1, -self.dimensions - 1):
                 raise _RefusedError("concatenates along another dimension than channels")
             return Pointwise()
         if name in _DROPOUTS:
-            if _argument(args, kwargs, _DROPOUTS[name], "training", True):
+            if argument(args, kwargs, _DROPOUTS[name], "training", True):
                 raise _RefusedError(f"{name} is in training mode")
             return Pointwise()
         if function is F.batch_norm:
-            if _argument(args, kwargs, 5, "training", False):
+            if argument(args, kwargs, 5, "training", False):
                 raise _RefusedError("batch_norm in training mode depends on the whole batch")
             return Pointwise()
         if function in (F.interpolate, F.upsample):
-            return self._resizing(*(_argument(args, kwargs, *option) for option in _INTERPOLATE))
+            return self._resizing(*(argument(args, kwargs, *option) for option in _INTERPOLATE))
         if name in ("conv1d", "conv2d", "conv3d"):
-            return self._functional_convolution(*(_argument(args, kwargs, *option) for option in _CONVOLVE))
+            return self._functional_convolution(*(argument(args, kwargs, *option) for option in _CONVOLVE))
         if function is F.pad:
-            mode, value = _argument(args, kwargs, 2, "mode", "constant"), _argument(args, kwargs, 3, "value", None)
-            return self._padding(_argument(args, kwargs, 1, "pad", ()), mode, value or 0.0)
+            mode, value = argument(args, kwargs, 2, "mode", "constant"), argument(args, kwargs, 3, "value", None)
+            return self._padding(argument(args, kwargs, 1, "pad", ()), mode, value or 0.0)
         if function in _MAX_POOLS:
-            return self._max_pool(*(_argument(args, kwargs, *option) for option in _MAX_POOL))
+            return self._max_pool(*(argument(args, kwargs, *option) for option in _MAX_POOL))
         if function in _AVERAGE_POOLS:
-            return self._average_pool(*(_argument(args, kwargs, *option) for option in _AVERAGE_POOL))
+            return self._average_pool(*(argument(args, kwargs, *option) for option in _AVERAGE_POOL))
         if function is operator.getitem:
             return self._slicing(args[1])
         raise _RefusedError(_why(name))
@@ -206,9 +207,9 @@ class _Reader(fx.Interpreter):
             raise _RefusedError(f"is for {len(values)} spatial dimensions, and the images have {self.dimensions}")
         return values
 
-    def _functional_convolution(
-        self, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int
-    ) -> Operation:
+    def _functional_convolution(self, weight: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> Operation:
+        if not isinstance(weight, Tensor):
+            raise _RefusedError("convolves with a weight that depends on the image")
         out_channels, in_channels, *kernel = weight.shape
         return self._convolution(
             SimpleNamespace(
@@ -220,7 +221,6 @@ class _Reader(fx.Interpreter):
                 groups=groups,
                 in_channels=in_channels * groups,
                 out_channels=out_channels,
-                bias=bias,
             )
         )
 
@@ -247,7 +247,6 @@ class _Reader(fx.Interpreter):
             groups=module.groups,
             in_channels=module.in_channels,
             out_channels=module.out_channels,
-            bias=module.bias is not None,
         )
 
     def _max_pool(
@@ -325,7 +324,7 @@ class _Reader(fx.Interpreter):
 # Options of functions: position, name, which is that of the module's attribute too, and default.
 _INTERPOLATE = ((1, "size", None), (2, "scale_factor", None), (3, "mode", "nearest"), (4, "align_corners", None))
 _CONVOLVE: tuple[tuple[int, str, Any], ...] = (
-    *((1, "weight", None), (2, "bias", None), (3, "stride", 1), (4, "padding", 0), (5, "dilation", 1)),
+    *((1, "weight", None), (3, "stride", 1), (4, "padding", 0), (5, "dilation", 1)),
     (6, "groups", 1),
 )
 # torch.nn.functional's names for these are functions that choose between two others.
@@ -339,10 +338,6 @@ _AVERAGE_POOL: tuple[tuple[int, str, Any], ...] = (
     *((1, "kernel_size", None), (2, "stride", None), (3, "padding", 0), (4, "ceil_mode", False)),
     *((5, "count_include_pad", True), (6, "divisor_override", None)),
 )
-
-
-def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str, default: Any) -> Any:
-    return args[position] if len(args) > position else kwargs.get(name, default)
 
 
 def _attributes(module: nn.Module, options: Sequence[tuple[int, str, Any]]) -> list[Any]:

@@ -1,78 +1,99 @@
 """Runs the layers of an extractor on windows of images: the same features, and nothing that isn't asked for."""
 
 import operator
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from .. import functional as fast
 from .layers import LayerExtractor, prepare_images
-from .operations import Cells, Convolution, Frame, Part, cut
+from .operations import Convolution, Frame, Part, cut
 from .receptive_field import LayerGraph
 from .windows import Axis, Plan, Window, WindowPlanner
 
 __all__ = ["WindowBatch", "WindowedExtractor"]
 
-# Compiled or not, networks for so many kinds of windows are kept.
-MOST_KINDS = 256
+# How many kinds of windows keep their network, compiled or not, and how many sizes of images their planner.
+MOST_KINDS, MOST_SIZES = 256, 256
+
+# (the extractor's network, whose parameters it reads; windows; mean; std) -> layer -> features.
+WindowNetwork = Callable[..., dict[str, Tensor]]
 
 
 class WindowBatch(NamedTuple):
     """Windows of one kind.
 
     Attributes:
-        network: (windows, mean, std) -> layer -> features.
+        network: What computes them.
         corners: [windows, 1 + axes] on the CPU: the image, and the first row and column (and depth before) to take.
         size: Pixels of each window along the axes.
         origins: Layer -> [windows, axes], the features' first cell in the layer of the whole image.
     """
 
-    network: nn.Module
+    network: WindowNetwork
     corners: Tensor
     size: tuple[int, ...]
     origins: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a network is derived for; windows of the same kind are equal, wherever they lie and in whichever images.
+
+    Attributes:
+        kind: As in `Window`.
+        channels: Of the images.
+        captured: Whether it runs as a CUDA graph.
+        window: One of the kind.
+        axes: Of its image.
+    """
+
+    kind: tuple
+    channels: int
+    captured: bool
+    window: Window = field(compare=False)
+    axes: tuple[Axis, ...] = field(compare=False)
 
 
 class WindowedExtractor:
     """Features of a `LayerExtractor` in windows of the images, exactly those of the whole images.
 
     Each kind of window (its size, the image's edges that it touches) has a network of its own, derived from the
-    extractor's graph and sharing its weights: every operation computes the cells that later ones need, and pads where
-    the image ends only. So nothing is computed to be thrown away, and a window's edge leaves no trace. The
-    normalisation and the repetition of one channel are folded into the first convolutions.
+    extractor's graph: every operation computes the cells that later ones need, and pads where the image ends only. So
+    nothing is computed to be thrown away, and a window's edge leaves no trace. The normalisation and the repetition of
+    one channel are folded into the first convolutions. These networks hold no parameters: at each call they read those
+    that the extractor has then, however it came by them.
 
     Args:
         extractor: Layers with finite receptive fields.
-        truncated: Halo in pixels instead of the whole receptive field, at whose end the extractor pads; None for all.
         compiled: Whether networks go through torch.compile.
 
     Raises:
         ValueError: If a layer has no finite receptive field, naming the node that it depends on.
     """
 
-    def __init__(self, extractor: LayerExtractor, truncated: int | None = None, compiled: bool = False) -> None:
+    def __init__(self, extractor: LayerExtractor, compiled: bool = False) -> None:
         self.extractor = extractor
-        self.truncated = truncated
         self.compiled = compiled
-        self.renew()
+        self._derive()
 
-    def renew(self) -> None:
-        """Derive all from the extractor again, after it has moved to another device or dtype."""
+    def _derive(self) -> None:
         self.graph = LayerGraph(self.extractor.network, self.extractor.dimensions)
-        self._planners: dict[tuple[int, ...], WindowPlanner] = {}
-        self._networks: OrderedDict[tuple, nn.Module] = OrderedDict()
+        self._network_of = lru_cache(MOST_KINDS)(self._network)
+        self._planner_of = lru_cache(MOST_SIZES)(lambda size: WindowPlanner(self.graph, size))
         for layer in self.graph.layers:
             self.stride(layer)
 
     def __getstate__(self) -> dict:
-        return {name: value for name, value in vars(self).items() if name not in ("graph", "_planners", "_networks")}
+        return {"extractor": self.extractor, "compiled": self.compiled}
 
     def __setstate__(self, state: dict) -> None:
         vars(self).update(state)
-        self.renew()
+        self._derive()
 
     def stride(self, layer: str) -> float:
         """Pixels per cell of a layer, the same along all axes."""
@@ -83,49 +104,30 @@ class WindowedExtractor:
 
     def planner(self, image_size: Sequence[int]) -> WindowPlanner:
         """The planner for images of a size."""
-        size = tuple(image_size)
-        if size not in self._planners:
-            self._planners[size] = WindowPlanner(self.graph, size, self.truncated)
-        return self._planners[size]
+        return self._planner_of(tuple(image_size))
 
-    def batches(self, plan: Plan, image_size: Sequence[int], channels: int) -> list[tuple[list[int], WindowBatch]]:
-        """The windows of a plan by kind: their indices in the plan, and what to compute."""
-        axes = self.planner(image_size).axes
+    def batches(self, plan: Plan, images: Tensor) -> list[tuple[list[int], WindowBatch]]:
+        """The windows of a plan for these images by kind: their indices in the plan, and what to compute."""
         of_kind: dict[tuple, list[int]] = {}
         for number, window in enumerate(plan.windows):
             of_kind.setdefault(window.kind, []).append(number)
-        return [
-            (numbers, self._batch([plan.windows[n] for n in numbers], axes, channels)) for numbers in of_kind.values()
-        ]
+        return [(numbers, self._batch([plan.windows[n] for n in numbers], images)) for numbers in of_kind.values()]
 
-    def _batch(self, windows: Sequence[Window], axes: Sequence[Axis], channels: int) -> WindowBatch:
-        first = windows[0]
-        needed = [axis.needed(stretch) for axis, stretch in zip(axes, first.stretches, strict=True)]
-        pixels = [of_axis[self.graph.image] for of_axis in needed]
-        key = (first.kind, channels)
-        if key not in self._networks:
-            network: nn.Module = (
-                self.extractor if self.truncated is not None else self._network(axes, first, needed, channels)
-            )
-            self._networks[key] = self._compiled(network) if self.compiled else network
-            if len(self._networks) > MOST_KINDS:
-                self._networks.popitem(last=False)
-        self._networks.move_to_end(key)
-        units = torch.tensor([[stretch.start for stretch in window.stretches] for window in windows])
-        shift = (units - units[0]) * torch.tensor(self.graph.alignment)
-        corners = torch.tensor([cells.start for cells in pixels]) + shift
-        images = torch.tensor([[window.image] for window in windows])
+    def _batch(self, windows: Sequence[Window], images: Tensor) -> WindowBatch:
+        first, axes = windows[0], tuple(self.planner(images.shape[2:]).axes)
+        pixels = [axis.needed(stretch)[self.graph.image] for axis, stretch in zip(axes, first.stretches, strict=True)]
+        units = torch.tensor([[stretch.start for stretch in window.stretches] for window in windows], device="cpu")
+        shift = (units - units[0]) * torch.tensor(self.graph.alignment, device="cpu")
+        corners = torch.tensor([cells.start for cells in pixels], device="cpu") + shift
+        image = torch.tensor([[window.image] for window in windows], device="cpu")
         origins = {
-            layer: units * torch.tensor([axis.ratios[node] for axis in axes])
+            layer: units * torch.tensor([axis.ratios[node] for axis in axes], device="cpu")
             for layer, node in self.graph.layers.items()
         }
         size = tuple(cells.stop - cells.start for cells in pixels)
-        return WindowBatch(self._networks[key], torch.hstack((images, corners)), size, origins)
-
-    def _compiled(self, network: nn.Module) -> nn.Module:
-        """The network through torch.compile; on CUDA as CUDA graphs, one for each number of windows."""
-        on_cuda = next(self.extractor.parameters()).device.type == "cuda"
-        return torch.compile(network, mode="reduce-overhead" if on_cuda else None)  # type: ignore[return-value]
+        captured = self.compiled and captures(images)
+        network = self._network_of(_Kind(first.kind, images.shape[1], captured, first, axes))
+        return WindowBatch(network, torch.hstack((image, corners)), size, origins)
 
     def features(self, images: Tensor, batch: WindowBatch) -> dict[str, Tensor]:
         """Layer -> features of a batch of windows.
@@ -135,15 +137,12 @@ class WindowedExtractor:
             batch: Windows of these images.
         """
         windows = fast.roi_windows(images, batch.corners, batch.size)
-        if self.truncated is not None:
-            return batch.network(windows)
-        return batch.network(windows, self.extractor.mean, self.extractor.std)
+        return batch.network(self.extractor.network, windows, self.extractor.mean, self.extractor.std)
 
-    def _network(
-        self, axes: Sequence[Axis], window: Window, needed: Sequence[dict[fx.Node, Cells]], channels: int
-    ) -> fx.GraphModule:
+    def _network(self, kind: _Kind) -> WindowNetwork:
         """What computes the layers' cells in a window from the pixels that it needs, and their mean and std."""
-        graph = self.graph
+        graph, axes, stretches = self.graph, kind.axes, kind.window.stretches
+        needed = [axis.needed(stretch) for axis, stretch in zip(axes, stretches, strict=True)]
         part = Part(fx.Graph(), {})
         image, mean, std = (part.graph.placeholder(name) for name in ("images", "mean", "std"))
         folded = (
@@ -170,17 +169,44 @@ class WindowedExtractor:
                 for read in graph.inputs[node]
             }
             if folded and isinstance(step, Convolution) and graph.image in inputs:
-                part.maps[node] = _emit_folded(part, step, node, inputs[graph.image], frames, mean, std, channels)
+                part.maps[node] = _emit_folded(part, step, node, inputs[graph.image], frames, mean, std, kind.channels)
             else:
                 part.maps[node] = step.emit(part, node, inputs, frames)
-        wanted = [axis.wanted(stretch) for axis, stretch in zip(axes, window.stretches, strict=True)]
+        wanted = [axis.wanted(stretch) for axis, stretch in zip(axes, stretches, strict=True)]
         part.graph.output(
             {
                 layer: cut(part, part.maps[node], [n[node] for n in needed], [w[node] for w in wanted])
                 for layer, node in graph.layers.items()
             }
         )
-        return fx.GraphModule(graph.network, part.graph)
+        # The function alone: a GraphModule keeps the parameters that there were when it was made.
+        network = type(fx.GraphModule(graph.network, part.graph)).forward
+        if not self.compiled:
+            return network
+        return (
+            _keeping_outputs(torch.compile(network, mode="reduce-overhead"))
+            if kind.captured
+            else torch.compile(network)
+        )
+
+
+def captures(images: Tensor) -> bool:
+    """Whether compiled networks run as CUDA graphs on these images, one for each number of windows."""
+    return images.is_cuda
+
+
+def _keeping_outputs(network: WindowNetwork) -> WindowNetwork:
+    """A captured network whose outputs outlive its next call.
+
+    A CUDA graph's outputs lie in memory of its own. The next call overwrites them, unless they await a backward pass:
+    then it is part of the same step to PyTorch. Features of the normal-dose image never do, nor do the denoised
+    image's in validation.
+    """
+
+    def run(*args: object) -> dict[str, Tensor]:
+        return {layer: values.clone() for layer, values in network(*args).items()}
+
+    return run
 
 
 def _emit_folded(

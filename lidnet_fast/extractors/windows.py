@@ -83,14 +83,13 @@ class Axis:
         graph: Of the layers.
         axis: The axis.
         pixels: Size of the images along it.
-        truncated: Halo in pixels to compute with instead of the whole receptive field; None for that.
 
     Raises:
         ValueError: If a layer has no cell in so small an image.
     """
 
-    def __init__(self, graph: LayerGraph, axis: int, pixels: int, truncated: int | None = None) -> None:
-        self.graph, self.axis, self.pixels, self.truncated = graph, axis, pixels, truncated
+    def __init__(self, graph: LayerGraph, axis: int, pixels: int) -> None:
+        self.graph, self.axis, self.pixels = graph, axis, pixels
         self.alignment = graph.alignment[axis]
         self.sizes = graph.sizes(axis, pixels)
         if min(self.sizes.values()) < 1:
@@ -105,13 +104,9 @@ class Axis:
         first = np.array([one[node].start for node in self.nodes])
         last = np.array([one[node].stop for node in self.nodes]) - self.per_unit
         self.most = np.array([self.sizes[node] for node in self.nodes])
-        if truncated is None:
-            self._extra = last - first
-            self.first_free = max(0, math.ceil((-first / self.per_unit).max()))
-            self.last_free = math.floor(((self.most - last) / self.per_unit).min())
-        else:
-            self._extra = np.zeros_like(last)
-            self.first_free, self.last_free = 0, self.units
+        self._extra = last - first
+        self.first_free = max(0, math.ceil((-first / self.per_unit).max()))
+        self.last_free = math.floor(((self.most - last) / self.per_unit).min())
         self.buckets = self._buckets()
 
     def _buckets(self) -> np.ndarray:
@@ -136,12 +131,7 @@ class Axis:
             for places, margin, units in ((begin, 0, starts), (end, 1, stops)):
                 cells = np.clip(np.floor(places) + margin, 0, self.sizes[node] - 1).astype(np.int64)
                 units.append(cells // ratio)
-        start, stop = np.min(starts, axis=0), np.max(stops, axis=0) + 1
-        if self.truncated is not None:
-            halo = self.truncated / self.alignment
-            start = np.maximum(np.floor(start - halo).astype(np.int64), 0)
-            stop = np.minimum(np.ceil(stop + halo).astype(np.int64), self.units)
-        return start, stop
+        return np.min(starts, axis=0), np.max(stops, axis=0) + 1
 
     def fit(self, start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The units of windows that hold those from `start` to `stop`: sizes as in `buckets`, edges where touched."""
@@ -167,8 +157,6 @@ class Axis:
     def stretch(self, start: int, stop: int) -> Stretch:
         """The window of units start, ..., stop - 1."""
         at_first, at_last = start < self.first_free, stop > self.last_free
-        if self.truncated is not None:
-            at_first, at_last = False, stop == self.units and self.units * self.alignment != self.pixels
         if at_first and at_last:
             return Stretch(start, stop, ("all", self.pixels))
         if at_last:
@@ -184,10 +172,6 @@ class Axis:
 
     def needed(self, stretch: Stretch) -> dict[fx.Node, Cells]:
         """The cells of every map that a window is computed from."""
-        if self.truncated is not None:
-            start = stretch.start * self.alignment
-            stop = self.pixels if stretch.stop == self.units else stretch.stop * self.alignment
-            return {self.graph.image: Cells(start, stop)}
         return self.graph.demand(self.axis, self.wanted(stretch), self.sizes)
 
 
@@ -197,14 +181,13 @@ class WindowPlanner:
     Args:
         graph: Of the layers.
         image_size: Pixels along the axes, depth or rows first.
-        truncated: As in `Axis`.
 
     Raises:
         ValueError: If a layer has no cell in so small an image.
     """
 
-    def __init__(self, graph: LayerGraph, image_size: Sequence[int], truncated: int | None = None) -> None:
-        self.axes = [Axis(graph, axis, pixels, truncated) for axis, pixels in enumerate(image_size)]
+    def __init__(self, graph: LayerGraph, image_size: Sequence[int]) -> None:
+        self.axes = [Axis(graph, axis, pixels) for axis, pixels in enumerate(image_size)]
         nodes = self.axes[0].nodes
         self._costs = np.zeros(len(nodes))
         for node, convolution in graph.convolutions.items():
