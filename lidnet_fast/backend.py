@@ -86,9 +86,14 @@ def implementation(op: str, device: torch.device) -> Callable[..., Any]:
     return getattr(reference, op)
 
 
-@torch.compiler.assume_constant_result
 def _has_kernels(kind: str) -> bool:
     return missing_kernels()[kind] is None
+
+
+# torch.compile calls these while it compiles and keeps their results, since it can't trace how a library is loaded.
+# The mark is what torch.compiler.assume_constant_result sets; that imports torch._dynamo, which takes seconds.
+for _function in (available, _has_kernels):
+    _function._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

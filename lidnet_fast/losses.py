@@ -212,11 +212,17 @@ class ROIPerceptualLoss(nn.Module):
             return Plan(window_of_box=np.full(len(rois), -1), whole=whole, relative_cost=len(whole) / max(images, 1))
         return self.windows.planner(image_size).plan(rois.double().numpy(), images, self.aligned, share_kinds)
 
-    @torch.compiler.disable
     def _losses(
         self, denoised: Tensor, normal_dose: Tensor, rois: Tensor, sample_ids: Sequence[Hashable] | None
     ) -> Tensor:
-        """The loss of each box, [K], all layers together."""
+        """The loss of each box, [K], all layers together; where torch.compile traces, outside of its graph."""
+        # Not a decorator: torch.compiler.disable imports torch._dynamo, which takes seconds.
+        compute = torch.compiler.disable(self._compute) if torch.compiler.is_compiling() else self._compute
+        return compute(denoised, normal_dose, rois, sample_ids)
+
+    def _compute(
+        self, denoised: Tensor, normal_dose: Tensor, rois: Tensor, sample_ids: Sequence[Hashable] | None
+    ) -> Tensor:
         if not len(rois):  # an empty part of the images keeps the loss in their graph
             nothing = torch.empty(0, denoised.ndim - 1, dtype=torch.int64, device="cpu")
             return fast.roi_windows(denoised, nothing, (1,) * (denoised.ndim - 2)).flatten().to(rois.dtype)

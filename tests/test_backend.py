@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -85,8 +86,71 @@ def test_a_bad_environment_is_named_when_an_op_runs(no_kernels, monkeypatch, nam
         gradient_gramian(torch.ones(2, 2))
 
 
+# A process that imported the library, and loaded, chose and ran nothing yet, forks for each call.
+FRESH_PROCESS = """
+import json, os, sys
+import torch
+import lidnet_fast as fast
+import torch._dynamo
+
+def count(graph, inputs):
+    graphs.append(graph)
+    return graph.forward
+
+for name, expression in json.load(sys.stdin).items():
+    if os.fork():
+        _, status = os.wait()
+        assert status == 0, name
+        continue
+    x, t = torch.rand(2, 1, 16, 16, requires_grad=True), torch.rand(2, 1, 16, 16)
+    b = [torch.tensor([[1.0, 2, 9, 12]]), torch.zeros(0, 4)]
+    corners = torch.tensor([[0, 1, 2], [1, 3, 4]])
+    module = fast.MultiLoss({"mse": 1.0, "ssim": 0.1})
+    graphs = []
+    call = eval("lambda: " + expression)
+    assert torch.equal(torch.compile(call, fullgraph=True, backend=count)(), call())
+    assert len(graphs) == 1, len(graphs)
+    kernels = [str(node.target) for node in graphs[0].graph.nodes if "lidnet_fast" in str(node.target)]
+    print(name, *kernels, flush=True)
+    os._exit(0)
+"""
+
+CALLS = {
+    "multi_loss": 'fast.multi_loss(x, t, {"mse": 1.0}, boxes=b).total',
+    "MultiLoss": "module(x, t, b).total",
+    "multi_loss_jacobian": 'fast.multi_loss_jacobian(x, t, ["l1", "tv"])',
+    "gradient_gramian": "fast.gradient_gramian(x)",
+    "combine_gradients": "fast.combine_gradients(x, t[:, 0, 0, 0])",
+    "roi_align": "fast.roi_align(x, b, 7)",
+    "multiscale_roi_align": 'fast.multiscale_roi_align({"0": x, "1": x[..., ::2, ::2]}, b, [(32, 32)] * 2, 7, 2)',
+    "roi_perceptual_loss": "fast.roi_perceptual_loss(x, t, b)",
+    "multiscale_roi_perceptual_loss": 'fast.multiscale_roi_perceptual_loss({"0": x}, {"0": t}, b, [(32, 32)] * 2)',
+    "roi_windows": "fast.roi_windows(x, corners, (4, 5))",
+}
+
+
+@pytest.mark.skipif("fused" not in backend.available(), reason="the extension isn't built")
+def test_a_fresh_process_compiles_every_op_to_one_graph_with_a_kernel_in_it():
+    command = [sys.executable, "-W", "ignore", "-c", FRESH_PROCESS]
+    result = subprocess.run(command, input=json.dumps(CALLS), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    kernels = dict(line.split(" ", 1) for line in result.stdout.splitlines())
+    assert {name: kernel.removeprefix("lidnet_fast.") for name, kernel in kernels.items()} == {
+        "multi_loss": "multi_loss",
+        "MultiLoss": "multi_loss",
+        "multi_loss_jacobian": "multi_loss_jacobian",
+        "gradient_gramian": "gradient_gramian",
+        "combine_gradients": "combine_gradients",
+        "roi_align": "roi_align",
+        "multiscale_roi_align": "roi_align",
+        "roi_perceptual_loss": "roi_perceptual_losses",
+        "multiscale_roi_perceptual_loss": "roi_perceptual_losses",
+        "roi_windows": "roi_windows",
+    }
+
+
 def test_import_is_light():
-    heavy = ("torchvision", "torchjd", "lightning", "torchmetrics", "scipy", "matplotlib")
+    heavy = ("torch._dynamo", "torchvision", "torchjd", "lightning", "torchmetrics", "scipy", "matplotlib")
     code = f"import sys, lidnet_fast; print([name for name in {heavy} if name in sys.modules])"
     environment = {**os.environ, "LIDNET_FAST_BACKEND": "cudnn"}  # not even a bad choice stops it
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
