@@ -92,8 +92,9 @@ def _has_kernels(kind: str) -> bool:
 
 # torch.compile calls these while it compiles and keeps their results, since it can't trace how a library is loaded.
 # The mark is what torch.compiler.assume_constant_result sets; that imports torch._dynamo, which takes seconds.
-for _function in (available, _has_kernels):
-    _function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_constants: tuple[Any, ...] = (available, _has_kernels)
+for _function in _constants:
+    _function._dynamo_marked_constant = True
 
 
 @functools.cache
