@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from lidnet_fast import __version__
-from lidnet_fast.data.formats.dicom.headers import without_pydicom_warnings
+from lidnet_fast.data.formats.dicom.values import without_pydicom_warnings
 from lidnet_fast.data.formats.dicom.writer import CTImage, Derivation, read_image, write_derived
 from lidnet_fast.data.formats.geometry import LOWEST_HU
 from lidnet_fast.data.formats.itk.files import is_volume

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lidnet_fast.data.formats.dicom.headers import frame_count, parse_header, without_pydicom_warnings
+from lidnet_fast.data.formats.dicom.headers import frame_count, parse_header
+from lidnet_fast.data.formats.dicom.values import without_pydicom_warnings
 from lidnet_fast.data.formats.find import files_below
 from lidnet_fast.data.formats.itk.files import is_volume
 from lidnet_fast.errors import InputError

@@ -364,8 +364,8 @@ def test_goes_on_with_the_slice_after_the_last(tmp_path, run, write_series, make
 
 
 BAD_SLICES = {
-    "no slope": (edit_of(RescaleSlope=None), "has no usable RescaleSlope and RescaleIntercept, so no HU"),
-    "slope of zero": (edit_of(RescaleSlope=0), "has no usable RescaleSlope"),
+    "no slope": (edit_of(RescaleSlope=None), "has no usable RescaleSlope"),
+    "slope of zero": (edit_of(RescaleSlope=0), "RescaleSlope 0 and RescaleIntercept -1024 don't give HU"),
     "infinite slope": (edit_of(RescaleSlope="1e999"), "has no usable RescaleSlope"),
     "not HU": (edit_of(RescaleType="Z_EFF"), r"its values are Z_EFF \(RescaleType\), not HU"),
     "no pixels": (edit_of(PixelData=None), "its pixels can't be decoded"),

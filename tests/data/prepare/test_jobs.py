@@ -174,7 +174,7 @@ def faulty(tmp_path, write_series, make_hu):
     undecodable[1].write_bytes(undecodable[1].read_bytes()[:-900])
 
     def colour(z, dataset):
-        dataset.PhotometricInterpretation = "MONOCHROME1"
+        dataset.PhotometricInterpretation = "PALETTE COLOR"
 
     write_series(root / "colour", make_hu(), series_uid=f"{UID}.5", edit=colour)
     (root / "empty.dcm").write_bytes(b"")
@@ -185,7 +185,7 @@ REASONS = {
     f"{UID}.2": "slices are missing between 107.5 and 112.5 mm",
     f"{UID}.3": "is truncated: its 64 x 64 pixels take 8192 bytes",
     f"{UID}.4": "its pixels can't be decoded (truncated?)",
-    f"{UID}.5": "this is MONOCHROME1",
+    f"{UID}.5": "this is PALETTE COLOR",
     "": "isn't a DICOM file, whatever its name says",
 }
 

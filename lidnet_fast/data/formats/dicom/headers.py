@@ -1,9 +1,7 @@
 """Headers of DICOM files: which are CT images, and what each says of its slices."""
 
-import contextlib
 import dataclasses
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +17,9 @@ from pydicom.uid import (
     XRayRadiationDoseSRStorage,
 )
 
-from lidnet_fast.data.formats.dicom.multiframe import PER_FRAME, SHARED, foreign_unit, frame_header
+from lidnet_fast.data.formats.dicom.multiframe import MACROS, PER_FRAME, SHARED, frame_header
+from lidnet_fast.data.formats.dicom.pixels import hu_rescaling
+from lidnet_fast.data.formats.dicom.values import number, numbers, one_line, text, without_pydicom_warnings
 from lidnet_fast.data.formats.geometry import Directions, Rejected, Triple
 from lidnet_fast.errors import InputError
 
@@ -27,9 +27,6 @@ _UNCOMPRESSED = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEn
 _ENHANCED = {EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage}
 _FIRST_ELEMENTS = (b"\x02\x00\x00\x00", b"\x08\x00\x00\x00", b"\x08\x00\x05\x00", b"\x08\x00\x08\x00")
 """How files start that old archives wrote without the DICOM preamble."""
-
-_LARGEST_RESCALING = 1e6
-"""Slopes and intercepts beyond this are no scanner's, and would leave the range of float32."""
 
 _HEADER_TAGS = [
     "SOPClassUID",
@@ -53,6 +50,7 @@ _HEADER_TAGS = [
     "RescaleSlope",
     "RescaleIntercept",
     "RescaleType",
+    *MACROS,
     SHARED,
     PER_FRAME,
 ]
@@ -77,19 +75,6 @@ class SliceHeader:
 
 HeaderResult = list[SliceHeader] | str | Rejected
 """The slices of one file, or why it isn't one of those wanted, or why it can't be used."""
-
-
-@contextlib.contextmanager
-def without_pydicom_warnings() -> Iterator[None]:
-    """Values that break a rule of the standard are common and mostly harmless; what is needed is checked here."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="pydicom")
-        yield
-
-
-def one_line(error: Exception) -> str:
-    """Return an exception's message on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def read_headers(paths: Sequence[Path]) -> list[HeaderResult]:
@@ -170,9 +155,9 @@ def _check_complete(header: pydicom.Dataset, path: Path, pixels_start: int) -> N
     """Refuse a file that ends before its pixels do, where that can be told without decoding."""
     syntax = header.file_meta.get("TransferSyntaxUID")
     if syntax in _UNCOMPRESSED:
-        rows, columns = (int(_number(header, keyword, path)) for keyword in ("Rows", "Columns"))
+        rows, columns = (int(number(header, keyword, path)) for keyword in ("Rows", "Columns"))
         frames = frame_count(header, path) if _is_enhanced(header) else 1
-        needed = frames * rows * columns * int(_number(header, "BitsAllocated", path)) // 8
+        needed = frames * rows * columns * int(number(header, "BitsAllocated", path)) // 8
         element_header = 8 if syntax == ImplicitVRLittleEndian else 12
         if path.stat().st_size - pixels_start - element_header < needed:
             pixels = f"{columns} x {rows} pixels" + (f" of {frames} frames" if frames > 1 else "")
@@ -189,52 +174,42 @@ def frame_count(header: pydicom.Dataset, path: Path) -> int:
     Raises:
         InputError: it names no whole number.
     """
-    return int(_number(header, "NumberOfFrames", path)) if header.get("NumberOfFrames") else 1
+    return int(number(header, "NumberOfFrames", path)) if header.get("NumberOfFrames") else 1
 
 
 def _slices(header: pydicom.Dataset, path: Path) -> list[SliceHeader] | str:
+    count = frame_count(header, path)
     if not _is_enhanced(header):
-        if frame_count(header, path) != 1:
-            raise InputError(f"{path}: holds {header.NumberOfFrames} frames, which CT Image Storage has one of")
-        return [_ct_slice(header, path, None)]
-    try:
-        frames = [frame_header(header, frame) for frame in range(int(header.NumberOfFrames))]
-    except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: is multi-frame (enhanced) CT without the functional groups of its frames") from error
+        if count != 1:
+            raise InputError(f"{path}: holds {count} frames, but a CT Image Storage file has one")
+        return [_ct_slice(frame_header(header), path, None)]
+    if not header.get(SHARED) or len(header.get(PER_FRAME) or ()) < count:
+        raise InputError(f"{path}: is multi-frame (enhanced) CT without the functional groups of its frames")
+    frames = [frame_header(header, frame) for frame in range(count)]
     wanted = [(n, frame) for n, frame in enumerate(frames) if "LOCALIZER" not in (frame.get("ImageType") or ())]
     return [_ct_slice(frame, path, n) for n, frame in wanted] or "localiser"
 
 
 def _ct_slice(header: pydicom.Dataset, path: Path, frame: int | None) -> SliceHeader:
     """Check the header of a CT image and keep what is needed of it."""
-    rows, columns = int(_number(header, "Rows", path)), int(_number(header, "Columns", path))
+    rows, columns = int(number(header, "Rows", path)), int(number(header, "Columns", path))
     if min(rows, columns) < 1:
         raise InputError(f"{path}: says that it has {columns} x {rows} pixels")
-    if header.get("PhotometricInterpretation") != "MONOCHROME2" or header.get("SamplesPerPixel") != 1:
-        kind = f"{header.get('PhotometricInterpretation')} with {header.get('SamplesPerPixel')} samples per pixel"
-        raise InputError(f"{path}: CT is MONOCHROME2 with 1 sample per pixel, this is {kind}")
-    slope, intercept = _number(header, "RescaleSlope", path), _number(header, "RescaleIntercept", path)
-    if not 0 < abs(slope) < _LARGEST_RESCALING or abs(intercept) > _LARGEST_RESCALING:
-        raise InputError(f"{path}: its RescaleSlope {slope:g} and RescaleIntercept {intercept:g} don't give HU")
-    rescale_type = str(header.get("RescaleType") or "HU")
-    if rescale_type not in ("HU", "US"):  # "US" stands for unspecified
-        raise InputError(f"{path}: its values are {rescale_type} (RescaleType), not HU")
-    if unit := foreign_unit(header):
-        raise InputError(f"{path}: its values are {unit} (MeasurementUnitsCodeSequence), not HU")
-    y_spacing, x_spacing = _numbers(header, "PixelSpacing", 2, path)
+    hu_rescaling(header, path)
+    y_spacing, x_spacing = numbers(header, "PixelSpacing", 2, path)
     if min(y_spacing, x_spacing) <= 0:
         raise InputError(f"{path}: has no usable PixelSpacing")
-    orientation = np.array(_numbers(header, "ImageOrientationPatient", 6, path)).reshape(2, 3)
+    orientation = np.array(numbers(header, "ImageOrientationPatient", 6, path)).reshape(2, 3)
     if not np.allclose(orientation @ orientation.T, np.eye(2), atol=1e-2):
         raise InputError(f"{path}: has no usable ImageOrientationPatient")
-    x, y, z = _numbers(header, "ImagePositionPatient", 3, path)
-    sop_instance_uid = _text(header, "SOPInstanceUID", path)
+    x, y, z = numbers(header, "ImagePositionPatient", 3, path)
+    sop_instance_uid = text(header, "SOPInstanceUID", path)
     return SliceHeader(
         path=path,
         frame=frame,
         sop_instance_uid=sop_instance_uid if frame is None else f"{sop_instance_uid}#{frame + 1}",
-        series_uid=_text(header, "SeriesInstanceUID", path),
-        patient_id=str(header.get("PatientID") or "").strip() or _text(header, "StudyInstanceUID", path),
+        series_uid=text(header, "SeriesInstanceUID", path),
+        patient_id=str(header.get("PatientID") or "").strip() or text(header, "StudyInstanceUID", path),
         description=str(header.get("SeriesDescription") or "").strip(),
         size=(rows, columns),
         pixel_spacing=(y_spacing, x_spacing),
@@ -247,33 +222,6 @@ def _ct_slice(header: pydicom.Dataset, path: Path, frame: int | None) -> SliceHe
 def _thickness(header: pydicom.Dataset, path: Path) -> float:
     """0 where it isn't known: only a series of one slice needs it."""
     try:
-        return max(0.0, _number(header, "SliceThickness", path))
+        return max(0.0, number(header, "SliceThickness", path))
     except InputError:
         return 0.0
-
-
-def _number(header: pydicom.Dataset, keyword: str, path: Path) -> float:
-    try:
-        value = float(header[keyword].value)
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise InputError(f"{path}: has no usable {keyword}") from None
-    if not np.isfinite(value):
-        raise InputError(f"{path}: has no usable {keyword}")
-    return value
-
-
-def _numbers(header: pydicom.Dataset, keyword: str, count: int, path: Path) -> tuple[float, ...]:
-    try:
-        values = tuple(float(value) for value in header[keyword].value)
-    except (KeyError, TypeError, ValueError):
-        values = ()
-    if len(values) != count or not np.isfinite(values).all():
-        raise InputError(f"{path}: has no usable {keyword}")
-    return values
-
-
-def _text(header: pydicom.Dataset, keyword: str, path: Path) -> str:
-    value = str(header.get(keyword) or "").strip()
-    if not value:
-        raise InputError(f"{path}: has no {keyword}")
-    return value

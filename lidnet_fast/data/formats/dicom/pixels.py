@@ -1,18 +1,123 @@
-"""What reading and writing DICOM pixels have in common."""
+"""The pixels of a DICOM file in Hounsfield units: one decoder and one rule for everything that reads CT.
 
+The rule: HU are RescaleSlope times the stored value plus RescaleIntercept, frame by frame. RescaleType says whether
+that gives HU. Where it is missing or US (unspecified), the units of a real-world value mapping decide (as in perfusion
+maps); where there is none either, the values are HU. PhotometricInterpretation says only whether a viewer shows high
+values bright or dark, so that MONOCHROME1 and MONOCHROME2 are read alike (DICOM PS3.3 C.8.2.1, C.11.1, C.7.6.16.2.11).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pydicom
 from pydicom import Dataset
+from pydicom.pixels import iter_pixels
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from lidnet_fast.data.formats.dicom.multiframe import frame_header
+from lidnet_fast.data.formats.dicom.values import number, one_line, without_pydicom_warnings
 from lidnet_fast.data.formats.geometry import LOWEST_HU
+from lidnet_fast.errors import InputError
 
+_HU_UNITS = {"[HNSF'U]", "HNSF'U", "HU"}
+_UNSPECIFIED = {"", "US"}
+_MONOCHROME = {"MONOCHROME1", "MONOCHROME2"}
+_LARGEST_RESCALING = 1e6
+"""Slopes and intercepts beyond this are no scanner's, and would leave the range of float32."""
 _HIGHEST_SCANNER_HU = 3071
 
 
-def read_dataset(path: Path) -> Dataset:
+@dataclass(frozen=True)
+class StoredPixels:
+    """Decoded frames of one DICOM file.
+
+    Attributes:
+        path: the file.
+        dataset: all of it.
+        frames: whole numbers as stored, [H, W] each.
+        rescale: float64 [F, 2]: RescaleSlope and RescaleIntercept of each frame.
+    """
+
+    path: Path
+    dataset: Dataset
+    frames: Sequence[np.ndarray]
+    rescale: np.ndarray
+
+    def hu(self, frame: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return a frame in HU.
+
+        Returns:
+            float32 [H, W], `LOWEST_HU` where nothing was measured; bool [H, W], where that is: padding around the
+            scanner's field of view, and values below `LOWEST_HU`.
+        """
+        stored, (slope, intercept) = self.frames[frame], self.rescale[frame]
+        hu = (stored * slope + intercept).astype(np.float32)
+        outside = _padding(self.dataset, stored, hu) | (hu < LOWEST_HU)
+        hu[outside] = LOWEST_HU
+        return hu, outside
+
+
+def hu_rescaling(header: Dataset, path: Path) -> tuple[float, float]:
+    """Return the slope and intercept with which stored values become HU, by the rule above.
+
+    Args:
+        header: of an image or a frame (`frame_header`).
+        path: its file, for the errors.
+
+    Raises:
+        InputError: it isn't greyscale, its values aren't HU, or slope and intercept are missing or impossible.
+    """
+    colours, samples = str(header.get("PhotometricInterpretation") or ""), header.get("SamplesPerPixel")
+    if colours not in _MONOCHROME or samples != 1:
+        kind = f"{colours or 'without PhotometricInterpretation'} with {samples} samples per pixel"
+        raise InputError(f"{path}: CT is MONOCHROME1 or MONOCHROME2 with 1 sample per pixel, this is {kind}")
+    kind = str(header.get("RescaleType") or "").strip()
+    if kind.upper() not in {"HU", *_UNSPECIFIED}:
+        raise InputError(f"{path}: its values are {kind} (RescaleType), not HU")
+    units = [str(unit.get("CodeValue")) for unit in header.get("MeasurementUnitsCodeSequence") or ()]
+    if kind.upper() in _UNSPECIFIED and units and units[0].upper() not in _HU_UNITS:
+        raise InputError(f"{path}: its values are {units[0]} (MeasurementUnitsCodeSequence), not HU")
+    slope, intercept = (number(header, keyword, path) for keyword in ("RescaleSlope", "RescaleIntercept"))
+    if not 0 < abs(slope) < _LARGEST_RESCALING or abs(intercept) > _LARGEST_RESCALING:
+        raise InputError(f"{path}: its RescaleSlope {slope:g} and RescaleIntercept {intercept:g} don't give HU")
+    return slope, intercept
+
+
+@without_pydicom_warnings()
+def decode(path: Path, frames: Sequence[int] | None = None) -> StoredPixels:
+    """Decode a file, or some frames of it.
+
+    Args:
+        path: the file.
+        frames: which, from 0, in this order; None is all.
+
+    Raises:
+        InputError: the file is truncated or can't be decoded, or its values aren't HU.
+    """
+    try:
+        dataset = _read_dataset(path)
+        if frames is None:
+            pixels = dataset.pixel_array
+            stored = list(pixels.reshape(-1, *pixels.shape[-2:]))
+        else:
+            stored = list(iter_pixels(dataset, indices=list(frames)))
+    except Exception as error:  # every decoder has exceptions of its own
+        raise InputError(f"{path}: its pixels can't be decoded (truncated?): {one_line(error)}") from error
+    try:
+        numbers = range(len(stored)) if frames is None else frames
+        rescale = np.array([hu_rescaling(frame_header(dataset, frame), path) for frame in numbers])
+    except InputError:
+        raise
+    except Exception as error:  # elements are converted when they are asked for, and then found to be damaged
+        raise InputError(f"{path}: its header can't be read: {one_line(error)}") from error
+    if stored[0].dtype.kind not in "iu":
+        raise InputError(f"{path}: its pixels are {stored[0].dtype}, those of CT are whole numbers")
+    return StoredPixels(path, dataset, stored, rescale)
+
+
+def _read_dataset(path: Path) -> Dataset:
     """Read all of a file; where it doesn't name its transfer syntax, that which it is parsed by is noted."""
     dataset = pydicom.dcmread(path, force=True)
     if "TransferSyntaxUID" not in dataset.file_meta:
@@ -21,7 +126,7 @@ def read_dataset(path: Path) -> Dataset:
     return dataset
 
 
-def padding(dataset: Dataset, stored: np.ndarray, hu: np.ndarray) -> np.ndarray:
+def _padding(dataset: Dataset, stored: np.ndarray, hu: np.ndarray) -> np.ndarray:
     """Where pixels lie outside the scanner's field of view, by what the file names as padding.
 
     A padding value that means an ordinary CT number can't be told from tissue and pads nothing.

@@ -13,28 +13,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pydicom
-from pydicom.pixels import iter_pixels
 
-from lidnet_fast.data.formats.dicom.headers import (
-    HeaderResult,
-    SliceHeader,
-    one_line,
-    read_headers,
-    without_pydicom_warnings,
-)
-from lidnet_fast.data.formats.dicom.multiframe import frame_header
-from lidnet_fast.data.formats.dicom.pixels import padding, read_dataset
+from lidnet_fast.data.formats.dicom.headers import HeaderResult, SliceHeader, read_headers
+from lidnet_fast.data.formats.dicom.pixels import decode
 from lidnet_fast.data.formats.find import files_below
-from lidnet_fast.data.formats.geometry import (
-    LOWEST_HU,
-    Rejected,
-    Rejections,
-    Series,
-    hu_volume,
-    spacing_fault,
-    tilt_fault,
-)
+from lidnet_fast.data.formats.geometry import Rejected, Rejections, Series, hu_volume, spacing_fault, tilt_fault
 from lidnet_fast.data.prepare.jobs import run
 from lidnet_fast.errors import InputError
 
@@ -211,7 +194,7 @@ def _without_copies(slices: list[SliceHeader]) -> list[SliceHeader]:
 
 
 def _pixels(part: SliceHeader) -> np.ndarray:
-    return _decode(part.path, part.size, () if part.frame is None else (part.frame,))[0]
+    return _decode(part.path, part.size, (part.frame or 0,))[0]
 
 
 def _check_complete(series: CTSeries) -> None:
@@ -239,8 +222,8 @@ def check_regular(series: Series) -> None:
 def read_volume(series: CTSeries) -> np.ndarray:
     """Decode a series.
 
-    Rescale slope and intercept are applied slice by slice. Padding outside the scanner's field of view (`padding`) and
-    everything below `LOWEST_HU` become `LOWEST_HU`.
+    Values become HU by the rule of `lidnet_fast.data.formats.dicom.pixels`; where nothing was measured, they become
+    `LOWEST_HU`.
 
     Returns:
         int16 [Z, H, W], HU.
@@ -253,7 +236,7 @@ def read_volume(series: CTSeries) -> np.ndarray:
     files = np.array([str(path) for path in series.files])
     for name in dict.fromkeys(files):
         places = np.flatnonzero(files == name)
-        decoded = _decode(Path(name), size, [series.frames[place] for place in places] if series.frames else ())
+        decoded = _decode(Path(name), size, [series.frames[place] for place in places] if series.frames else [0])
         if volume is None:  # allocated once a file has shown that it is of the size that its header says
             volume = np.empty(series.shape, np.int16)
         volume[places] = decoded
@@ -261,31 +244,10 @@ def read_volume(series: CTSeries) -> np.ndarray:
     return volume
 
 
-def read_slice(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """Decode one single-frame file of (rows, columns) `size` to int16 [H, W], HU; as `read_volume`."""
-    return _decode(path, size)[0]
-
-
-@without_pydicom_warnings()
-def _decode(path: Path, size: tuple[int, int], frames: Sequence[int] = ()) -> np.ndarray:
-    """Decode a single-frame file, or some frames of a multi-frame one, to int16 [n, H, W], HU."""
-    try:
-        image = read_dataset(path)
-        headers = [frame_header(image, frame) for frame in frames] or [image]
-        stored = list(iter_pixels(image, indices=list(frames))) if len(frames) else [image.pixel_array]
-    except Exception as error:  # every decoder has exceptions of its own
-        raise InputError(f"{path}: its pixels can't be decoded (truncated?): {one_line(error)}") from error
-    if stored[0].shape != size:
-        raise InputError(f"{path}: decodes to {list(stored[0].shape)} pixels, its header says {list(size)}")
-    if stored[0].dtype.kind not in "iu":
-        raise InputError(f"{path}: its pixels are {stored[0].dtype}, those of CT are whole numbers")
-    return np.stack([_to_hu(image, pixels, header) for pixels, header in zip(stored, headers, strict=True)])
-
-
-def _to_hu(image: pydicom.Dataset, stored: np.ndarray, header: pydicom.Dataset) -> np.ndarray:
-    hu = stored.astype(np.float32)
-    hu *= float(header.RescaleSlope)
-    hu += float(header.RescaleIntercept)
-    if "PixelPaddingValue" in image:
-        hu[padding(image, stored, hu)] = LOWEST_HU
-    return hu_volume(hu)
+def _decode(path: Path, size: tuple[int, int], frames: Sequence[int]) -> np.ndarray:
+    """Decode frames of a file to int16 [n, H, W], HU."""
+    pixels = decode(path, frames)
+    for stored in pixels.frames:
+        if stored.shape != size:
+            raise InputError(f"{path}: decodes to {list(stored.shape)} pixels, its header says {list(size)}")
+    return np.stack([hu_volume(pixels.hu(place)[0]) for place in range(len(frames))])

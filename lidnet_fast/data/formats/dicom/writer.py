@@ -24,9 +24,8 @@ from pydicom.uid import (
 )
 
 from lidnet_fast import __version__
-from lidnet_fast.data.formats.dicom.headers import one_line
-from lidnet_fast.data.formats.dicom.multiframe import HU_UNITS
-from lidnet_fast.data.formats.dicom.pixels import padding, read_dataset
+from lidnet_fast.data.formats.dicom.pixels import decode
+from lidnet_fast.data.formats.dicom.values import one_line
 from lidnet_fast.data.formats.geometry import LOWEST_HU
 from lidnet_fast.errors import InputError
 from lidnet_fast.files import whole
@@ -95,64 +94,9 @@ def read_image(path: Path) -> CTImage:
     Raises:
         InputError: it can't be decoded, or its values aren't HU.
     """
-    try:
-        dataset = read_dataset(path)
-        stored = dataset.pixel_array
-    except Exception as error:  # every decoder has exceptions of its own
-        raise InputError(f"{path}: its pixels can't be decoded (truncated?): {one_line(error)}") from error
-    try:
-        return _in_hu(path, dataset, stored)
-    except InputError:
-        raise
-    except Exception as error:  # elements are converted when they are asked for, and then found to be damaged
-        raise InputError(f"{path}: its header can't be read: {one_line(error)}") from error
-
-
-def _in_hu(path: Path, dataset: Dataset, stored: np.ndarray) -> CTImage:
-    if dataset.SamplesPerPixel != 1:
-        raise InputError(f"{path}: has {dataset.SamplesPerPixel} samples per pixel, CT has one")
-    stored = stored.reshape(-1, *stored.shape[-2:])
-    rescale = _rescale(dataset, len(stored), path)
-    slope, intercept = rescale.T[:, :, None, None]
-    hu = (stored * slope + intercept).astype(np.float32)
-    outside = padding(dataset, stored, hu) | (hu < LOWEST_HU)
-    hu[outside] = LOWEST_HU
-    return CTImage(path, dataset, stored, hu, outside, rescale)
-
-
-def _rescale(dataset: Dataset, frames: int, path: Path) -> np.ndarray:
-    """Slope and intercept of every frame, [F, 2]."""
-    values = []
-    for frame in range(frames):
-        transformation = _of_frame(dataset, frame, "PixelValueTransformationSequence") or dataset
-        if unit := _foreign_unit(dataset, frame, str(transformation.get("RescaleType") or "")):
-            raise InputError(f"{path}: its values are {unit}, not HU")
-        try:
-            values.append((float(transformation.RescaleSlope), float(transformation.RescaleIntercept)))
-        except (AttributeError, TypeError, ValueError):
-            values.append((0.0, 0.0))
-    rescale = np.array(values)
-    if not np.isfinite(rescale).all() or not rescale[:, 0].all():
-        raise InputError(f"{path}: has no usable RescaleSlope and RescaleIntercept, so no HU")
-    return rescale
-
-
-def _foreign_unit(dataset: Dataset, frame: int, rescale_type: str) -> str | None:
-    """The unit of a frame's values if that isn't HU; where the rescale type doesn't say, the real-world mapping may."""
-    if rescale_type not in ("", "US"):  # "US" stands for unspecified
-        return None if rescale_type == "HU" else f"{rescale_type} (RescaleType)"
-    mapping = _of_frame(dataset, frame, "RealWorldValueMappingSequence") or Dataset()
-    units = [str(unit.get("CodeValue")) for unit in mapping.get("MeasurementUnitsCodeSequence") or ()]
-    return None if not units or units[0] in HU_UNITS else f"{units[0]} (MeasurementUnitsCodeSequence)"
-
-
-def _of_frame(dataset: Dataset, frame: int, keyword: str) -> Dataset | None:
-    """The item of a frame's macro: in its own functional groups, in those of all frames, or in the dataset itself."""
-    per_frame = (dataset.get("PerFrameFunctionalGroupsSequence") or ())[frame : frame + 1]
-    for group in (*per_frame, *(dataset.get("SharedFunctionalGroupsSequence") or ()), dataset):
-        if group.get(keyword):
-            return group[keyword].value[0]
-    return None
+    pixels = decode(path)
+    hu, outside = zip(*(pixels.hu(frame) for frame in range(len(pixels.frames))), strict=True)
+    return CTImage(path, pixels.dataset, np.stack(pixels.frames), np.stack(hu), np.stack(outside), pixels.rescale)
 
 
 def write_derived(image: CTImage, hu: np.ndarray, derivation: Derivation, path: Path) -> None:

@@ -20,7 +20,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from lidnet_fast.data.formats.dicom.series import LOWEST_HU, read_volume, scan
+from lidnet_fast.data.formats.dicom.series import read_volume, scan
+from lidnet_fast.data.formats.geometry import LOWEST_HU
 from lidnet_fast.errors import InputError
 from tests.fuzz.hostile import limits
 
@@ -330,7 +331,7 @@ BAD_SLICES = {
     "no series": (change(SeriesInstanceUID=""), "has no SeriesInstanceUID"),
     "zero spacing": (change(PixelSpacing=[0, 0.7]), "has no usable PixelSpacing"),
     "crooked axes": (change(ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), "has no usable ImageOrientationPatient"),
-    "inverted": (change(PhotometricInterpretation="MONOCHROME1"), "this is MONOCHROME1"),
+    "palette": (change(PhotometricInterpretation="PALETTE COLOR"), "this is PALETTE COLOR"),
     "frames": (change(NumberOfFrames=3), "holds 3 frames"),
     "no HU": (change(RescaleType="Z_EFF"), r"its values are Z_EFF \(RescaleType\), not HU"),
     "frames twice": (raw(NumberOfFrames="1\\1"), "has no usable NumberOfFrames"),
