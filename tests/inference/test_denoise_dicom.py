@@ -195,7 +195,9 @@ def test_values_that_cannot_be_stored_become_the_nearest(tmp_path, make_run, wri
             pydicom.dcmread(results(tmp_path / "out")[file.name]).pixel_array,
         )
         assert (made[:9] == 63).all()
-        np.testing.assert_array_equal(made[9:], np.minimum(stored[9:].astype(int) + 2800, 4095))
+        seen = stored[9:] <= 1087 + 1500  # beyond, a denoiser changes nothing
+        expected = np.where(seen, np.minimum(stored[9:].astype(int) + 2800, 4095), stored[9:])
+        np.testing.assert_array_equal(made[9:], expected)
 
 
 def test_slices_need_not_be_a_volume(tmp_path, run, write_series, make_hu):
