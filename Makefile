@@ -8,13 +8,19 @@ BUILD := 'torch>=2.10' 'torchvision>=0.25' 'setuptools>=77' ninja
 NVCC := 'cuda-toolkit[nvcc,cccl]; platform_system == "Linux"'
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.h csrc/cpu/* csrc/cuda/*)
 
-.PHONY: demo test check bench clean
+# One process per core, with one thread each.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
+.PHONY: demo test test-all check bench clean
 
 demo: $(VENV)/.train
 	$(BIN)/lidnet-fast demo $(ARGS)
 
 test: check
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) -m 'not slow' $(ARGS)
+
+test-all: check
+	FUZZ_EXAMPLES=150 $(PYTEST) -m '' $(ARGS)
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m pytest --benchmark $(ARGS)

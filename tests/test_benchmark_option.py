@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -40,7 +41,9 @@ def project(tmp_path):
 
     def run(*options):
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options]
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False).stdout
+        # pytest-benchmark times nothing in a worker of pytest-xdist, as this may be.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment).stdout
 
     return tmp_path, run
 

@@ -110,7 +110,7 @@ def test_what_a_result_says_of_itself(real_out):
         assert result.get(keyword) == source.get(keyword)
 
 
-@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy (Debian: dicom3tools) isn't installed")
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="needs dciodvfy (Debian: apt-get install dicom3tools)")
 @pytest.mark.parametrize("name", [name for name in REAL if name not in ("head_j2k", "spine")])
 def test_validator_finds_nothing_new(real_out, name):
     assert faults(results(real_out)[name]) <= faults(real(name))

@@ -1,27 +1,36 @@
 """Builds the CUDA kernels for the CPU, emulated (cuda_emulation.h), as the operators torch.ops.lidnet_fast_emulated."""
 
 import ctypes
+import hashlib
 import os
 import shutil
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
+from filelock import FileLock
 from torch.utils.cpp_extension import include_paths, library_paths
 
 from lidnet_fast import ops
 
-ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 
 
-def build(folder: Path, flags: Sequence[str] = ()) -> Path:
-    """The library's path. Raises FileNotFoundError where there is no C++ compiler."""
+def build(flags: Sequence[str] = ()) -> Path:
+    """The library's path: built where csrc/, the emulator, the compiler or torch have changed since the last time.
+
+    Raises:
+        FileNotFoundError: there is no C++ compiler.
+    """
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
-        raise FileNotFoundError("no C++ compiler")
-    options = [
+        raise FileNotFoundError("needs a C++ compiler (Debian: apt-get install g++)")
+    command = [
+        compiler,
         "-std=c++17",
         "-O2",
         "-fPIC",
@@ -29,20 +38,43 @@ def build(folder: Path, flags: Sequence[str] = ()) -> Path:
         "-fvisibility=hidden",
         "-DLID_EMULATED",
         "-DTORCH_TARGET_VERSION=0x020a000000000000",
+        *(f"-I{path}" for path in (HERE, *include_paths())),
+        *flags,
     ]
-    options += [f"-I{path}" for path in (Path(__file__).parent, *include_paths())]
-    sources = [*(ROOT / "csrc" / "cuda").glob("*.c*"), Path(__file__).with_name("cuda_emulation.cpp")]
-    sources = [source for source in sources if source.suffix in (".cu", ".cpp")]
+    folder = ROOT / "build" / "_".join(["emulated", *(flag.strip("-") for flag in flags)])
+    folder.mkdir(parents=True, exist_ok=True)
+    library = folder / f"{fingerprint(command)}.so"
+    with FileLock(folder / ".lock"):  # other processes of the tests want it, too
+        if not library.exists():
+            with TemporaryDirectory(dir=folder) as unfinished:
+                compile_and_link(command, Path(unfinished)).rename(library)
+            for outdated in set(folder.glob("*.so")) - {library}:
+                outdated.unlink()
+    return library
+
+
+def fingerprint(command: Sequence[str]) -> str:
+    """Of all that the library is made of."""
+    version = subprocess.run([command[0], "--version"], capture_output=True, check=True).stdout
+    digest = hashlib.sha256("\0".join([*command, torch.__version__]).encode() + version)
+    for path in sorted([*(ROOT / "csrc").rglob("*.*"), *HERE.glob("cuda_emulation.*")]):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def compile_and_link(command: Sequence[str], folder: Path) -> Path:
+    sources = [path for path in (ROOT / "csrc" / "cuda").iterdir() if path.suffix in (".cu", ".cpp")]
+    sources.append(HERE / "cuda_emulation.cpp")
     objects = [folder / f"{source.name}.o" for source in sources]
 
     def compile(source: Path, to: Path) -> None:
-        subprocess.run([compiler, *options, *flags, "-x", "c++", "-c", source, "-o", to], check=True)
+        subprocess.run([*command, "-x", "c++", "-c", source, "-o", to], check=True)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(compile, sources, objects))
     library = folder / "emulated.so"
     torch_libraries = [*(f"-L{path}" for path in library_paths()), "-ltorch_cpu"]
-    subprocess.run([compiler, *flags, "-shared", *objects, *torch_libraries, "-o", library], check=True)
+    subprocess.run([*command, "-shared", *objects, *torch_libraries, "-o", library], check=True)
     return library
 
 

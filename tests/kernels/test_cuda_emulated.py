@@ -19,15 +19,19 @@ TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-5, to
 
 
 @pytest.fixture(scope="module")
-def emulation(tmp_path_factory):
+def emulation():
     prebuilt = os.environ.get("LIDNET_FAST_EMULATED")
     try:
-        return Emulation(prebuilt or build(tmp_path_factory.mktemp("emulated")))
+        return Emulation(prebuilt or build())
     except FileNotFoundError as error:
         pytest.skip(str(error))
 
 
-@pytest.fixture(autouse=True, params=[0, 1, 2], ids=["ascending", "descending", "random"])
+@pytest.fixture(
+    autouse=True,
+    params=[0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)],
+    ids=["ascending", "descending", "random"],
+)
 def _order(request, emulation):
     torch.manual_seed(0)
     emulation.reset(request.param)
@@ -92,10 +96,8 @@ def test_sides_below_the_window(shape):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
-def test_all_scales(dtype, request):
-    if request.node.callspec.params["_order"] != (2 if dtype == torch.float64 else 1):
-        pytest.skip("one order for each will do for what is slow")
+@pytest.mark.parametrize(("dtype", "_order"), [(torch.float64, 2), (torch.float16, 1)], indirect=["_order"])
+def test_all_scales(dtype):
     weights = {"ms_ssim": 2.0, "l1": 1.0, "ssim": 0.5}
     pair = images(1, 2, 161, 166, dtype=dtype)
     for actual, expected in zip(emulated(*pair, weights), defined(*pair, weights), strict=True):
@@ -139,10 +141,9 @@ def test_gramian_and_combination(dtype, shape):
     assert_near(combined, exact.to(dtype).double() if dtype in (torch.float16, torch.bfloat16) else exact, dtype)
 
 
-def test_every_barrier_is_needed(emulation, request):
-    """The checks find the race that leaving out any one of the barriers makes."""
-    if request.node.callspec.params["_order"] != 0:
-        pytest.skip("races are found in any order")
+@pytest.mark.parametrize("_order", [0], indirect=True)
+def test_every_barrier_is_needed(emulation):
+    """The checks find the race that leaving out any one of the barriers makes, whatever the order."""
     pair, volumes = images(1, 1, 45, 40), images(1, 1, 12, 13, 12)
 
     def everything():
@@ -164,11 +165,10 @@ def test_every_barrier_is_needed(emulation, request):
 
 
 @pytest.mark.slow
-def test_no_access_leaves_a_tensor(tmp_path, request):
+@pytest.mark.parametrize("_order", [0], indirect=True)
+def test_no_access_leaves_a_tensor():
     """The other tests under AddressSanitizer, which sees every access to memory."""
-    if os.environ.get("LIDNET_FAST_EMULATED") or request.node.callspec.params["_order"] != 0:
-        pytest.skip("this is the run under AddressSanitizer, or was done")
-    library = build(tmp_path, ["-fsanitize=address", "-O1", "-g"])
+    library = build(["-fsanitize=address", "-O1", "-g"])
     names = ("libasan.so", "libstdc++.so.6")
     preloaded = [subprocess.check_output(["g++", f"-print-file-name={name}"], text=True).strip() for name in names]
     environment = {
@@ -177,7 +177,7 @@ def test_no_access_leaves_a_tensor(tmp_path, request):
         "LD_PRELOAD": " ".join(preloaded),
         "ASAN_OPTIONS": "detect_leaks=0:alloc_dealloc_mismatch=0",
     }
-    selected = "ascending and not barrier and not scales"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", selected, __file__]
+    selected = ["-m", "not slow", "-k", "not barrier", __file__]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *selected]
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]

@@ -13,6 +13,7 @@ from lidnet_fast.trainer.config import (
     PhaseConfig,
     RunConfig,
 )
+from tests.conftest import Once
 
 
 @pytest.fixture(scope="session")
@@ -25,10 +26,8 @@ def tiny_study() -> Study:
 
 
 @pytest.fixture(scope="session")
-def tiny_store(tmp_path_factory: pytest.TempPathFactory, tiny_study: Study) -> Path:
-    path = tmp_path_factory.mktemp("study") / "store"
-    make_study(path, tiny_study, seed=0, workers=1)
-    return path
+def tiny_store(once: Once, tiny_study: Study) -> Path:
+    return once("tiny_store", lambda path: make_study(path, tiny_study, seed=0, workers=1))
 
 
 @pytest.fixture
