@@ -1,0 +1,54 @@
+"""Every case in every cell: right, or refused with the sentence that docs/operators.md has."""
+
+import pytest
+
+import lidnet_fast
+
+from .cases import CASES
+from .cells import Cell, examine
+from .table import CELLS, DOCUMENT, written
+
+
+def pairs(*, fresh: bool) -> list:
+    return [
+        pytest.param(case, cell, id=f"{case.name} - {cell.name}")
+        for cell in CELLS.values()
+        for case in CASES
+        if cell.fresh == fresh and cell.applies(case)
+    ]
+
+
+@pytest.mark.parametrize(("case", "cell"), pairs(fresh=False))
+def test_right_or_refused(case, cell):
+    (error,) = examine([case], cell)
+    assert not error, error
+
+
+@pytest.mark.parametrize(("case", "cell"), pairs(fresh=True))
+def test_right_or_refused_in_a_fresh_process(case, cell, fresh_errors):
+    error = fresh_errors[case.name, cell.name]
+    assert not error, error
+
+
+def test_every_public_op_and_module_is_a_case():
+    named = {case.name.partition(",")[0] for case in CASES}
+    public = {name for name in lidnet_fast.__all__ if callable(getattr(lidnet_fast, name))} - {"MultiLossOutput"}
+    assert named >= public
+
+
+def test_windows_are_what_the_windowed_case_runs():
+    (case,) = (case for case in CASES if case.name == "ROIPerceptualLoss")
+    x, _, b = case.tensors()
+    used = []
+
+    def check(case):
+        used.append(case.module().plan(x.shape[2:], b, len(x)))
+
+    examine([case], Cell("plan", check, lambda case: True, False, False, None))
+    assert len(used[0].windows) > 1
+    assert not used[0].whole
+
+
+def test_the_document_has_this_table():
+    text = DOCUMENT.read_text()
+    assert text == written(text), "to fix: python -m tests.conformance.table"
