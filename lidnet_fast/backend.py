@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
+from lidnet_fast.build_record import rebuild_command, why_not_built
+
 _VARIABLE = "LIDNET_FAST_BACKEND"
 _NAMES = ("reference", "fused")
-_MEND = "to mend it, in a checkout: pip install --no-build-isolation --editable ."
 
 _used: str | None = None
 
@@ -99,29 +100,33 @@ for _function in _constants:
 
 @functools.cache
 def _load_extension() -> str | None:
-    return _load_library("_C", "the C++ extension isn't built (it needs a C++17 compiler)")
+    return _load_library("_C")
 
 
 @functools.cache
 def _load_cuda_extension() -> str | None:
-    if not torch.cuda.is_available():
-        return "no CUDA device"
-    return _load_library(
-        "_C_cuda", "the CUDA extension isn't built (it needs nvcc, as of pip install 'cuda-toolkit[nvcc,cccl]')"
-    )
+    if torch.cuda.is_available():
+        return _load_library("_C_cuda")
+    # Where CUDA is meant to be used, a library left out is said also on a machine without a GPU, such as a login node.
+    unbuilt = torch.version.cuda is not None and _library("_C_cuda") is None
+    return f"no CUDA device; {why_not_built('_C_cuda')}" if unbuilt else "no CUDA device"
 
 
-def _load_library(name: str, unbuilt: str) -> str | None:
+def _library(name: str) -> Path | None:
+    return next(Path(__file__).parent.glob(f"{name}.*so"), None)
+
+
+def _load_library(name: str) -> str | None:
     """Why it can't be loaded, or None."""
-    library = next(Path(__file__).parent.glob(f"{name}.*so"), None)
+    library = _library(name)
     if library is None:
-        return f"{unbuilt}; {_MEND}"
+        return why_not_built(name)
     from lidnet_fast import ops  # noqa: F401  (the schemas that the library implements)
 
     try:
         torch.ops.load_library(str(library))
     except (OSError, RuntimeError) as error:
-        return f"{library.name} doesn't load ({str(error).splitlines()[0]}); {_MEND}"
+        return f"{library.name} doesn't load ({str(error).splitlines()[0]}). To fix: {rebuild_command()}"
     return None
 
 
@@ -130,7 +135,7 @@ def _missing_triton() -> str | None:
     if not torch.cuda.is_available():
         return "no CUDA device"
     if importlib.util.find_spec("triton") is None:
-        return "triton isn't installed; to mend it: pip install triton"
+        return "triton isn't installed. To fix: pip install triton"
     return None
 
 

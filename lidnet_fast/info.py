@@ -27,7 +27,7 @@ def describe() -> str:
     lines += [f"  {device}: {missing or 'kernels ready'}" for device, missing in backend.missing_kernels().items()]
     missing = [name for name in _TRAIN_PACKAGES if _version(name) == "not installed"]
     if missing:
-        lines.append(f"trainer: {', '.join(missing)} not installed; to mend it: pip install 'lidnet_fast[train]'")
+        lines.append(f"trainer: {', '.join(missing)} not installed. To fix: pip install 'lidnet_fast[train]'")
     else:
         lines.append("trainer: complete")
     return "\n".join(lines)

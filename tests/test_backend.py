@@ -20,7 +20,7 @@ def _no_choice(monkeypatch):
 
 @pytest.fixture
 def no_kernels(monkeypatch):
-    monkeypatch.setattr(backend, "_load_extension", lambda: "the C++ extension isn't built; to mend it: build it")
+    monkeypatch.setattr(backend, "_load_extension", lambda: "the C++ extension isn't built. To fix: build it")
     monkeypatch.setattr(backend, "_missing_triton", lambda: "no CUDA device")
     monkeypatch.setattr(backend, "_load_cuda_extension", lambda: "no CUDA device")
 
@@ -41,7 +41,7 @@ def test_without_kernels_the_definitions_run(no_kernels):
     assert backend.current() == "reference"
     assert backend.reason() == "the default"
     assert roi_perceptual_loss(torch.ones(1, 1, 4, 4), torch.zeros(1, 1, 4, 4), torch.tensor([[0.0, 1, 1, 3, 3]])) == 1
-    assert "cpu: the C++ extension isn't built; to mend it: build it" in describe()
+    assert "cpu: the C++ extension isn't built. To fix: build it" in describe()
 
 
 def test_a_library_that_does_not_load_is_remembered_with_its_cause(monkeypatch, tmp_path):

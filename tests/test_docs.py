@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ELSEWHERE = {
     "make test": "what runs this",
+    "pip install": "tests/packaging/ installs in environments of its own",
     "make demo": "minutes; tests/evaluation/test_demo.py runs a smaller one",
     "pytest --benchmark": "half an hour; tests/test_benchmark_option.py runs a smaller one",
     "python -m benches.profile_": "minutes to hours, and their figures need a quiet machine",
