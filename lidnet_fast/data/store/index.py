@@ -12,6 +12,8 @@ from scipy.sparse.csgraph import connected_components
 
 from lidnet_fast.files import whole
 
+_PAIRS_AT_ONCE = 2**18
+
 SPLITS = ("train", "val", "test")
 
 _COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -205,12 +207,23 @@ def lesion_numbers(series: np.ndarray, z: np.ndarray, box: np.ndarray) -> np.nda
     """
     keys = box_keys(series, z)
     first, last = np.searchsorted(keys, [keys + 1, keys + 2])
-    # Every pair of a box and one on the slice after it.
-    counts = last - first
-    lower = np.repeat(np.arange(len(keys)), counts)
-    upper = np.repeat(first, counts) + np.arange(len(lower)) - np.repeat(np.cumsum(counts) - counts, counts)
-    shared = np.minimum(box[lower, 2:], box[upper, 2:]) - np.maximum(box[lower, :2], box[upper, :2])
-    touching = (shared > 0).all(1)
-    lower, upper = lower[touching], upper[touching]
-    links = coo_array((np.ones(len(lower), bool), (lower, upper)), shape=(len(keys), len(keys)))
-    return connected_components(links, directed=False)[1].astype(np.int32)
+    pairs = np.concatenate([[0], np.cumsum(last - first)])
+    numbers = np.arange(len(keys))
+    begin = 0
+    x1, y1, x2, y2 = np.ascontiguousarray(box.T)
+    # Pairs of a box and one on the slice after it, in blocks: together, those of crowded slices wouldn't fit in memory.
+    while begin < len(keys):
+        end = max(begin + 1, int(np.searchsorted(pairs, pairs[begin] + _PAIRS_AT_ONCE, "right")) - 1)
+        lower = np.repeat(np.arange(begin, end), (last - first)[begin:end])
+        upper = np.repeat((first - pairs[:-1])[begin:end], (last - first)[begin:end])
+        upper += np.arange(pairs[begin], pairs[end])
+        apart = numbers[lower] != numbers[upper]
+        lower, upper = lower[apart], upper[apart]
+        touching = np.minimum(x2[lower], x2[upper]) > np.maximum(x1[lower], x1[upper])
+        touching &= np.minimum(y2[lower], y2[upper]) > np.maximum(y1[lower], y1[upper])
+        if touching.any():
+            linked = np.stack([numbers[lower[touching]], numbers[upper[touching]]])
+            links = coo_array((np.ones(linked.shape[1], bool), linked), shape=(len(keys), len(keys)))
+            numbers = connected_components(links, directed=False)[1][numbers]
+        begin = end
+    return np.unique(numbers, return_inverse=True)[1].astype(np.int32)

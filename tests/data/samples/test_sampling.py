@@ -1,5 +1,7 @@
 """Lesions from boxes, and draws balanced over patients and lesions."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy.stats import chisquare
@@ -125,3 +127,18 @@ def test_slices_are_balanced_over_patients_then_their_slices():
 def test_only_series_of_the_split(split):
     draws = BalancedDraws(make_index(*STUDY), split)
     assert [STUDY[n][1] for n in draws.series] == [split] * len(draws.series)
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["all touch", "none touch"])
+def test_crowded_slices_take_linear_memory(together):
+    """All pairs of these boxes at once would take gigabytes."""
+    count = 4000
+    series, z = np.zeros(2 * count, np.int32), np.repeat(np.arange(2, dtype=np.int32), count)
+    left = np.zeros(2 * count) if together else 2.0 * np.arange(2 * count)
+    box = np.stack([left, np.zeros(2 * count), left + 1, np.ones(2 * count)], axis=1).astype(np.float32)
+    tracemalloc.start()
+    numbers = lesion_numbers(series, z, box)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(set(numbers.tolist())) == (1 if together else 2 * count)
+    assert peak < 100e6
