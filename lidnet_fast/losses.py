@@ -108,6 +108,9 @@ class ROIPerceptualLoss(nn.Module):
         self._warned = False
         self._no_windows = 'halo="whole"'
         self.windows: WindowedExtractor | None = None
+        for layer, strides in self.extractor.strides.items():
+            if strides is not None and len(set(strides)) > 1:
+                raise ValueError(f"layer {layer!r} has strides {' x '.join(map(str, strides))}; they must be the same")
         if halo == "whole":
             return
         try:
@@ -180,7 +183,8 @@ class ROIPerceptualLoss(nn.Module):
         reduction: str,
     ) -> Tensor:
         check_pair(denoised, normal_dose, "denoised", "normal_dose", volumes=True)
-        self.extractor.check_images(denoised)
+        denoised = self.extractor.accepted(denoised, "denoised")
+        normal_dose = self.extractor.accepted(normal_dose, "normal_dose")
         rois = _rois_on_host(boxes, denoised)
         weights = as_box_weights(box_weights, denoised.new_empty(len(rois), dtype=rois.dtype))
         if sample_ids is not None and len(sample_ids) != len(denoised):
@@ -305,7 +309,7 @@ class ROIPerceptualLoss(nn.Module):
                 targets[layer],
                 rois[layer].to(inputs[layer].device),
                 self.output_size,
-                self._scale(layer) if self.windows else spatial_scale(inputs[layer].shape[2:], image_size),
+                self._scale(layer, inputs[layer].shape[2:], image_size),
                 self.sampling_ratio,
                 self.aligned,
                 criterion=self.criterion,
@@ -315,9 +319,12 @@ class ROIPerceptualLoss(nn.Module):
         ]
         return torch.stack(losses).sum(0)
 
-    def _scale(self, layer: str) -> float:
-        assert self.windows is not None
-        return 1 / self.windows.stride(layer)
+    def _scale(self, layer: str, feature_size: Sequence[int], image_size: Sequence[int]) -> float:
+        """Cells of a layer per pixel."""
+        strides = self.extractor.strides[layer]
+        if self.windows is not None:
+            return 1 / self.windows.stride(layer)
+        return spatial_scale(feature_size, image_size) if strides is None else float(1 / strides[0])
 
     def _warn_of_boxes_outside(self, rois: Tensor, image_size: Sequence[int]) -> None:
         if self._warned or not len(rois):

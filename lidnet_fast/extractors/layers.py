@@ -3,10 +3,12 @@
 import copy
 import difflib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 __all__ = ["LayerExtractor", "layer_names", "spatial_scale"]
 
@@ -17,24 +19,16 @@ def layer_names(network: nn.Module) -> list[str]:
     Raises:
         ValueError: If torch.fx can't trace the network.
     """
-    from torchvision.models.feature_extraction import get_graph_node_names
+    # Imported here: it brings torchvision, which takes seconds, and `import lidnet_fast` stays light.
+    from .tracing import trace
 
-    try:
-        nodes = get_graph_node_names(network, suppress_diff_warning=True)[1]
-    except Exception as error:
-        raise ValueError(f"extractor {type(network).__name__} can't be traced by torch.fx: {error}") from error
-    names = {}
-    for node in nodes:
-        parts = node.split(".")
-        names.update(dict.fromkeys(".".join(parts[: end + 1]) for end in range(len(parts))))
-    return list(names)
+    return list(trace(_frozen_copy(network)).nodes)
 
 
 def spatial_scale(feature_size: Sequence[int], image_size: Sequence[int]) -> float:
-    """Feature cells per image pixel of a layer.
+    """Feature cells per image pixel of a layer whose stride isn't known otherwise.
 
-    The ratio of the sizes where it's the same whole stride along all axes. Elsewhere (sizes that the stride doesn't
-    divide) the power of two nearest to it, as torchvision.ops.MultiScaleRoIAlign infers it.
+    The power of two nearest to the ratio of the sizes, as torchvision.ops.MultiScaleRoIAlign infers it.
 
     Args:
         feature_size: (h, w) of the features, or (d, h, w).
@@ -43,9 +37,7 @@ def spatial_scale(feature_size: Sequence[int], image_size: Sequence[int]) -> flo
     Raises:
         ValueError: If the axes differ in scale.
     """
-    strides = {pixels / cells for cells, pixels in zip(feature_size, image_size, strict=True)}
-    if len(strides) == 1 and next(iter(strides)).is_integer():
-        return 1 / strides.pop()
+    strides = [pixels / cells for cells, pixels in zip(feature_size, image_size, strict=True)]
     exponents = {round(math.log2(stride)) for stride in strides}
     if len(exponents) > 1:
         sizes = (" x ".join(map(str, size)) for size in (feature_size, image_size))
@@ -61,20 +53,25 @@ class LayerExtractor(nn.Module):
     """Features of chosen layers of a frozen copy of a network.
 
     The copy is taken at construction and stays in evaluation mode (BatchNorm on its running statistics) whatever
-    `train` says; its parameters need no gradient, its inputs may. In-place activation modules are made out-of-place in
-    the copy, so that a layer before one keeps its values. What lies behind the last chosen layer isn't computed.
+    `train` says; its parameters need no gradient, its inputs may. What works in place works out of place in the copy,
+    so that a layer keeps its values. What lies behind the last chosen layer isn't computed. A layer whose channels
+    come last, as in ConvNeXt and Swin, has them moved to the front.
 
     Args:
         network: Any module that torch.fx can trace and that takes images alone.
         layers: Names out of `layer_names(network)`, torchvision's node names (`features.17` of VGG19 is relu3_4); a
-            module's name stands for its last node.
+            module's name stands for what it returns.
         mean: Subtracted from each channel before the network; None for nothing.
         std: Divides each channel after that; None for nothing.
 
+    Attributes:
+        strides: Layer -> pixels per cell along each axis, None where the network takes images of one size only.
+
     Raises:
         TypeError: If `network` isn't a module.
-        ValueError: If the network can't be traced, there are no layers, a layer is unknown (naming near matches),
-            or `mean` or `std` don't fit the network's channels.
+        ValueError: If the network can't be traced, there are no layers, a layer is unknown (naming near matches), one
+            depends on an operation in place that can't be rewritten (naming it), or `mean` or `std` don't fit the
+            network's channels.
     """
 
     mean: Tensor | None
@@ -91,19 +88,12 @@ class LayerExtractor(nn.Module):
         super().__init__()
         if not isinstance(network, nn.Module):
             raise TypeError(f"extractor must be a torch.nn.Module, got {type(network).__name__}")
-        # Imported here: torchvision takes seconds, and `import lidnet_fast` stays light.
-        from torchvision.models.feature_extraction import create_feature_extractor
+        from .tracing import trace  # here, as in `layer_names`
 
         self.layers = tuple(layers)
-        network = copy.deepcopy(network).eval().requires_grad_(False)
-        for module in network.modules():
-            if getattr(module, "inplace", False):
-                module.inplace = False  # type: ignore[assignment]
-        _check_layers(self.layers, layer_names(network))
-        nodes = {layer: layer for layer in self.layers}
-        both_modes = create_feature_extractor(network, return_nodes=nodes, suppress_diff_warning=True)
-        # Its evaluation graph alone: torchvision's module of two graphs goes into training mode when it's deep-copied.
-        self.network = torch.fx.GraphModule(both_modes, both_modes.eval_graph)
+        traced = trace(_frozen_copy(network))
+        _check_layers(self.layers, list(traced.nodes))
+        self.network = traced.extract(self.layers)
         first = next((module for module in self.network.modules() if isinstance(module, nn.Conv2d | nn.Conv3d)), None)
         self.channels = None if first is None else first.in_channels
         self.dimensions = 3 if isinstance(first, nn.Conv3d) else 2
@@ -111,7 +101,16 @@ class LayerExtractor(nn.Module):
         self.register_buffer("std", self._per_channel("std", std))
         if std is not None and min(std) <= 0:
             raise ValueError(f"std must be above 0, got {tuple(std)}")
+        grids = probe(self.network, self.layers, self.channels or 1, self.dimensions)
+        self.strides = {layer: grid and grid.strides for layer, grid in grids.items()}
+        _channels_first(self.network, {layer: grid.dims for layer, grid in grids.items() if grid})
         self.train()
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """What the network computes in, without autocast; None if it has no parameters."""
+        tensors = (*self.network.parameters(), *self.network.buffers())
+        return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
 
     def train(self, mode: bool = True) -> "LayerExtractor":
         """Stays in evaluation mode: the copy is frozen."""
@@ -128,9 +127,10 @@ class LayerExtractor(nn.Module):
             Layer -> features [N, C_l, h_l, w_l], or [N, C_l, d_l, h_l, w_l], in the order of `layers`.
 
         Raises:
+            TypeError: If the images are of a longer dtype than the network.
             ValueError: If the images have neither one channel nor the network's, or a layer isn't a feature map.
         """
-        self.check_images(images)
+        images = self.accepted(images)
         features = self.network(prepare_images(images, self.channels, self.mean, self.std))
         for layer in self.layers:
             if not isinstance(features[layer], Tensor) or features[layer].ndim != images.ndim:
@@ -138,13 +138,30 @@ class LayerExtractor(nn.Module):
                 raise ValueError(f"layer {layer!r} must give features {layout}, got {got}")
         return {layer: features[layer] for layer in self.layers}
 
-    def check_images(self, images: Tensor) -> None:
-        """Raises ValueError for images of other dimensions or channels than `forward` takes."""
+    def accepted(self, images: Tensor, name: str = "images") -> Tensor:
+        """Images as the network computes with them: those of a shorter dtype converted to its own, without autocast.
+
+        Raises:
+            TypeError: For images of a longer dtype than the network.
+            ValueError: For other dimensions or channels than `forward` takes.
+        """
         if images.ndim != self.dimensions + 2:
-            raise ValueError(f"images must have shape {_LAYOUTS[self.dimensions][0]}, got {tuple(images.shape)}")
+            raise ValueError(f"{name} must have shape {_LAYOUTS[self.dimensions][0]}, got {tuple(images.shape)}")
         if self.channels is not None and images.shape[1] not in (1, self.channels):
             either = " or ".join(map(str, sorted({1, self.channels})))
-            raise ValueError(f"images must have {either} channels, got {images.shape[1]}")
+            raise ValueError(f"{name} must have {either} channels, got {images.shape[1]}")
+        dtype = self.dtype
+        if dtype is None or images.dtype == dtype:
+            return images
+        # Autocast converts to its own dtype, but leaves float64 alone.
+        if torch.float64 not in (dtype, images.dtype) and torch.is_autocast_enabled(images.device.type):
+            return images
+        if torch.promote_types(images.dtype, dtype) != dtype:
+            raise TypeError(
+                f"{name} must be of the extractor's dtype, {dtype}, or one that it holds exactly, got {images.dtype}. "
+                f"To fix: {name}.to({dtype}), or move the module with .to({images.dtype})"
+            )
+        return images.to(dtype)
 
     def _per_channel(self, name: str, values: Sequence[float] | None) -> Tensor | None:
         if values is None:
@@ -158,8 +175,95 @@ class LayerExtractor(nn.Module):
         return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, *(1,) * self.dimensions)
 
 
+class Grid(NamedTuple):
+    """How a layer's cells lie on the images.
+
+    Attributes:
+        dims: The dimensions of its tensor: batch, channels, then the axes, depth or rows first.
+        strides: Pixels per cell along each axis.
+    """
+
+    dims: tuple[int, ...]
+    strides: tuple[Fraction, ...]
+
+
+# An image's side, and how much is added to it: a multiple of all usual strides, powers of two or not.
+_SIDE, _GROWTH = 512, 128 * 315
+
+
+def probe(network: nn.Module, layers: Sequence[str], channels: int, dimensions: int) -> dict[str, Grid | None]:
+    """The grid of each layer, None where it can't be seen, from the shapes that images of several sizes would give.
+
+    Args:
+        network: Images -> layer -> features. Nothing is computed, and its parameters' values aren't looked at.
+        layers: The layers.
+        channels: Of the images.
+        dimensions: Spatial dimensions of the images.
+    """
+    tensors = {
+        name: torch.empty_like(tensor, device="meta")
+        for name, tensor in (*network.named_parameters(), *network.named_buffers())
+    }
+    dtype = next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), None)
+    sizes = [[_SIDE + _GROWTH * (axis == grown) for axis in range(dimensions)] for grown in range(-1, dimensions)]
+    try:
+        with torch.device("meta"), torch.no_grad():
+            shapes = [
+                {layer: features.shape for layer, features in given.items()}
+                for size in sizes
+                for given in [
+                    torch.func.functional_call(network, tensors, torch.empty(2, channels, *size, dtype=dtype))
+                ]
+            ]
+    except Exception:  # whatever a network raises that takes one size only, or does what has no shapes on "meta"
+        return dict.fromkeys(layers)
+    return {layer: _grid([of_size[layer] for of_size in shapes]) for layer in layers}
+
+
+def _grid(shapes: Sequence[Sequence[int]]) -> Grid | None:
+    """The grid of a layer, from its shapes for the images and for those grown along each axis."""
+    first, *grown = shapes
+    moved = [[dim for dim in range(len(first)) if shape[dim] != first[dim]] for shape in grown]
+    if len(first) != len(grown) + 2 or any(len(dims) != 1 for dims in moved):
+        return None
+    axes = [dim for (dim,) in moved]
+    others = [dim for dim in range(len(first)) if dim not in axes]
+    if len(others) != 2 or others[0] != 0:
+        return None
+    strides = tuple(Fraction(_GROWTH, shape[dim] - first[dim]) for shape, dim in zip(grown, axes, strict=True))
+    return Grid((*others, *axes), strides)
+
+
+def _channels_first(network: fx.GraphModule, dims: Mapping[str, Sequence[int]]) -> None:
+    """Has a graph give layers, whose dimensions are these, in the usual order."""
+    output = next(node for node in network.graph.nodes if node.op == "output")
+    given = dict(output.args[0])
+    for layer, order in dims.items():
+        if tuple(order) != tuple(range(len(order))):
+            with network.graph.inserting_before(output):
+                given[layer] = network.graph.call_method("permute", (given[layer], *order))
+    if given != output.args[0]:
+        output.args = (given,)
+        network.recompile()
+
+
+def _frozen_copy(network: nn.Module) -> nn.Module:
+    """A copy in evaluation mode whose parameters need no gradient.
+
+    Raises:
+        ValueError: If it can't be copied.
+    """
+    try:
+        return copy.deepcopy(network).eval().requires_grad_(False)
+    except RuntimeError as error:
+        raise ValueError(
+            f"extractor {type(network).__name__} can't be copied ({str(error).splitlines()[0]}). To fix: weights "
+            "that hooks compute, as torch.nn.utils.weight_norm's, must be parametrizations, or plain ones"
+        ) from error
+
+
 def prepare_images(images: Tensor, channels: int | None, mean: Tensor | None, std: Tensor | None) -> Tensor:
-    """Images as a network of so many input channels takes them: one channel repeated, less `mean`, over `std`."""
+    """Images as a network of `channels` takes them: one channel repeated, less `mean`, over `std`."""
     if channels is not None:
         images = images.expand(-1, channels, *images.shape[2:])
     if mean is not None:

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .layers import LayerExtractor
 from .operations import Cells, Convolution, Operation
-from .tracing import Map, Refused, operations, traced_throughout
+from .reading import Map, Refused, operations
 
 __all__ = ["LayerGraph", "ReceptiveField", "receptive_fields"]
 
@@ -82,7 +82,7 @@ class LayerGraph:
         layers: Which of its layers; by default all.
 
     Attributes:
-        network: `network`, traced down to the modules of torch.nn.
+        network: As given.
         image: The node of the images.
         steps: Node -> operation, in the order of computation.
         layers: Layer -> node.
@@ -95,7 +95,7 @@ class LayerGraph:
 
     def __init__(self, network: fx.GraphModule, dimensions: int, layers: Iterable[str] | None = None) -> None:
         self.dimensions = dimensions
-        self.network = network = traced_throughout(network)
+        self.network = network
         known, values = operations(network, dimensions)
         self.image = next(node for node in network.graph.nodes if node.op == "placeholder")
         output = next(node for node in network.graph.nodes if node.op == "output")

@@ -1,368 +1,311 @@
-"""The operations of a network's graph, or why some node of it has no finite receptive field."""
+"""A network's graph, under torchvision's names of nodes and with nothing changed in place.
 
+An operation in place overwrites the map of the layer before it, which may be wanted, and all that shares its memory.
+Here each becomes the same operation out of place, and what reads the overwritten map later reads its result. Where
+that can't be done, the node is refused by name as soon as a chosen layer depends on it.
+"""
+
+import inspect
 import math
 import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from types import SimpleNamespace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torchvision
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models.feature_extraction import NodePathTracer
 
-from .operations import (
-    AveragePooling,
-    Convolution,
-    MaxPooling,
-    Operation,
-    Padding,
-    Pointwise,
-    Resizing,
-    Slicing,
-    argument,
-)
-
-__all__ = ["Map", "Refused", "operations", "traced_throughout"]
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_POINTWISE_MODULES = (
-    *(nn.CELU, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.LogSigmoid),
-    *(nn.Mish, nn.PReLU, nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softshrink, nn.Softsign),
-    *(nn.Tanh, nn.Tanhshrink, nn.Threshold, nn.Softmax2d, nn.Identity),
-    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
-)
-_POINTWISE_FUNCTIONS = {
-    *(operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv),
-    *(operator.neg, torch.add, torch.sub, torch.mul, torch.div, torch.neg, torch.abs, torch.exp, torch.sqrt),
-    *(torch.square, torch.relu, torch.sigmoid, torch.tanh, torch.clamp, torch.maximum, torch.minimum),
-    *(F.celu, F.elu, F.gelu, F.hardsigmoid, F.hardswish, F.hardtanh, F.leaky_relu, F.logsigmoid, F.mish, F.relu),
-    *(F.relu6, F.selu, F.sigmoid, F.silu, F.softplus, F.softsign, F.tanh, F.threshold),
-}
-_POINTWISE_METHODS = {
-    *("add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "neg", "abs", "exp", "sqrt", "square", "relu"),
-    *("relu_", "sigmoid", "tanh", "clamp", "contiguous", "clone", "detach", "float", "half", "bfloat16", "double"),
-}
-# What does nothing in evaluation, and which argument says so.
-_DROPOUTS = {
-    **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"), 2),
-    "stochastic_depth": 3,
-}
+__all__ = ["Trace", "trace"]
 
 
-@dataclass(frozen=True)
-class Map:
-    """A map of features that a finite part of the image decides each cell of; `node` makes it."""
+@dataclass
+class Trace:
+    """A network's graph.
 
-    node: fx.Node
-
-
-@dataclass(frozen=True)
-class Refused:
-    """What depends on more than a finite part of the image, and why."""
-
-    reason: str
-
-
-class _RefusedError(Exception):
-    pass
-
-
-def traced_throughout(network: fx.GraphModule) -> fx.GraphModule:
-    """`network` with a graph of torch.nn's modules: torchvision's tracer leaves its own blocks whole."""
-    import torchvision
-
-    try:
-        graph = fx.Tracer(autowrap_modules=(math, torchvision.ops)).trace(network)  # type: ignore[arg-type]
-    except Exception:  # whatever the forward of a block raises that was never meant to be traced
-        return network
-    return fx.GraphModule(network, graph)
-
-
-def operations(
-    network: fx.GraphModule, dimensions: int
-) -> tuple[dict[fx.Node, Operation], dict[fx.Node, Map | Refused]]:
-    """What the nodes of a network do that takes images alone.
-
-    Args:
-        network: In evaluation mode; its nodes are modules of torch.nn and functions.
-        dimensions: Spatial dimensions of the images.
-
-    Returns:
-        Node -> its operation, in the graph's order, for the nodes with a finite receptive field; and all nodes that
-        depend on the image.
+    Attributes:
+        network: What was traced; its modules work out of place from then on.
+        graph: Its graph.
+        nodes: Name of a node, or of a module that gives a tensor -> the node that holds the features.
+        refusals: Node that would read what was overwritten -> why that can't be rewritten.
     """
-    reader = _Reader(network, dimensions)
-    reader.run(None)
-    return reader.operations, reader.values
+
+    network: nn.Module
+    graph: fx.Graph
+    nodes: dict[str, fx.Node]
+    refusals: dict[fx.Node, str] = field(default_factory=dict)
+
+    def extract(self, layers: Iterable[str]) -> fx.GraphModule:
+        """A module that gives layer -> features, and computes nothing else.
+
+        Raises:
+            ValueError: If a layer depends on a node that was refused.
+        """
+        outputs = {layer: self.nodes[layer] for layer in layers}
+        needed: set[fx.Node] = set()
+        waiting = list(outputs.values())
+        while waiting:
+            node = waiting.pop()
+            if node not in needed:
+                needed.add(node)
+                waiting += node.all_input_nodes
+        for node in self.graph.nodes:
+            if node in needed and node in self.refusals:
+                raise ValueError(f"extractor: {self.refusals[node]}")
+        for node in reversed(self.graph.nodes):
+            if node.op == "output" or (node not in needed and node.op != "placeholder"):
+                self.graph.erase_node(node)
+        self.graph.output(outputs)
+        return fx.GraphModule(self.network, self.graph)
 
 
-class _Reader(fx.Interpreter):
-    """Runs a graph on what its values are rather than on tensors; what doesn't depend on the image is computed."""
+def trace(network: nn.Module) -> Trace:
+    """The graph of a network in evaluation mode, whose modules are made to work out of place.
 
-    def __init__(self, network: fx.GraphModule, dimensions: int) -> None:
-        super().__init__(network, garbage_collect_values=False)
-        self.dimensions = dimensions
-        self.operations: dict[fx.Node, Operation] = {}
-        self.values: dict[fx.Node, Map | Refused] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        if n.op == "output":
-            return None
-        if n.op == "placeholder":
-            self.values[n] = Map(n)
-            return self.values[n]
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        read: list[Map | Refused] = []
-        fx.node.map_aggregate((args, kwargs), lambda a: read.append(a) if isinstance(a, Map | Refused) else None)
-        if not read:
-            with torch.no_grad():
-                return super().run_node(n)
-        refused = next((value for value in read if isinstance(value, Refused)), None)
-        self.values[n] = refused or self._describe(n, args, kwargs)
-        return self.values[n]
-
-    def _describe(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Map | Refused:
+    Raises:
+        ValueError: If torch.fx can't trace the network.
+    """
+    blocks = [kind for kind in vars(torchvision.ops).values() if inspect.isclass(kind) and issubclass(kind, nn.Module)]
+    # Torchvision's own blocks are looked into, and buffers read when called, unless the network doesn't allow it.
+    for leaves, with_buffers in (([], True), (blocks, True), (blocks, False)):
+        tracer = _Tracer(leaves, with_buffers)
         try:
-            if node.op == "call_module":
-                operation = self._of_module(self.fetch_attr(str(node.target)))
-            elif node.op == "call_function":
-                operation = self._of_function(node.target, args, kwargs)  # type: ignore[arg-type]
-            else:
-                if node.target not in _POINTWISE_METHODS:
-                    raise _RefusedError(_why(str(node.target)))
-                self._check_constants(args, kwargs)
-                operation = Pointwise()
-        except _RefusedError as refusal:
-            what = f" ({node.target})" if node.op == "call_module" and node.target != node.name else ""
-            return Refused(f"node {node.name!r}{what}: {refusal}")
-        self.operations[node] = operation
-        return Map(node)
+            graph = tracer.trace(network)
+            break
+        except Exception as error:  # whatever a forward raises that was never meant to be traced
+            failure = error
+    else:
+        raise ValueError(
+            f"extractor {type(network).__name__} can't be traced by torch.fx: {failure}. To fix: give a part of it "
+            "without control flow that depends on values"
+        ) from failure
+    names = {name: node for node, name in tracer.node_to_qualname.items()}
+    nodes: dict[str, fx.Node] = {}
+    for name, node in names.items():
+        parts = name.split(".")
+        nodes.update({".".join(parts[:end]): node for end in range(1, len(parts) + 1)})  # the last within a module
+    nodes.update(names)
+    rewriting = _Rewriting(network, graph, tracer.results)
+    nodes.update(rewriting.results)
+    for module in network.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]
+    return Trace(network, graph, nodes, rewriting.refusals)
 
-    def _of_module(self, module: Any) -> Operation:
-        kind = type(module)
-        if kind in _CONVOLUTIONS:
-            return self._convolution(module)
-        if isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
-            return _batch_norm(module)
-        if kind in _POINTWISE_MODULES:
-            return Pointwise()
-        if kind in (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d):
-            return self._max_pool(*_attributes(module, _MAX_POOL))
-        if kind in (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d):
-            return self._average_pool(*_attributes(module, _AVERAGE_POOL))
-        if kind in (nn.Upsample, nn.UpsamplingNearest2d):
-            return self._resizing(*_attributes(module, _INTERPOLATE))
-        for name in ("Constant", "Zero", "Reflection", "Replication"):
-            if kind.__name__.startswith(f"{name}Pad"):
-                mode = {"Reflection": "reflect", "Replication": "replicate"}.get(name, "constant")
-                return self._padding(module.padding, mode, getattr(module, "value", 0.0))
-        raise _RefusedError(_why(kind.__name__))
 
-    def _of_function(self, function: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation:
-        name = getattr(function, "__name__", str(function))
-        if function in _POINTWISE_FUNCTIONS:
-            self._check_constants(args, kwargs)
-            return Pointwise()
-        if function in (torch.cat, torch.concat):
-            if argument(args, kwargs, 1, "dim", 0) not in (1, -self.dimensions - 1):
-                raise _RefusedError("concatenates along another dimension than channels")
-            return Pointwise()
-        if name in _DROPOUTS:
-            if argument(args, kwargs, _DROPOUTS[name], "training", True):
-                raise _RefusedError(f"{name} is in training mode")
-            return Pointwise()
-        if function is F.batch_norm:
-            if argument(args, kwargs, 5, "training", False):
-                raise _RefusedError("batch_norm in training mode depends on the whole batch")
-            return Pointwise()
-        if function in (F.interpolate, F.upsample):
-            return self._resizing(*(argument(args, kwargs, *option) for option in _INTERPOLATE))
-        if name in ("conv1d", "conv2d", "conv3d"):
-            return self._functional_convolution(*(argument(args, kwargs, *option) for option in _CONVOLVE))
-        if function is F.pad:
-            mode, value = argument(args, kwargs, 2, "mode", "constant"), argument(args, kwargs, 3, "value", None)
-            return self._padding(argument(args, kwargs, 1, "pad", ()), mode, value or 0.0)
-        if function in _MAX_POOLS:
-            return self._max_pool(*(argument(args, kwargs, *option) for option in _MAX_POOL))
-        if function in _AVERAGE_POOLS:
-            return self._average_pool(*(argument(args, kwargs, *option) for option in _AVERAGE_POOL))
-        if function is operator.getitem:
-            return self._slicing(args[1])
-        raise _RefusedError(_why(name))
+class _Proxy(fx.Proxy):
+    """Records `x += y` as such; torch.fx takes it for `x = x + y`, also where `x` has another name."""
 
-    def _check_constants(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Other tensors may differ from channel to channel, but not from place to place."""
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, Tensor) and any(size != 1 for size in value.shape[-self.dimensions :]):
-                raise _RefusedError(
-                    f"is combined with a tensor of shape {tuple(value.shape)}, which ties it to one place"
-                )
 
-    def _each_axis(self, value: Any) -> tuple[int, ...]:
-        values = tuple(value) if isinstance(value, list | tuple) else (value,)
-        values = values * self.dimensions if len(values) == 1 else values
-        if len(values) != self.dimensions:
-            raise _RefusedError(f"is for {len(values)} spatial dimensions, and the images have {self.dimensions}")
-        return values
+_OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor")
 
-    def _functional_convolution(self, weight: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> Operation:
-        if not isinstance(weight, Tensor):
-            raise _RefusedError("convolves with a weight that depends on the image")
-        out_channels, in_channels, *kernel = weight.shape
-        return self._convolution(
-            SimpleNamespace(
-                kernel_size=kernel,
-                stride=stride,
-                padding=padding,
-                dilation=dilation,
-                padding_mode="zeros",
-                groups=groups,
-                in_channels=in_channels * groups,
-                out_channels=out_channels,
-            )
+
+def _recorded(function: Callable) -> Callable[[fx.Proxy, Any], fx.Proxy]:
+    return lambda proxy, other: proxy.tracer.create_proxy("call_function", function, (proxy, other), {})
+
+
+for _name in _OPERATORS:
+    setattr(_Proxy, f"__i{_name}__", _recorded(getattr(operator, f"i{_name}")))
+
+
+class _Tracer(NodePathTracer):
+    """Torchvision's tracer, which also keeps what modules return, and when.
+
+    Attributes:
+        results: (the last node when a module returned, the module's name, the node of what it returned).
+    """
+
+    def __init__(self, leaves: Sequence[type[nn.Module]] = (), with_buffers: bool = True) -> None:
+        super().__init__(autowrap_modules=(math, torchvision.ops), leaf_modules=leaves)
+        self.proxy_buffer_attributes = with_buffers
+        self.results: list[tuple[fx.Node, str, fx.Node]] = []
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def call_module(self, m: nn.Module, forward: Callable, args: Any, kwargs: Any) -> Any:
+        result = super().call_module(m, forward, args, kwargs)
+        name = self.path_of_module(m)
+        if isinstance(result, fx.Proxy) and not self.is_leaf_module(m, name):
+            self.results.append((next(iter(reversed(self.graph.nodes))), name, result.node))
+        return result
+
+
+# What may give its argument's own memory: views, and what has nothing to do at times. In evaluation, dropout hasn't.
+_VIEWS = {
+    *("adjoint", "as_strided", "broadcast_to", "chunk", "contiguous", "detach", "diagonal", "dsplit", "expand"),
+    *("expand_as", "flatten", "getattr", "getitem", "hsplit", "imag", "movedim", "moveaxis", "narrow", "permute"),
+    *("ravel", "real", "reshape", "reshape_as", "select", "split", "split_with_sizes", "squeeze", "swapaxes"),
+    *("swapdims", "t", "tensor_split", "transpose", "unbind", "unflatten", "unfold", "unsqueeze", "view", "view_as"),
+    *("vsplit", "to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu", "cuda"),
+    *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "feature_dropout"),
+    *("Identity", "Flatten", "Unflatten", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout"),
+    *("FeatureAlphaDropout",),
+}
+_NUMBERS = ("size", "dim", "numel", "nelement", "stride", "ndimension", "item", "tolist")
+
+
+class _Rewriting:
+    """Rewrites a graph's operations in place, in the order of computation.
+
+    Attributes:
+        results: Module -> the node that held what it returned when it returned it.
+        refusals: As in `Trace`.
+    """
+
+    def __init__(self, network: nn.Module, graph: fx.Graph, results: list[tuple[fx.Node, str, fx.Node]]) -> None:
+        self.network = network
+        self.results: dict[str, fx.Node] = {}
+        self.refusals: dict[fx.Node, str] = {}
+        self._latest: dict[fx.Node, fx.Node] = {}  # overwritten -> the node with what is there now
+        self._memory: dict[fx.Node, set[fx.Node]] = {}  # node -> the nodes whose memory it may share
+        self._numbers: set[fx.Node] = set()
+        nodes = [node for node in graph.nodes if node.op != "output"]
+        self._place = {node: number for number, node in enumerate(nodes)}
+        self._readers = {node: tuple(node.users) for node in nodes}
+        returned: dict[fx.Node, list[tuple[str, fx.Node]]] = {}
+        for when, name, node in results:
+            returned.setdefault(when, []).append((name, node))
+        for node in nodes:
+            self._visit(node)
+            for name, result in returned.get(node, ()):
+                self.results[name] = self._now(result)
+
+    def _now(self, node: fx.Node) -> fx.Node:
+        return self._latest.get(node, node)
+
+    def _visit(self, node: fx.Node) -> None:
+        given = node.all_input_nodes
+        overwritten, out_of_place = self._in_place(node)
+        node.args, node.kwargs = fx.node.map_arg((node.args, node.kwargs), self._now)
+        self._memory[node] = {node}
+        if self._is_number(node):
+            self._numbers.add(node)
+        elif self._is_view(node):
+            self._memory[node] = {node}.union(*(self._memory[read] for read in given))
+        if overwritten is None:
+            return
+        if overwritten in self._numbers:
+            out_of_place(node)  # type: ignore[misc]
+            return
+        reason = f"node {node.name!r} ({_name_of(self.network, node)}) changes"
+        if out_of_place is None or overwritten.op == "get_attr":
+            what = "a parameter or buffer" if overwritten.op == "get_attr" else f"{overwritten.name!r}"
+            reason += f" {what} in place, which can't be rewritten. To fix: compute it out of place in the network"
+            self.refusals[node] = reason
+            self._refuse_readers(overwritten, node, reason, of_itself=True)
+            return
+        out_of_place(node)
+        reason += f" {overwritten.name!r} in place, and others read it through a view. To fix: use the result instead"
+        self._refuse_readers(overwritten, node, reason, of_itself=False)
+        now = self._now(overwritten)
+        self._memory[node] = self._memory[node] | self._memory[now]
+        for name, current in list(self._latest.items()):
+            if current is now:
+                self._latest[name] = node
+        self._latest[now] = self._latest[overwritten] = node
+
+    def _refuse_readers(self, overwritten: fx.Node, node: fx.Node, reason: str, of_itself: bool) -> None:
+        """Refuse what reads the memory of `overwritten` after `node`, other than by a name that is followed."""
+        now = self._now(overwritten)
+        for other, memory in self._memory.items():
+            followed = other is node or self._now(other) is now
+            if (followed and not of_itself) or other is node or not memory & self._memory[now]:
+                continue
+            for reader in self._readers[other]:
+                if self._place.get(reader, -1) > self._place[node]:
+                    self.refusals.setdefault(reader, reason)
+
+    def _in_place(self, node: fx.Node) -> tuple[fx.Node | None, Callable[[fx.Node], None] | None]:
+        """What a node overwrites, None for nothing, and how to make it work out of place, None for not at all."""
+        first = node.args[0] if node.args else next(iter(node.kwargs.values()), None)
+        overwritten = first if isinstance(first, fx.Node) else None
+        if node.op == "call_module":
+            module = self.network.get_submodule(str(node.target))
+            return (overwritten, lambda node: None) if getattr(module, "inplace", False) else (None, None)
+        if node.op not in ("call_method", "call_function"):
+            return None, None
+        out = node.kwargs.get("out")
+        if isinstance(out, fx.Node):
+            return out, None
+        if node.op == "call_method":
+            name = str(node.target)
+            if not name.endswith("_") or name.endswith("__"):
+                return None, None
+            # Tensor.bernoulli takes other arguments than bernoulli_; of some methods there is no other form.
+            replaceable = name != "bernoulli_" and callable(getattr(Tensor, name[:-1], None))
+            return overwritten, _target(name[:-1]) if replaceable else None
+        function: Any = node.target
+        name = getattr(function, "__name__", "")
+        if name in {f"i{operation}" for operation in _OPERATORS} and function is getattr(operator, name, None):
+            replacement = {"iand": operator.and_, "ior": operator.or_}.get(name) or getattr(operator, name[1:])
+            return overwritten, _target(replacement)
+        if name == "setitem":
+            return overwritten, None
+        if isinstance(function, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+            overloads = [function] if isinstance(function, torch._ops.OpOverload) else _overloads(function)
+            return (overwritten, None) if any(overload._schema.is_mutable for overload in overloads) else (None, None)
+        if name.endswith("_") and not name.endswith("__"):
+            replacement = next((getattr(home, name[:-1]) for home in (F, torch) if hasattr(home, name[:-1])), None)
+            return overwritten, None if replacement is None else _target(replacement)
+        return (overwritten, _without_inplace) if _inplace_option(node) else (None, None)
+
+    def _is_number(self, node: fx.Node) -> bool:
+        """Whether a node's value is a size or computed from sizes alone, which nothing changes in place."""
+        name = getattr(node.target, "__name__", str(node.target))
+        if node.op == "call_method" or name == "len":
+            return name in (*_NUMBERS, "len")
+        if name == "getattr":
+            return node.args[1] in ("shape", "ndim", "itemsize", "nbytes")
+        reads = node.all_input_nodes
+        return node.op == "call_function" and bool(reads) and all(read in self._numbers for read in reads)
+
+    def _is_view(self, node: fx.Node) -> bool:
+        """Whether a node's value may share its inputs' memory."""
+        if node.op == "call_module":
+            return type(self.network.get_submodule(str(node.target))).__name__ in _VIEWS
+        if node.op == "call_method":
+            return node.target in _VIEWS
+        if node.op != "call_function":
+            return False
+        home = getattr(node.target, "__module__", None) or ""
+        of_torch = home.split(".")[0] in ("torch", "_operator", "math", "") or isinstance(
+            node.target, torch._ops.OpOverload | torch._ops.OpOverloadPacket
         )
-
-    def _convolution(self, module: Any) -> Operation:
-        """Of a module, or what has its attributes."""
-        kernel, dilation = self._each_axis(module.kernel_size), self._each_axis(module.dilation)
-        if module.padding_mode == "circular":
-            raise _RefusedError(
-                "circular padding reads the opposite edge of the image; zeros, reflect or replicate don't"
-            )
-        if isinstance(module.padding, str):
-            total = [(k - 1) * d if module.padding == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
-            before = tuple(n // 2 for n in total)
-            after = tuple(n - n // 2 for n in total)
-        else:
-            before = after = self._each_axis(module.padding)
-        return Convolution(
-            kernel,
-            self._each_axis(module.stride),
-            before,
-            after,
-            dilation,
-            mode=module.padding_mode,
-            groups=module.groups,
-            in_channels=module.in_channels,
-            out_channels=module.out_channels,
-        )
-
-    def _max_pool(
-        self, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool, indices: bool
-    ) -> Operation:
-        if indices:
-            raise _RefusedError(
-                "returns indices of maxima, which count from the map's first cell; return_indices=False"
-            )
-        sides = self._each_axis(padding)
-        return MaxPooling(
-            self._each_axis(kernel),
-            self._each_axis(stride or kernel),
-            sides,
-            sides,
-            self._each_axis(dilation),
-            ceil_mode=ceil_mode,
-        )
-
-    def _average_pool(
-        self, kernel: Any, stride: Any, padding: Any, ceil_mode: bool, count_include_pad: bool, divisor: int | None
-    ) -> Operation:
-        sides = self._each_axis(padding)
-        return AveragePooling(
-            self._each_axis(kernel),
-            self._each_axis(stride or kernel),
-            sides,
-            sides,
-            (1,) * self.dimensions,
-            ceil_mode=ceil_mode,
-            count_include_pad=count_include_pad,
-            divisor=divisor,
-        )
-
-    def _resizing(self, size: Any, scale_factor: Any, mode: str, align_corners: bool | None) -> Operation:
-        if size is not None:
-            raise _RefusedError("resizes to a given size; a whole scale_factor has a finite receptive field")
-        factors = self._each_axis(scale_factor)
-        if not all(float(factor).is_integer() and factor >= 1 for factor in factors):
-            raise _RefusedError(f"resizes by {scale_factor}; whole factors have a finite receptive field")
-        if mode not in ("nearest", "nearest-exact", "linear", "bilinear", "trilinear"):
-            raise _RefusedError(f"resizes with mode {mode!r}; nearest and linear interpolation are known")
-        if align_corners:
-            raise _RefusedError("resizes with align_corners=True, which depends on the image's size; False doesn't")
-        return Resizing(tuple(map(int, factors)), "nearest" if mode.startswith("nearest") else "linear")
-
-    def _padding(self, widths: Any, mode: str, value: float) -> Operation:
-        widths = list(widths) if isinstance(widths, list | tuple) else [widths] * 2 * self.dimensions
-        if len(widths) > 2 * self.dimensions or not all(isinstance(width, int) for width in widths):
-            raise _RefusedError(f"pads by {widths}: only the image's axes can be padded")
-        if mode == "circular":
-            raise _RefusedError(
-                "circular padding reads the opposite edge of the image; constant, reflect, replicate don't"
-            )
-        widths += [0] * (2 * self.dimensions - len(widths))
-        return Padding(tuple(widths[-2::-2]), tuple(widths[::-2]), mode, float(value))
-
-    def _slicing(self, index: Any) -> Operation:
-        index = index if isinstance(index, tuple) else (index,)
-        if Ellipsis in index:
-            place = index.index(Ellipsis)
-            missing = self.dimensions + 3 - len(index)
-            index = (*index[:place], *[slice(None)] * missing, *index[place + 1 :])
-        index = (*index, *[slice(None)] * (self.dimensions + 2 - len(index)))
-        if not all(isinstance(part, slice) for part in index) or index[0] != slice(None):
-            raise _RefusedError(f"is indexed with {index}; slices of channels and of the image's axes are known")
-        for part in index[2:]:
-            if not all(isinstance(value, int | None) for value in (part.start, part.stop, part.step)):
-                raise _RefusedError(f"is sliced with {part}; a slice of fixed numbers has a finite receptive field")
-            if (part.start or 0) < 0:
-                raise _RefusedError(f"is sliced with {part}, from a place that depends on the image's size")
-        return Slicing(index[1], tuple(index[2:]))
+        return not of_torch or getattr(node.target, "__name__", "") in _VIEWS  # others' functions may do anything
 
 
-# Options of functions: position, name, which is that of the module's attribute too, and default.
-_INTERPOLATE = ((1, "size", None), (2, "scale_factor", None), (3, "mode", "nearest"), (4, "align_corners", None))
-_CONVOLVE: tuple[tuple[int, str, Any], ...] = (
-    *((1, "weight", None), (3, "stride", 1), (4, "padding", 0), (5, "dilation", 1)),
-    (6, "groups", 1),
-)
-# torch.nn.functional's names for these are functions that choose between two others.
-_MAX_POOLS = (F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d, torch.max_pool3d)
-_AVERAGE_POOLS = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
-_MAX_POOL: tuple[tuple[int, str, Any], ...] = (
-    *((1, "kernel_size", None), (2, "stride", None), (3, "padding", 0), (4, "dilation", 1)),
-    *((5, "ceil_mode", False), (6, "return_indices", False)),
-)
-_AVERAGE_POOL: tuple[tuple[int, str, Any], ...] = (
-    *((1, "kernel_size", None), (2, "stride", None), (3, "padding", 0), (4, "ceil_mode", False)),
-    *((5, "count_include_pad", True), (6, "divisor_override", None)),
-)
+def _target(target: Any) -> Callable[[fx.Node], None]:
+    def change(node: fx.Node) -> None:
+        node.target = target
+
+    return change
 
 
-def _attributes(module: nn.Module, options: Sequence[tuple[int, str, Any]]) -> list[Any]:
-    return [getattr(module, name, default) for _, name, default in options]
+def _inplace_option(node: fx.Node) -> bool:
+    """Whether a function is called with inplace=True."""
+    try:
+        given = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # no signature, as most of torch's functions in C++
+        return bool(node.kwargs.get("inplace"))
+    return bool(given.arguments.get("inplace"))
 
 
-def _batch_norm(module: Any) -> Operation:
-    if module.training:
-        raise _RefusedError("BatchNorm in training mode depends on the whole batch; call eval() on the network")
-    if module.running_mean is None:
-        raise _RefusedError("BatchNorm without running statistics depends on the whole batch; track_running_stats=True")
-    return Pointwise()
+def _without_inplace(node: fx.Node) -> None:
+    if "inplace" in node.kwargs:
+        node.kwargs = {**node.kwargs, "inplace": False}
+        return
+    place = list(inspect.signature(node.target).parameters).index("inplace")  # type: ignore[arg-type]
+    node.args = (*node.args[:place], False, *node.args[place + 1 :])
 
 
-def _why(name: str) -> str:
-    """Why what is called `name` isn't supported, and what would be."""
-    lower = name.lower()
-    if "adaptive" in lower or lower in ("mean", "sum", "amax", "max"):
-        return f"{name} pools over the whole image; choose a layer before it"
-    if "attention" in lower or "softmax" in lower or "matmul" in lower:
-        return f"{name} mixes all places of the image; choose a layer before it"
-    if any(norm in lower for norm in ("groupnorm", "group_norm", "instancenorm", "instance_norm", "layernorm")):
-        return f"{name} normalises over the whole image; evaluation BatchNorm doesn't"
-    if "transpose" in lower:
-        return f"{name} isn't supported; upsampling by a whole factor and a convolution are"
-    if lower in ("getattr", "size", "shape"):
-        return "the size of a map is used in computations; fixed sizes and scale_factor aren't a problem"
-    return f"{name} isn't known to keep to a receptive field"
+def _overloads(packet: Any) -> list[Any]:
+    return [getattr(packet, name) for name in packet.overloads()]
+
+
+def _name_of(network: nn.Module, node: fx.Node) -> str:
+    if node.op == "call_module":
+        return type(network.get_submodule(str(node.target))).__name__
+    return getattr(node.target, "__name__", str(node.target))

@@ -85,8 +85,6 @@ class WindowedExtractor:
         self.graph = LayerGraph(self.extractor.network, self.extractor.dimensions)
         self._network_of = lru_cache(MOST_KINDS)(self._network)
         self._planner_of = lru_cache(MOST_SIZES)(lambda size: WindowPlanner(self.graph, size))
-        for layer in self.graph.layers:
-            self.stride(layer)
 
     def __getstate__(self) -> dict:
         return {"extractor": self.extractor, "compiled": self.compiled}
@@ -97,10 +95,7 @@ class WindowedExtractor:
 
     def stride(self, layer: str) -> float:
         """Pixels per cell of a layer, the same along all axes."""
-        strides = self.graph.strides[self.graph.layers[layer]]
-        if len(set(strides)) > 1:
-            raise ValueError(f"layer {layer!r} has strides {' x '.join(map(str, strides))}; they must be the same")
-        return float(strides[0])
+        return float(self.graph.strides[self.graph.layers[layer]][0])
 
     def planner(self, image_size: Sequence[int]) -> WindowPlanner:
         """The planner for images of a size."""

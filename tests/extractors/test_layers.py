@@ -1,5 +1,6 @@
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -90,7 +91,8 @@ def test_one_channel_is_repeated_and_normalised():
     ("feature_size", "image_size", "scale"),
     [
         ((32, 64), (128, 256), 1 / 4),
-        ((3, 5), (21, 35), 1 / 7),  # a stride that isn't a power of two, where it divides
+        ((8, 8), (136, 136), 1 / 16),  # not 1 / 17
+        ((9, 9), (135, 135), 1 / 16),  # not 1 / 15
         ((65, 33), (129, 65), 1 / 2),  # rounded up, as padded convolutions do
         ((64, 37), (129, 75), 1 / 2),  # rounded down, as pooling does
         ((58, 60), (64, 66), 1.0),  # valid padding
@@ -130,6 +132,55 @@ class Branching(nn.Module):
 def test_bad_construction(arguments, error, message):
     with pytest.raises(error, match=message):
         LayerExtractor(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("network", "images", "accepted"),
+    [
+        (torch.float32, torch.float32, torch.float32),
+        (torch.float32, torch.float16, torch.float32),
+        (torch.float32, torch.bfloat16, torch.float32),
+        (torch.float64, torch.float32, torch.float64),
+        (torch.bfloat16, torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_shorter_dtypes_are_converted_to_the_networks(network, images, accepted):
+    extractor = LayerExtractor(small_network(), ["4"], mean=[0.5] * 3).to(network)
+    values = torch.rand(1, 1, 8, 8).to(images).requires_grad_()
+    features = extractor(values)["4"]
+    assert features.dtype == accepted
+    assert torch.equal(features, extractor(values.to(accepted))["4"])
+    features.sum().backward()
+    assert values.grad.dtype == images
+
+
+@pytest.mark.parametrize(
+    ("network", "images"),
+    [(torch.float32, torch.float64), (torch.bfloat16, torch.float32), (torch.bfloat16, torch.float16)],
+)
+def test_longer_dtypes_are_refused(network, images):
+    extractor = LayerExtractor(small_network(), ["4"]).to(network)
+    message = f"images must be of the extractor's dtype, {network}, .* got {images}. To fix: "
+    with pytest.raises(TypeError, match=message):
+        extractor(torch.rand(1, 1, 8, 8).to(images))
+
+
+@pytest.mark.parametrize("images", [torch.float32, torch.bfloat16, torch.float16])
+def test_autocast_converts_by_its_own_rules(images):
+    extractor = LayerExtractor(small_network(), ["4"])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert extractor(torch.rand(1, 1, 8, 8).to(images))["4"].dtype == torch.bfloat16
+        with pytest.raises(TypeError, match=r"got torch\.float64"):
+            extractor(torch.rand(1, 1, 8, 8).double())
+        assert extractor.double()(torch.rand(1, 1, 8, 8).to(images))["4"].dtype == torch.float64
+
+
+def test_weights_that_hooks_compute_are_refused():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, and in use
+        network = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(1, 2, 3)))
+    with pytest.raises(ValueError, match=r"extractor Sequential can't be copied .* To fix: weights that hooks compute"):
+        LayerExtractor(network, ["0"])
 
 
 def test_bad_normalisation():

@@ -257,10 +257,28 @@ def test_layers_without_a_finite_field_are_refused_or_computed_whole():
     assert torch.allclose(loss(*images, boxes), roi_perceptual_loss(features[0], features[1].detach(), boxes[1:]))
 
 
-def test_strides_that_differ_are_refused():
-    network = nn.Sequential(nn.Conv2d(1, 2, 3, stride=(1, 2), padding=1))
-    with pytest.raises(ValueError, match="layer '0' has strides 1 x 2; they must be the same"):
-        ROIPerceptualLoss(network, "0")
+@pytest.mark.parametrize("halo", ["exact", "whole"])
+def test_synchronised_batch_norm_is_batch_norm(halo):
+    network = torchvision.models.resnet18()
+    for module in network.modules():  # else BatchNorm is the identity
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    images = [torch.rand(1, 1, 128, 128, dtype=torch.float64) for _ in range(2)]
+    boxes = [torch.tensor([[50.0, 52, 62, 63]])]
+    loss = ROIPerceptualLoss(network, "layer1", halo, output_size=3).double()
+    expected = loss(*images, boxes)
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(nn.ModuleList([loss]))[0]
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in converted.modules())
+    for twin in (
+        converted,
+        converted.to(torch.float64),
+        copy.deepcopy(converted),
+        pickle.loads(pickle.dumps(converted)),
+    ):
+        assert torch.allclose(twin(*images, boxes), expected, rtol=1e-12)
+    of_converted = ROIPerceptualLoss(nn.SyncBatchNorm.convert_sync_batchnorm(network), "layer1", halo, output_size=3)
+    assert torch.allclose(of_converted.double()(*images, boxes), expected, rtol=1e-12)
 
 
 def test_duplicates_and_moves_keep_working():

@@ -72,6 +72,29 @@ def test_autocast_of_the_extractor_gives_a_float32_loss(assert_near):
     assert_near(half, exact, tolerance=5e-2)
 
 
+@pytest.mark.parametrize("halo", ["exact", "whole"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_images_of_shorter_dtypes_are_computed_in_the_extractors(dtype, halo):
+    loss = ROIPerceptualLoss(network(), "3", halo)
+    denoised, normal_dose = (x.to(dtype) for x in images())
+    value = loss(denoised.requires_grad_(), normal_dose, BOXES)
+    assert torch.equal(value, loss(denoised.double(), normal_dose.double(), BOXES))
+    value.backward()
+    assert denoised.grad.dtype == dtype
+    pairs = zip(*(x.to(dtype) for x in images()), strict=True)
+    lists = [list(of_list) for of_list in zip(*pairs, strict=True)]
+    assert loss(*lists, BOXES).dtype == torch.float64
+
+
+def test_images_of_longer_dtypes_are_refused():
+    loss, pair = ROIPerceptualLoss(network().float(), "3"), images()
+    with pytest.raises(
+        TypeError, match=r"denoised must be of the extractor's dtype, torch.float32, .* To fix: denoised.to"
+    ):
+        loss(*pair, BOXES)
+    assert loss.double()(*pair, BOXES).dtype == torch.float64
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
