@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from lidnet_fast.errors import InputError
+from lidnet_fast.strangers_text import printable
 
 USAGE = """usage: lidnet-fast COMMAND [OPTIONS]
 
@@ -37,6 +38,7 @@ _OF_THE_SYSTEM = {
     errno.ENOTDIR,
     errno.EMFILE,
     errno.ENAMETOOLONG,
+    errno.ELOOP,
 }
 
 
@@ -61,13 +63,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise InputError(f"{command} runs in one process: of all commands, torchrun is for train alone")
         COMMANDS[command](rest)
     except InputError as error:
-        print(f"lidnet-fast: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"lidnet-fast: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if error.errno not in _OF_THE_SYSTEM:
             raise
         place = "" if error.filename is None else f"{error.filename}: "
-        print(f"lidnet-fast: {place}{error.strerror}", file=sys.stderr)
+        print(f"lidnet-fast: {printable(place)}{error.strerror}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("lidnet-fast: interrupted; the same command goes on from what is finished", file=sys.stderr)
@@ -211,7 +213,7 @@ def export(arguments: Sequence[str]) -> None:
     options = vars(_parse(parser, arguments))
     from lidnet_fast.evaluation.export import export as export_split
 
-    print("\n".join(export_split(Path(options.pop("store")), Path(options.pop("out")), **options)))
+    print(printable("\n".join(export_split(Path(options.pop("store")), Path(options.pop("out")), **options))))
 
 
 def prepare(arguments: Sequence[str]) -> None:
@@ -241,7 +243,7 @@ def prepare(arguments: Sequence[str]) -> None:
     from lidnet_fast.data.prepare.plan import prepare as prepare_store
 
     sources, out, volume_format = (options.pop(name) for name in ("sources", "out", "format"))
-    print("\n".join(prepare_store(sources, out, volume_format=volume_format, **options).lines()))
+    print(printable("\n".join(prepare_store(sources, out, volume_format=volume_format, **options).lines())))
 
 
 def denoise(arguments: Sequence[str]) -> None:
@@ -262,9 +264,9 @@ def denoise(arguments: Sequence[str]) -> None:
     from lidnet_fast.inference import denoise as denoise_study
 
     summary = denoise_study(options.pop("source"), options.pop("out"), **options)
-    print("\n".join(summary.lines()))
+    print(printable("\n".join(summary.lines())))
     if summary.failures:
-        print(*(f"lidnet-fast: {failure}" for failure in summary.failures), sep="\n", file=sys.stderr)
+        print(*(f"lidnet-fast: {printable(failure)}" for failure in summary.failures), sep="\n", file=sys.stderr)
         raise InputError(f"{summary.out}: {len(summary.failures)} series or files could not be denoised, see above")
 
 

@@ -27,6 +27,7 @@ from lidnet_fast.data.store.reader import SPLITS, SeriesInfo
 from lidnet_fast.data.store.writer import SeriesWriter, StoreWriter
 from lidnet_fast.errors import InputError
 from lidnet_fast.files import write_text
+from lidnet_fast.strangers_text import csv_cell
 
 REPORT_COLUMNS = ("series_uid", "path", "reason")
 _SPLIT_REMEDY = {
@@ -408,7 +409,7 @@ def _write_report(path: Path, rejected: Sequence[Rejected]) -> None:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(REPORT_COLUMNS)
-    table.writerows((fault.series_uid, fault.path, fault.reason) for fault in rejected)
+    table.writerows(map(csv_cell, (fault.series_uid, fault.path, fault.reason)) for fault in rejected)
     write_text(path, text.getvalue())
 
 
