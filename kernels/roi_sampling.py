@@ -19,6 +19,18 @@ def image_number(index, images):
 
 
 @triton.jit
+def divide(a, b):
+    """a / b, rounded to nearest, for what becomes a number of samples or a place in the map.
+
+    On NVIDIA GPUs a float32 `/` multiplies by the reciprocal: 21 / 7 is more than 3 there, and its ceiling 4.
+    """
+    if a.dtype == tl.float32:
+        return tl.div_rn(a, tl.cast(b, tl.float32))
+    else:
+        return a / b
+
+
+@triton.jit
 def axis_bins(
     rois, box, axis: tl.constexpr, SCALE: tl.constexpr, bins: tl.constexpr, VOLUMES: tl.constexpr, ALIGNED: tl.constexpr
 ):
@@ -30,7 +42,7 @@ def axis_bins(
     side = tl.load(row + axes + axis) * SCALE - shift - start
     if not ALIGNED:
         side = tl.maximum(side, 1.0)
-    return start, side / bins
+    return start, divide(side, bins)
 
 
 @triton.jit
@@ -45,7 +57,7 @@ def sample_count(bin, SAMPLES: tl.constexpr):
 @triton.jit
 def sample_corners(start, bin, index, sample, samples, size):
     """A sample between two cells: both cells and their weights, 0 where the sample lies beyond the map."""
-    position = start + index * bin + (sample + 0.5) * bin / samples
+    position = start + index * bin + divide((sample + 0.5) * bin, samples)
     valid = (position >= -1.0) & (position <= size)
     position = tl.where(valid, tl.maximum(position, 0.0), 0.0)
     low = tl.minimum(position.to(tl.int32), size - 1)
@@ -59,7 +71,7 @@ def cell_weights(cells, start, bin, index, samples, size):
     """The weight of each cell in a bin."""
     total = cells.to(start.dtype) * 0.0
     for sample in range(samples):
-        position = start + index * bin + (sample + 0.5) * bin / samples
+        position = start + index * bin + divide((sample + 0.5) * bin, samples)
         inside = tl.minimum(tl.maximum(position, 0.0), size - 1.0)
         tent = tl.maximum(1.0 - tl.abs(cells - inside), 0.0)
         total += tl.where((position >= -1.0) & (position <= size), tent, 0.0)
