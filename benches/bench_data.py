@@ -75,8 +75,9 @@ def study(tmp_path_factory) -> Study:
     for volume_format in ("blosc2", "zarr"):
         with StoreWriter(folder / volume_format, volume_format=volume_format) as writer:
             for number, volume in enumerate(volumes):
-                geometry = ((1.0, spacing, spacing), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0))
-                info = SeriesInfo(f"{number}", f"{number}", "train", volume.shape, *geometry)
+                axes = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+                geometry = {"spacing": (1.0, spacing, spacing), "origin": (0.0, 0.0, 0.0), "orientation": axes}
+                info = SeriesInfo(f"{number}", f"{number}", "train", shape=volume.shape, **geometry)
                 writer.add_series(info, volume, np.empty((0, 5)))
     made = Study(folder, volumes)
     dataset.decompress()

@@ -23,7 +23,7 @@ from lidnet_fast.data.store.writer import StoreWriter
 from lidnet_fast.runtime import machine_facts, peak_memory_mb, reset_peak_memory
 
 SIDE = 512
-GEOMETRY = ((1.0, 0.7, 0.7), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0))
+GEOMETRY = {"spacing": (1.0, 0.7, 0.7), "origin": (0.0, 0.0, 0.0), "orientation": (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)}
 
 
 def make_store(path: Path, series: int, slices: int, boxes: int) -> None:
@@ -31,11 +31,11 @@ def make_store(path: Path, series: int, slices: int, boxes: int) -> None:
     rng = np.random.default_rng(0)
     shape = (slices, SIDE, SIDE)
     with StoreWriter(path, simulation=DoseSimulation().to_dict()) as writer:
-        info = SeriesInfo("0", "0", "train", shape, *GEOMETRY)
+        info = SeriesInfo("0", "0", "train", shape=shape, **GEOMETRY)
         writer.add_series(info, np.zeros(shape, np.int16), np.empty((0, 5)))
     uid = "1.3.6.1.4.1.14519.5.2.1.6279.6001."
     infos = [
-        SeriesInfo(f"{uid}{number:030d}", f"LIDC-IDRI-{number // 2:05d}", "train", shape, *GEOMETRY)
+        SeriesInfo(f"{uid}{number:030d}", f"LIDC-IDRI-{number // 2:05d}", "train", shape=shape, **GEOMETRY)
         for number in range(series)
     ]
     per_series = rng.multinomial(boxes, np.full(series, 1 / series))

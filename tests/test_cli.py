@@ -178,7 +178,8 @@ def test_train_an_unknown_network(capsys: pytest.CaptureFixture[str], tmp_path: 
     with StoreWriter(store, simulation=DoseSimulation().to_dict()) as writer:
         for split in ("train", "val", "test"):
             volume = np.zeros((1, 256, 256), np.int16)
-            info = SeriesInfo(split, split, split, volume.shape, (1, 1, 1), (0, 0, 0), (1, 0, 0, 0, 1, 0))
+            geometry = {"spacing": (1, 1, 1), "origin": (0, 0, 0), "orientation": (1, 0, 0, 0, 1, 0)}
+            info = SeriesInfo(split, split, split, shape=volume.shape, **geometry)
             writer.add_series(info, volume, np.zeros((0, 5)))
     arguments = ["--data.store", str(store), "--out", str(tmp_path / "run"), "--detector.name", "faster_rcn_small"]
     message = refused(capsys, ["train", *arguments])

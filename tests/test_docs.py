@@ -217,7 +217,7 @@ def test_python_examples_of_the_store(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     reading, writing = python_examples(ROOT / "docs" / "store.md")
     geometry = {"spacing": (2.5, 0.7, 0.8), "origin": (0, 0, 0), "orientation": (1, 0, 0, 0, 1, 0)}
-    series = SeriesInfo("1.2.3", "anna", "train", (121, 264, 224), **geometry)
+    series = SeriesInfo("1.2.3", "anna", "train", shape=(121, 264, 224), **geometry)
     volume = np.zeros(series.shape, np.int16)
     scope: dict = {"my_series": lambda: [(series, volume, np.array([[120, 1, 2, 30, 40.5]]))]}
     exec(writing, scope)

@@ -8,18 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from lidnet_fast.data.formats.dicom.series import CTSeries, read_volume, scan
+from lidnet_fast.data.formats.geometry import Geometry
 from lidnet_fast.data.formats.itk.files import has_8_bits, is_volume, read_header, read_voxels, volume_stem
 from lidnet_fast.data.formats.itk.series import VolumeSeries, volume_series
 from lidnet_fast.data.samples.dataset import SampleId
-from lidnet_fast.data.store.index import SeriesInfo
 from lidnet_fast.data.store.reader import Store
 from lidnet_fast.errors import InputError
 from lidnet_fast.evaluation.export import exported_uid, file_name
 from lidnet_fast.progress import progress
 
-_SAME_PLACE_MM = 0.1
-_SAME_SPACING = 1e-3
-_SAME_SLICE_DISTANCE_MM = 1e-2
 _LARGEST_SHIFT_HU = 200.0
 """A denoiser doesn't move the mean by more than this; an offset or another scale does."""
 
@@ -32,20 +29,14 @@ class DenoisedSeries:
         series_uid: SeriesInstanceUID; empty where the file has none.
         patient_id: PatientID; empty where the file has none.
         path: the file, or the first slice's.
-        shape: (Z, H, W).
-        spacing: (z, y, x) in mm; z is 0 where it's unknown.
-        origin: (x, y, z) in mm, the centre of the first slice's first pixel.
-        orientation: six direction cosines of the rows and the columns.
+        geometry: of the volume.
         read: decodes it to [Z, H, W], HU.
     """
 
     series_uid: str
     patient_id: str
     path: Path
-    shape: tuple[int, ...]
-    spacing: tuple[float, ...]
-    origin: tuple[float, ...]
-    orientation: tuple[float, ...]
+    geometry: Geometry
     read: Callable[[], np.ndarray]
 
 
@@ -101,11 +92,11 @@ def match(folder: Path, store: Store, wanted: Sequence[int]) -> dict[int, Denois
     for index in wanted:
         info = store.series[index]
         candidates = (
-            [one for one in found if file_name(info.series_id) in _names(one.path, folder)]
-            or [one for one in found if one.series_uid in (info.series_id, exported_uid(info.series_id, "low_dose"))]
-            or [one for one in found if one.patient_id == info.patient_id and not geometry_fault(one, info)]
+            [one for one in found if file_name(info.series_uid) in _names(one.path, folder)]
+            or [one for one in found if one.series_uid in (info.series_uid, exported_uid(info.series_uid, "low_dose"))]
+            or [one for one in found if one.patient_id == info.patient_id and not one.geometry.difference(info)]
         )
-        name = f"series {info.series_id} of patient {info.patient_id}"
+        name = f"series {info.series_uid} of patient {info.patient_id}"
         if not candidates:
             raise InputError(
                 f"{folder}: has no images of {name}: no file or folder of that name, no volume with that "
@@ -114,11 +105,11 @@ def match(folder: Path, store: Store, wanted: Sequence[int]) -> dict[int, Denois
         if len(candidates) > 1:
             raise InputError(f"{folder}: {candidates[0].path} and {candidates[1].path} may both be {name}")
         (one,) = candidates
-        if fault := geometry_fault(one, info):
+        if fault := one.geometry.difference(info):
             raise InputError(f"{one.path}: should be {name}, but {fault}")
         for other, claimed in matched.items():
             if claimed is one:
-                raise InputError(f"{one.path}: may be {name} as well as series {store.series[other].series_id}")
+                raise InputError(f"{one.path}: may be {name} as well as series {store.series[other].series_uid}")
         matched[index] = one
     return matched
 
@@ -142,32 +133,6 @@ def denoised_series(folder: Path) -> list[DenoisedSeries]:
             if not has_8_bits(header)
         ]
     return [_dicom(series) for series in scan([folder], f"headers of {folder.name}").series]
-
-
-def geometry_fault(found: DenoisedSeries, info: SeriesInfo) -> str | None:
-    """Say in what a volume's geometry differs from a series', or None where it's the same."""
-    spacing, expected = np.array(found.spacing), np.array(info.spacing)
-    if min(spacing[0], expected[0]) <= 0 or info.shape[0] == 1:  # one slice has no distance to another
-        spacing, expected = spacing[1:], expected[1:]
-    tolerance = [_SAME_SLICE_DISTANCE_MM, _SAME_SPACING, _SAME_SPACING][-len(spacing) :]
-    checks: tuple[tuple[str, Sequence[float], Sequence[float], bool], ...] = (
-        ("shape", found.shape, info.shape, found.shape == info.shape),
-        ("spacing (z, y, x)", found.spacing, info.spacing, bool((np.abs(spacing - expected) <= tolerance).all())),
-        ("orientation", found.orientation, info.orientation, _near(found.orientation, info.orientation, 1e-3)),
-        ("origin", found.origin, info.origin, _near(found.origin, info.origin, _SAME_PLACE_MM)),
-    )
-    for what, theirs, ours, same in checks:
-        if not same:
-            return f"its {what} is {_text(theirs)}, not {_text(ours)}"
-    return None
-
-
-def _near(one: Sequence[float], two: Sequence[float], tolerance: float) -> bool:
-    return bool(np.allclose(one, two, rtol=0, atol=tolerance))
-
-
-def _text(values: Sequence[float]) -> str:
-    return f"({', '.join(f'{value:g}' for value in values)})"
 
 
 def _names(path: Path, folder: Path) -> set[str]:
@@ -197,10 +162,7 @@ def _dicom(series: CTSeries) -> DenoisedSeries:
         series_uid=series.series_uid,
         patient_id=series.patient_id,
         path=series.files[0],
-        shape=series.shape,
-        spacing=series.spacing,
-        origin=series.positions[0],
-        orientation=series.orientation,
+        geometry=series,
         read=lambda: read_volume(series),
     )
 
@@ -215,9 +177,6 @@ def _volume(series: VolumeSeries) -> DenoisedSeries:
         series_uid="",
         patient_id="",
         path=series.files[0],
-        shape=series.shape,
-        spacing=series.spacing,
-        origin=series.positions[0],
-        orientation=series.orientation,
+        geometry=series,
         read=read,
     )

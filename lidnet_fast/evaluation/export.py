@@ -27,7 +27,7 @@ def export(store: Path, out: Path, split: str = "test", format: str = "nifti", s
         store: where the series come from.
         out: the new folder; it appears whole or not at all.
         split: whose series.
-        format: "nifti" (`<series id>.nii.gz`) or "dicom" (a folder per series).
+        format: "nifti" (`<series_uid>.nii.gz`) or "dicom" (a folder per series).
         seed: of simulated noise.
 
     Returns:
@@ -45,7 +45,7 @@ def export(store: Path, out: Path, split: str = "test", format: str = "nifti", s
     if source.simulation is None:
         for index in chosen:
             if not source.series[index].has_low_dose:
-                raise InputError(f"{store}: series {source.series[index].series_id} has no low dose to export")
+                raise InputError(f"{store}: series {source.series[index].series_uid} has no low dose to export")
     write = _WRITERS[format]
     with (
         whole_path(out) as work,
@@ -59,7 +59,7 @@ def export(store: Path, out: Path, split: str = "test", format: str = "nifti", s
             rows = np.array(boxes, np.float32).reshape(-1, 5)
             writer.add_series(replace(info, has_low_dose=True), normal, rows, low)
             for kind, volume in (("low_dose", low), ("normal_dose", normal)):
-                write(make_folder(work / kind) / file_name(info.series_id), volume, info, kind)
+                write(make_folder(work / kind) / file_name(info.series_uid), volume, info, kind)
     return [
         f"{out / 'low_dose'}: {len(chosen)} series to denoise",
         f"{out / 'normal_dose'}: the same at normal dose",
@@ -68,16 +68,16 @@ def export(store: Path, out: Path, split: str = "test", format: str = "nifti", s
     ]
 
 
-def file_name(series_id: str) -> str:
+def file_name(series_uid: str) -> str:
     """The name that a series' file or folder has, without a suffix."""
-    return series_id.replace("/", "_")
+    return series_uid.replace("/", "_")
 
 
-def exported_uid(series_id: str, kind: str) -> str:
+def exported_uid(series_uid: str, kind: str) -> str:
     """The SeriesInstanceUID of a series exported as DICOM; `kind` is "low_dose" or "normal_dose"."""
     from pydicom.uid import generate_uid
 
-    return generate_uid(entropy_srcs=["lidnet_fast export", kind, series_id])
+    return generate_uid(entropy_srcs=["lidnet_fast export", kind, series_uid])
 
 
 def _low_dose(store: Store, index: int, normal: np.ndarray, seed: int) -> np.ndarray:
@@ -94,12 +94,6 @@ def _low_dose(store: Store, index: int, normal: np.ndarray, seed: int) -> np.nda
     return low
 
 
-def _axes(info: SeriesInfo) -> np.ndarray:
-    """[3, 3]: the direction of the rows, of the columns and of the slice normal."""
-    rows, columns = np.array(info.orientation).reshape(2, 3)
-    return np.stack([rows, columns, np.cross(rows, columns)])
-
-
 def _write_nifti(path: Path, volume: np.ndarray, info: SeriesInfo, kind: str) -> None:
     import SimpleITK as sitk  # noqa: N813
 
@@ -107,7 +101,7 @@ def _write_nifti(path: Path, volume: np.ndarray, info: SeriesInfo, kind: str) ->
     depth, height, width = info.spacing
     image.SetSpacing((width, height, depth or 1.0))
     image.SetOrigin(info.origin)
-    image.SetDirection(_axes(info).T.ravel().tolist())
+    image.SetDirection(info.axes.T.ravel().tolist())
     sitk.WriteImage(image, f"{path}.nii.gz", useCompression=True)
 
 
@@ -116,16 +110,16 @@ def _write_dicom(path: Path, volume: np.ndarray, info: SeriesInfo, kind: str) ->
     from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
     make_folder(path)
-    series_uid = exported_uid(info.series_id, kind)
-    normal = _axes(info)[2]
+    series_uid = exported_uid(info.series_uid, kind)
+    normal = info.axes[2]
     for z, hu in enumerate(volume):
         position = np.array(info.origin) + z * info.spacing[0] * normal
         image = pydicom.Dataset()
         image.SOPClassUID = CTImageStorage
         image.SOPInstanceUID = generate_uid(entropy_srcs=[series_uid, str(z)])
         image.SeriesInstanceUID = series_uid
-        image.StudyInstanceUID = generate_uid(entropy_srcs=["lidnet_fast export", info.series_id])
-        image.FrameOfReferenceUID = generate_uid(entropy_srcs=["lidnet_fast frame", info.series_id])
+        image.StudyInstanceUID = generate_uid(entropy_srcs=["lidnet_fast export", info.series_uid])
+        image.FrameOfReferenceUID = generate_uid(entropy_srcs=["lidnet_fast frame", info.series_uid])
         image.PatientID, image.PatientName, image.Modality = info.patient_id, "", "CT"
         image.StudyDate = image.StudyTime = image.StudyID = image.AccessionNumber = ""
         image.PatientBirthDate = image.PatientSex = image.ReferringPhysicianName = ""

@@ -56,7 +56,7 @@ def test_export_holds_the_same_pixels_in_files_and_store(exported: Path, series:
     assert store.simulation is None and series.has_low_dose
     place = next(n for n, info in enumerate(original.series) if info.split == "test")
     for kind in ("low_dose", "normal_dose"):
-        image = sitk.ReadImage(str(exported / kind / f"{series.series_id}.nii.gz"))
+        image = sitk.ReadImage(str(exported / kind / f"{series.series_uid}.nii.gz"))
         assert image.GetSpacing() == pytest.approx(series.spacing[::-1])
         for z, values in enumerate(sitk.GetArrayFromImage(image)):
             assert np.array_equal(values, store.read(0, z, low_dose=kind == "low_dose"))
@@ -157,7 +157,7 @@ def test_series_are_found_again_by_what_tools_keep(
     exported_dicom: Path, series: SeriesInfo, tmp_path: Path, tool: Tool
 ) -> None:
     (tmp_path / "images").mkdir()
-    tool(exported_dicom / "low_dose", tmp_path / "images", series.series_id)
+    tool(exported_dicom / "low_dose", tmp_path / "images", series.series_uid)
     arms = compare(exported_dicom, tmp_path / "out", tool=tmp_path / "images")
     # Reading DICOM cuts off below -1024 HU, outside the window: image scores are the same, the bias isn't.
     for key in ("psnr", "ssim", "rmse_hu", "lesion_psnr"):
@@ -165,7 +165,7 @@ def test_series_are_found_again_by_what_tools_keep(
 
 
 def test_exported_dicom_is_what_other_readers_expect(exported_dicom: Path, series: SeriesInfo) -> None:
-    folder = exported_dicom / "low_dose" / series.series_id
+    folder = exported_dicom / "low_dose" / series.series_uid
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
     image = reader.Execute()
@@ -178,8 +178,8 @@ def test_exported_dicom_is_what_other_readers_expect(exported_dicom: Path, serie
 
 def edited(exported: Path, series: SeriesInfo, folder: Path, edit: Callable[[sitk.Image], sitk.Image]) -> Path:
     folder.mkdir()
-    image = sitk.ReadImage(str(exported / "low_dose" / f"{series.series_id}.nii.gz"))
-    sitk.WriteImage(edit(image), str(folder / f"{series.series_id}.mha"))  # ITK's NIfTI reader makes NaN 0
+    image = sitk.ReadImage(str(exported / "low_dose" / f"{series.series_uid}.nii.gz"))
+    sitk.WriteImage(edit(image), str(folder / f"{series.series_uid}.mha"))  # ITK's NIfTI reader makes NaN 0
     return folder
 
 
@@ -218,20 +218,20 @@ def test_volumes_that_do_not_fit_are_refused(
     folder = edited(exported, series, tmp_path / "images", edit)
     arguments = ["--store", str(exported / "store"), "--out", str(tmp_path / "out"), "--images", f"tool={folder}"]
     message = refused(capsys, ["evaluate", *arguments, *SAMPLES])
-    assert expected in message and f"{series.series_id}.mha" in message
+    assert expected in message and f"{series.series_uid}.mha" in message
     assert not (tmp_path / "out").exists()
 
 
 def test_missing_and_ambiguous_volumes_are_refused(
     exported: Path, series: SeriesInfo, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = exported / "low_dose" / f"{series.series_id}.nii.gz"
+    source = exported / "low_dose" / f"{series.series_uid}.nii.gz"
     folder = tmp_path / "images"
     folder.mkdir()
     arguments = ["evaluate", "--store", str(exported / "store"), "--images", f"tool={folder}", *SAMPLES]
     assert "no CT images found" in refused(capsys, arguments)
     shutil.copy(source, folder / "somebody.nii.gz")
-    assert f"no images of series {series.series_id} of patient {series.patient_id}" in refused(capsys, arguments)
+    assert f"no images of series {series.series_uid} of patient {series.patient_id}" in refused(capsys, arguments)
     for name in ("one", "two"):
         (folder / name).mkdir()
         shutil.copy(source, folder / name)
@@ -244,8 +244,8 @@ def test_a_volume_is_not_used_for_two_series(tmp_path: Path, capsys: pytest.Capt
     with StoreWriter(tmp_path / "store") as writer:
         for name in ("a", "b"):  # two reconstructions of one scan
             volume = rng.integers(-900, 100, (1, 64, 64), np.int16)
-            geometry = ((1, 1, 1), (0, 0, 0), (1, 0, 0, 0, 1, 0))
-            info = SeriesInfo(f"p/{name}", "p", "test", volume.shape, *geometry, has_low_dose=True)
+            geometry = {"spacing": (1, 1, 1), "origin": (0, 0, 0), "orientation": (1, 0, 0, 0, 1, 0)}
+            info = SeriesInfo(f"p/{name}", "p", "test", True, shape=volume.shape, **geometry)
             writer.add_series(info, volume, np.zeros((0, 5)), volume)
     export(tmp_path / "store", tmp_path / "out", format="dicom")
     images = tmp_path / "images"

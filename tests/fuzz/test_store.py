@@ -19,7 +19,7 @@ from lidnet_fast.data.store.writer import StoreWriter
 from tests.fuzz.hostile import damaged, input_errors, limits
 
 GEOMETRY = {"spacing": (2.5, 0.7, 0.8), "origin": (-10.0, -20.0, 30.5), "orientation": (1.0, 0, 0, 0, 1.0, 0)}
-FIELDS = [field.name for field in dataclasses.fields(Index)]
+FIELDS = ["series_id", *(field.name for field in dataclasses.fields(Index) if field.name != "series_uid")]
 JSON = st.sampled_from([None, True, -1, 0, 3, 1e308, "", "x", "zarr", [], ["blosc2"], {}, {"dose_fraction": "x"}])
 
 
@@ -31,7 +31,8 @@ def seed(request, tmp_path_factory):
         for number, patient in enumerate(("anna", "bert")):
             volume = np.random.default_rng(number).integers(-1024, 3071, (3, 40, 48), np.int16)
             boxes = np.array([[0, 1, 2, 30, 32], [2, 5, 6, 17.5, 18]], np.float32)
-            writer.add_series(SeriesInfo(f"1.2.{number}", patient, "train", volume.shape, **GEOMETRY), volume, boxes)
+            info = SeriesInfo(f"1.2.{number}", patient, "train", shape=volume.shape, **GEOMETRY)
+            writer.add_series(info, volume, boxes)
     return folder
 
 

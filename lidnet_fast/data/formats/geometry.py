@@ -1,8 +1,7 @@
-"""What every source of CT yields: series whose geometry is known before their pixels are read."""
+"""The geometry of scans, and what every source of CT yields: series that have one before their pixels are read."""
 
 import abc
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -25,47 +24,143 @@ _ROUNDED_MM = 0.1
 _SMALLEST_MM, _LARGEST_MM = 1e-6, 1e6
 """Pixels below and lengths above this are no scanner's, and would overflow what is computed from them."""
 
+_SAME_PLACE_MM = 0.1
+"""Slices whose first pixels are no further apart than this are at the same place."""
+_SAME_SPACING = 1e-3
+"""Pixel spacings (mm) and direction cosines closer than this are the same."""
+_SAME_SLICE_DISTANCE_MM = 1e-2
+
 Triple = tuple[float, float, float]
 Directions = tuple[float, float, float, float, float, float]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Series(abc.ABC):
+class Geometry:
+    """The size of a scan, and where it lies in space.
+
+    Attributes:
+        shape: (Z, H, W), slices sorted by their position along the slice normal.
+        spacing: (z, y, x) in mm; z is 0 where it is unknown (one slice without a stated thickness).
+        origin: (x, y, z) in mm, the centre of the first slice's first pixel (DICOM ImagePositionPatient).
+        orientation: six direction cosines of the rows and the columns (DICOM ImageOrientationPatient).
+    """
+
+    shape: tuple[int, int, int]
+    spacing: Triple
+    origin: Triple
+    orientation: Directions
+
+    @property
+    def axes(self) -> np.ndarray:
+        """[3, 3]: the direction of the rows, of the columns and of the slice normal."""
+        rows = np.array(self.orientation[:3])
+        columns = np.array(self.orientation[3:])
+        return np.stack([rows, columns, np.cross(rows, columns)])
+
+    @property
+    def known_places(self) -> np.ndarray | None:
+        """[Z, 3]: the centre of each slice's first pixel in mm, or None where only the first slice's is known."""
+        return None
+
+    def fault(self) -> str | None:
+        """Say what no scanner's geometry is like, or None where it is usable."""
+        places = self.known_places
+        lengths = np.abs([*self.spacing, *self.orientation, *self.origin, *np.ravel([] if places is None else places)])
+        if (lengths <= _LARGEST_MM).all() and self.spacing[0] >= 0 and min(self.spacing[1:]) >= _SMALLEST_MM:
+            return None
+        return f"has no usable geometry: spacing (z, y, x) {self.spacing}, first slice at {self.origin}"
+
+    def difference(self, other: "Geometry", *, places: bool = True) -> "Difference | None":
+        """Compare with the geometry of another scan.
+
+        Args:
+            other: the other one.
+            places: compare where the slices lie, too: each of them where both sides know, otherwise the first one and
+                the distance between slices.
+
+        Returns:
+            The first of size, pixel spacing, orientation and place that differs by more than archives and file formats
+            round, or None where both are the same.
+        """
+        spacings, mine, others = "spacing (z, y, x)", self.known_places, other.known_places
+        if not places and self.shape[1:] != other.shape[1:]:
+            return Difference("size (rows, columns)", self.shape[1:], other.shape[1:])
+        if places and self.shape != other.shape:
+            return Difference("shape", self.shape, other.shape)
+        if not _near(self.spacing[1:], other.spacing[1:], _SAME_SPACING):
+            return Difference(spacings, self.spacing, other.spacing)
+        if not _near(self.orientation, other.orientation, _SAME_SPACING):
+            return Difference("orientation", self.orientation, other.orientation)
+        if places and mine is not None and others is not None:
+            for one, two in zip(mine, others, strict=True):
+                if not _near(one, two, _SAME_PLACE_MM):
+                    return Difference("place of a slice", one, two)
+        elif places:
+            known = self.shape[0] > 1 and min(self.spacing[0], other.spacing[0]) > 0
+            if known and not _near(self.spacing[:1], other.spacing[:1], _SAME_SLICE_DISTANCE_MM):
+                return Difference(spacings, self.spacing, other.spacing)
+            if not _near(self.origin, other.origin, _SAME_PLACE_MM):
+                return Difference("origin", self.origin, other.origin)
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """In what two geometries differ.
+
+    Attributes:
+        what: shape, spacing, orientation or place.
+        mine: of the first.
+        other: of the second.
+    """
+
+    what: str
+    mine: Sequence[float]
+    other: Sequence[float]
+
+    def __str__(self) -> str:
+        mine, other = (f"({', '.join(f'{value:g}' for value in values)})" for values in (self.mine, self.other))
+        return f"its {self.what} is {mine}, not {other}"
+
+
+def _near(one: Sequence[float] | np.ndarray, two: Sequence[float] | np.ndarray, tolerance: float) -> bool:
+    return bool(np.allclose(one, two, rtol=0, atol=tolerance))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Series(Geometry, abc.ABC):
     """One CT series, its slices sorted by their position along the slice normal.
 
     Attributes:
         series_uid: DICOM SeriesInstanceUID, or another name that is unique among the sources.
-        patient_id: the patient, or where the source doesn't tell, something as good as one.
+        patient_id: the patient, or a name that is as good as one where the source has none.
         files: what it is read from.
-        positions: centres of the slices' first pixels, (x, y, z) in mm (DICOM ImagePositionPatient).
-        shape: (Z, H, W).
-        spacing: (z, y, x) in mm; z is 0 where a single slice states no thickness.
-        orientation: direction cosines of the rows and the columns (DICOM ImageOrientationPatient).
+        positions: centres of the slices' first pixels, (x, y, z) in mm; the first one is the origin.
         sop_instance_uids: of the slices, where the source has them.
         description: DICOM SeriesDescription, where the source has one.
         split: the split that the data set's authors put it in, if they did.
         boxes: lesion boxes (slice, x1, y1, x2, y2) that come with the images, in pixels.
     """
 
+    origin: Triple = dataclasses.field(init=False)
     series_uid: str
     patient_id: str
     files: tuple[Path, ...]
     positions: tuple[Triple, ...]
-    shape: tuple[int, int, int]
-    spacing: Triple
-    orientation: Directions
     sop_instance_uids: tuple[str, ...] = ()
     description: str = ""
     split: str | None = None
     boxes: tuple[tuple[float, float, float, float, float], ...] = ()
 
     def __post_init__(self) -> None:
-        lengths = np.abs([*self.spacing, *self.orientation, *itertools.chain(*self.positions)])
-        if not (lengths <= _LARGEST_MM).all() or not self.spacing[0] >= 0 or min(self.spacing[1:]) < _SMALLEST_MM:
-            raise InputError(
-                f"{self.files[0]}: has no usable geometry: spacing (z, y, x) {self.spacing}, "
-                f"first slice at {self.positions[0]}"
-            )
+        object.__setattr__(self, "origin", self.positions[0])
+        if fault := self.fault():
+            raise InputError(f"{self.files[0]}: {fault}")
+
+    @property
+    def known_places(self) -> np.ndarray:
+        """See `Geometry`."""
+        return np.array(self.positions)
 
     @abc.abstractmethod
     def read(self) -> np.ndarray:
@@ -74,13 +169,6 @@ class Series(abc.ABC):
         Raises:
             InputError: a file is damaged or doesn't hold HU; the message names it.
         """
-
-    @property
-    def axes(self) -> np.ndarray:
-        """[3, 3]: the direction of the rows, of the columns and of the slice normal."""
-        rows = np.array(self.orientation[:3])
-        columns = np.array(self.orientation[3:])
-        return np.stack([rows, columns, np.cross(rows, columns)])
 
     @property
     def distances(self) -> tuple[float, ...]:

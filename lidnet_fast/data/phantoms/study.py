@@ -60,7 +60,7 @@ def _scan(job: tuple[Study, str, int, int]) -> tuple[SeriesInfo, np.ndarray, np.
     generators = [sample_generator(seed, number, z) for z in range(len(volume))]
     scan = simulate_low_dose(volume, options.pixel_spacing, clean, generators)
     info = SeriesInfo(
-        series_id=f"phantom-{seed}-{number:03d}",
+        series_uid=f"phantom-{seed}-{number:03d}",
         patient_id=f"phantom-{number:03d}",
         split=split,
         shape=tuple(volume.shape),  # type: ignore[arg-type]

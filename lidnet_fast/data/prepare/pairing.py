@@ -3,14 +3,9 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
-import numpy as np
-
 from lidnet_fast.data.formats.geometry import Rejected, Series
 from lidnet_fast.data.formats.itk.series import VolumeSeries
 from lidnet_fast.errors import InputError
-
-_SAME_PLACE_MM = 0.1
-"""A low-dose slice belongs to a normal-dose slice when their first pixels are no further apart than this."""
 
 
 def pair(normal_dose: Sequence[Series], low_dose: Sequence[Series]) -> tuple[dict[str, Series], list[Rejected], int]:
@@ -36,7 +31,7 @@ def pair(normal_dose: Sequence[Series], low_dose: Sequence[Series]) -> tuple[dic
     for series in low_dose:
         by_patient[series.patient_id].append(series)
     candidates = {
-        series.series_uid: [other for other in by_patient[series.patient_id] if _same_scan(series, other)]
+        series.series_uid: [other for other in by_patient[series.patient_id] if not series.difference(other)]
         for series in normal_dose
     }
     claims: defaultdict[str, list[str]] = defaultdict(list)
@@ -66,12 +61,3 @@ def _fault(series: Series, others: Sequence[Series], claims: dict[str, list[str]
         both = " and ".join(claims[uid][:2])
         return f"series {uid} has the patient, size and slice positions of both {both}"
     return None
-
-
-def _same_scan(one: Series, two: Series) -> bool:
-    return (
-        one.shape == two.shape
-        and np.allclose(one.spacing[1:], two.spacing[1:], rtol=0, atol=1e-3)
-        and np.allclose(one.orientation, two.orientation, rtol=0, atol=1e-3)
-        and np.allclose(one.positions, two.positions, rtol=0, atol=_SAME_PLACE_MM)
-    )

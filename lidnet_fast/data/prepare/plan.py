@@ -101,7 +101,7 @@ class _Job:
         """What the store says of the series."""
         way = self.resampling
         return SeriesInfo(
-            series_id=self.series.series_uid,
+            series_uid=self.series.series_uid,
             patient_id=self.series.patient_id,
             split=self.split,
             shape=self.shape,

@@ -145,11 +145,11 @@ class LesionPatches(Dataset[Sample]):
         small = ours[sizes.min(1) < (crop or 0)]
         if len(small):
             series = self.store.series[small[0]]
-            raise InputError(f"data.crop is {crop}, but series {series.series_id} has slices of {series.shape[1:]}")
+            raise InputError(f"data.crop is {crop}, but series {series.series_uid} has slices of {series.shape[1:]}")
         unpaired = ours[~index.has_low_dose[ours]]
         if self.simulation is None and len(unpaired):
             raise InputError(
-                f"{store}: series {self.store.series[unpaired[0]].series_id} has no low-dose images and the store "
+                f"{store}: series {self.store.series[unpaired[0]].series_uid} has no low-dose images and the store "
                 "simulates none; prepare it with --low-dose or --simulate-dose"
             )
         different = np.unique(sizes, axis=0).tolist()

@@ -10,6 +10,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from lidnet_fast.data.formats.geometry import Geometry
 from lidnet_fast.files import whole
 
 _PAIRS_AT_ONCE = 2**18
@@ -17,7 +18,7 @@ _PAIRS_AT_ONCE = 2**18
 SPLITS = ("train", "val", "test")
 
 _COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
-    "series_id": ("U", ()),
+    "series_uid": ("U", ()),
     "patient_id": ("U", ()),
     "split": ("u", ()),
     "shape": ("i", (3,)),
@@ -32,30 +33,24 @@ _COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
     "lesion": ("i", ()),
 }
 """Kind of NumPy's dtype and further dimensions of every array of the index."""
+_FILE_NAMES = {"series_uid": "series_id"}
+"""Arrays that have another name in the file."""
 
 
 @dataclasses.dataclass(frozen=True)
-class SeriesInfo:
-    """What the store knows of one CT series apart from its pixels.
+class SeriesInfo(Geometry):
+    """What the store knows of one CT series apart from its pixels; its geometry is given by keywords.
 
     Attributes:
-        series_id: DICOM SeriesInstanceUID, or any other name that is unique in the store.
+        series_uid: DICOM SeriesInstanceUID, or any other name that is unique in the store.
         patient_id: the patient; all series of one patient are in one split.
         split: "train", "val" or "test".
-        shape: (Z, H, W), slices sorted by their position along the slice normal.
-        spacing: (z, y, x) in mm; z is 0 where it is unknown (one slice without a stated thickness).
-        origin: (x, y, z) in mm, the centre of the first slice's first pixel (DICOM ImagePositionPatient).
-        orientation: six direction cosines of the rows and the columns (DICOM ImageOrientationPatient).
-        has_low_dose: whether a measured low-dose volume is stored beside the normal-dose one.
+        has_low_dose: whether a measured low-dose volume is stored next to the normal-dose one.
     """
 
-    series_id: str
+    series_uid: str
     patient_id: str
     split: str
-    shape: tuple[int, int, int]
-    spacing: tuple[float, float, float]
-    origin: tuple[float, float, float]
-    orientation: tuple[float, float, float, float, float, float]
     has_low_dose: bool = False
 
     @classmethod
@@ -70,7 +65,7 @@ class Index:
     """The arrays, one row per series (n) or per box (m); boxes are sorted by series, then by slice.
 
     Attributes:
-        series_id, patient_id: str [n].
+        series_uid, patient_id: str [n].
         split: uint8 [n], the place in `SPLITS`.
         shape: int32 [n, 3].
         spacing, origin: float64 [n, 3].
@@ -82,7 +77,7 @@ class Index:
         lesion: int32 [m], the lesion that a box is part of; see `lesion_numbers`.
     """
 
-    series_id: np.ndarray
+    series_uid: np.ndarray
     patient_id: np.ndarray
     split: np.ndarray
     shape: np.ndarray
@@ -99,7 +94,7 @@ class Index:
     def __post_init__(self) -> None:
         for name, (kind, columns) in _COLUMNS.items():
             array = getattr(self, name)
-            rows = self.box.shape[:1] if name in ("box_series", "box_z", "box", "lesion") else self.series_id.shape[:1]
+            rows = self.box.shape[:1] if name in ("box_series", "box_z", "box", "lesion") else self.series_uid.shape[:1]
             if array.dtype.kind != kind or array.shape != rows + columns:
                 raise ValueError(f"{name} is {array.dtype} {list(array.shape)}")
         self._check_values()
@@ -134,7 +129,7 @@ class Index:
         order = np.lexsort((rows[:, 0], box_series))
         z, box = rows[order, 0].astype(np.int32), np.ascontiguousarray(rows[order, 1:], dtype=np.float32)
         return cls(
-            series_id=np.array([info.series_id for info in series]),
+            series_uid=np.array([info.series_uid for info in series]),
             patient_id=np.array([info.patient_id for info in series]),
             split=np.array([SPLITS.index(info.split) for info in series], np.uint8),
             shape=np.array([info.shape for info in series], np.int32),
@@ -151,19 +146,27 @@ class Index:
 
     def infos(self) -> list[SeriesInfo]:
         """Return the series as objects, in their order."""
-        columns = (self.series_id, self.patient_id, self.split, self.shape, self.spacing, self.origin, self.orientation)
+        columns = (
+            self.series_uid,
+            self.patient_id,
+            self.split,
+            self.shape,
+            self.spacing,
+            self.origin,
+            self.orientation,
+        )
         return [
             SeriesInfo(
-                series_id,
+                series_uid,
                 patient_id,
                 SPLITS[split],
-                tuple(shape),
-                tuple(spacing),
-                tuple(origin),
-                tuple(orientation),
                 has_low_dose,
+                shape=tuple(shape),
+                spacing=tuple(spacing),
+                origin=tuple(origin),
+                orientation=tuple(orientation),
             )
-            for series_id, patient_id, split, shape, spacing, origin, orientation, has_low_dose in zip(
+            for series_uid, patient_id, split, shape, spacing, origin, orientation, has_low_dose in zip(
                 *(column.tolist() for column in (*columns, self.has_low_dose)), strict=True
             )
         ]
@@ -171,7 +174,7 @@ class Index:
     def save(self, path: Path) -> None:
         """Write the arrays to an .npz file."""
         with whole(path) as file:
-            np.savez(file, **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+            np.savez(file, **{_FILE_NAMES.get(name, name): getattr(self, name) for name in _COLUMNS})
 
     @classmethod
     def load(cls, content: bytes) -> Self:
@@ -182,7 +185,7 @@ class Index:
         """
         try:
             with np.load(io.BytesIO(content)) as arrays:
-                return cls(**{field.name: arrays[field.name] for field in dataclasses.fields(cls)})
+                return cls(**{name: arrays[_FILE_NAMES.get(name, name)] for name in _COLUMNS})
         except Exception as error:  # a damaged archive has zipfile and NumPy raise this and that
             raise ValueError(str(error) or type(error).__name__) from error
 

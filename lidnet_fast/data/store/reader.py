@@ -167,9 +167,9 @@ class Store:
         info = self.series[series_index]
         depth, height, width = info.shape
         if not 0 <= z < depth:
-            raise IndexError(f"z {z} isn't one of 0..{depth - 1} (series {info.series_id})")
+            raise IndexError(f"z {z} isn't one of 0..{depth - 1} (series {info.series_uid})")
         if low_dose and not info.has_low_dose:
-            raise ValueError(f"series {info.series_id} has no low-dose volume")
+            raise ValueError(f"series {info.series_uid} has no low-dose volume")
         y0, x0, h, w = window if window is not None else (0, 0, height, width)
         if y0 < 0 or x0 < 0 or h <= 0 or w <= 0 or y0 + h > height or x0 + w > width:
             raise ValueError(f"window (y0={y0}, x0={x0}, h={h}, w={w}) leaves the {height} x {width} image")

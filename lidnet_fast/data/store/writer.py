@@ -178,12 +178,12 @@ class StoreWriter:
         ]
 
     def _note(self, index: int, info: SeriesInfo) -> None:
-        self.done[info.series_id] = index
+        self.done[info.series_uid] = index
         self._patient_splits[info.patient_id] = info.split
 
     def _check_together(self, info: SeriesInfo) -> None:
-        name = f"series {info.series_id}"
-        if info.series_id in self.done:
+        name = f"series {info.series_uid}"
+        if info.series_uid in self.done:
             raise InputError(f"{name}: is in the store already")
         other = self._patient_splits.get(info.patient_id, info.split)
         if other != info.split:
@@ -215,16 +215,15 @@ class StoreWriter:
 
 
 def _check_series(info: SeriesInfo, volume: np.ndarray, boxes: np.ndarray, low_dose: np.ndarray | None) -> None:
-    name = f"series {info.series_id}"
+    name = f"series {info.series_uid}"
     if info.split not in SPLITS:
         raise InputError(f"{name}: split {info.split!r} isn't one of {', '.join(SPLITS)}")
     if volume.dtype != np.int16 or volume.ndim != 3 or 0 in volume.shape:
         raise InputError(f"{name}: int16 [Z, H, W] is needed, got {volume.dtype} {list(volume.shape)}")
     if tuple(info.shape) != volume.shape:
         raise InputError(f"{name}: its shape is given as {list(info.shape)}, its volume is {list(volume.shape)}")
-    depth, height, width = info.spacing
-    if not np.isfinite([*info.spacing, *info.origin, *info.orientation]).all() or min(height, width) <= 0 or depth < 0:
-        raise InputError(f"{name}: unusable geometry: spacing {info.spacing}, origin {info.origin}")
+    if fault := info.fault():
+        raise InputError(f"{name}: {fault}")
     if info.has_low_dose != (low_dose is not None):
         raise InputError(f"{name}: has_low_dose is {info.has_low_dose}, which the given volumes contradict")
     if low_dose is not None and (low_dose.dtype != np.int16 or low_dose.shape != volume.shape):

@@ -57,7 +57,7 @@ def test_the_documented_command(tmp_path, deeplesion):
     )
     summary = prepare([folder], tmp_path / "store", simulate_dose=0.25)
     store = Store(tmp_path / "store")
-    assert [(info.series_id, info.patient_id, info.split) for info in store.series] == [
+    assert [(info.series_uid, info.patient_id, info.split) for info in store.series] == [
         ("000001_01_01_103-107", "000001", "train"),
         ("000001_02_01_008-010", "000001", "train"),
         ("000001_02_01_040-041", "000001", "train"),

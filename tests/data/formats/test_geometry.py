@@ -1,12 +1,16 @@
 """Tilted and unevenly spaced series: found out, refused, or made regular."""
 
+import re
+
 import numpy as np
 import pytest
 
 from lidnet_fast.data.formats.dicom.series import scan
+from lidnet_fast.data.formats.geometry import Geometry
 from lidnet_fast.data.formats.sources import find_series
 from lidnet_fast.data.prepare.plan import prepare
 from lidnet_fast.data.prepare.resample import resampling
+from lidnet_fast.data.store.index import SeriesInfo
 from lidnet_fast.data.store.reader import Store
 from lidnet_fast.errors import InputError
 
@@ -82,11 +86,11 @@ def test_prepare_tilted_with_boxes_and_low_dose(tmp_path, write_series, make_hu)
     boxes.write_text(f"series_uid,slice,x1,y1,x2,y2\n{UID}.1,5,10,20,13,22\n{UID}.3,1,1,2,3,4\n")
     options = {"boxes": boxes, "low_dose": tmp_path / "low", "val_fraction": 0, "test_fraction": 0}
     summary = prepare([tmp_path / "ct"], tmp_path / "a", **options)
-    assert [info.series_id for info in Store(tmp_path / "a").series] == [f"{UID}.3"]
+    assert [info.series_uid for info in Store(tmp_path / "a").series] == [f"{UID}.3"]
     assert [fault.series_uid for fault in summary.rejected] == [f"{UID}.1", f"{UID}.2"]
     prepare([tmp_path / "ct"], tmp_path / "b", resample=True, **options)
     store = Store(tmp_path / "b")
-    assert [info.series_id for info in store.series] == [f"{UID}.1", f"{UID}.3"]
+    assert [info.series_uid for info in store.series] == [f"{UID}.1", f"{UID}.3"]
     ((x1, y1, x2, y2),) = store.boxes(0, 5).astype(int)
     np.testing.assert_array_equal(store.read(0, 5)[y1:y2, x1:x2], hu[5, 20:22, 10:13])
     low, normal = store.read(0, 3, low_dose=True), store.read(0, 3)
@@ -129,3 +133,43 @@ def test_a_slice_that_lies_beside_the_others(tmp_path, write_series, make_hu):
     (series,) = scan([tmp_path], accept="resampleable").series
     way = resampling(series, np.empty((0, 5), np.float32))
     assert way.corners == ((0, 0), (0, 0), (7, 0), (0, 0), (0, 0))
+
+
+BASE = {"shape": (5, 64, 48), "spacing": (2.5, 0.7, 0.8), "origin": (1.0, 2.0, 3.0), "orientation": (1, 0, 0, 0, 1, 0)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, None),
+        ({"spacing": (2.509, 0.7009, 0.7991), "origin": (1.09, 1.91, 3.09)}, None),
+        ({"orientation": (1, 0.0009, 0, -0.0009, 1, 0)}, None),
+        ({"spacing": (0.0, 0.7, 0.8)}, None),
+        ({"shape": (4, 64, 48)}, r"its shape is \(5, 64, 48\), not \(4, 64, 48\)"),
+        ({"spacing": (2.52, 0.7, 0.8)}, r"its spacing \(z, y, x\) is \(2.5, 0.7, 0.8\), not \(2.52"),
+        ({"spacing": (2.5, 0.7, 0.802)}, r"its spacing \(z, y, x\)"),
+        ({"origin": (1.0, 2.0, 3.2)}, r"its origin is \(1, 2, 3\), not \(1, 2, 3.2\)"),
+        ({"orientation": (1, 0, 0, 0, 1, 0.002)}, "its orientation is"),
+    ],
+)
+def test_one_comparison(change, message):
+    """What a store knows of a series, against what a file or a store says of another."""
+    one, other = Geometry(**BASE), SeriesInfo("1", "anna", "train", **{**BASE, **change})
+    found = one.difference(other)
+    assert (found is None) == (message is None)
+    assert message is None or re.match(message, str(found))
+    assert (other.difference(one) is None) == (message is None)
+
+
+def test_slices_are_compared_one_by_one_where_both_sides_know_them(tmp_path, write_series, make_hu):
+    uneven = (100, 102.5, 104, 107.5)
+    for name, heights in (("even", (100, 102.5, 105, 107.5)), ("uneven", uneven), ("same", uneven)):
+        write_series(tmp_path / name, make_hu(4), edit=at(*heights))
+    even, uneven, same = (
+        scan([tmp_path / name], accept="resampleable").series[0] for name in ("even", "uneven", "same")
+    )
+    assert uneven.difference(same) is None
+    assert str(even.difference(uneven)) == "its place of a slice is (-20, -30, 105), not (-20, -30, 104)"
+    # What a store knows is the first slice's place and the distance between slices, which are the same.
+    kept = Geometry(shape=even.shape, spacing=even.spacing, origin=even.origin, orientation=even.orientation)
+    assert kept.difference(uneven) is None

@@ -198,7 +198,7 @@ def test_bad_series_are_left_out_and_listed(tmp_path, faulty, make_hu, workers):
     options = {"boxes": boxes, "report": report, "workers": workers, **TO_TRAIN}
     summary = prepare([faulty], tmp_path / "store", **options)
     (info,) = Store(tmp_path / "store").series
-    assert info.series_id == f"{UID}.1"
+    assert info.series_uid == f"{UID}.1"
     assert summary.series["train"] == 1
     assert summary.boxes["train"] == 1
     with report.open(newline="") as file:

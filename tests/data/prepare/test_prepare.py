@@ -42,16 +42,16 @@ def test_prepare(tmp_path, study, splits_csv):
     out = tmp_path / "new" / "store"
     summary = prepare([str(folder)], str(out), boxes=str(table), splits=str(splits_csv))
     store = Store(out)
-    assert [info.series_id for info in store.series] == sorted(volumes)
+    assert [info.series_uid for info in store.series] == sorted(volumes)
     for index, info in enumerate(store.series):
-        assert info.patient_id == patients[info.series_id]
+        assert info.patient_id == patients[info.series_uid]
         assert info.split == {"anna": "train", "bert": "val", "carla": "test"}[info.patient_id]
         assert info.spacing == pytest.approx((2.5, 0.7, 0.8))
         assert info.origin == (-20, -30, 100)
         assert info.orientation == (1, 0, 0, 0, 1, 0)
         assert not info.has_low_dose
         stack = np.stack([store.read(index, z) for z in range(info.shape[0])])
-        np.testing.assert_array_equal(stack, volumes[info.series_id])
+        np.testing.assert_array_equal(stack, volumes[info.series_uid])
     np.testing.assert_array_equal(store.boxes(1, 4), [[1, 2, 3, 4], [11, 12, 13, 14.5]])
     np.testing.assert_array_equal(store.boxes(3, 0), [[0, 0, 64, 64]])
     assert store.slices("train", with_boxes=True).tolist() == [[1, 4]]
@@ -153,9 +153,9 @@ def test_paired_low_dose(tmp_path, study, low_dose, write_series):
     for index, info in enumerate(store.series):
         assert info.has_low_dose
         for z in range(info.shape[0]):
-            expected = np.maximum(low_dose[1][info.series_id][z], -1024)
+            expected = np.maximum(low_dose[1][info.series_uid][z], -1024)
             np.testing.assert_array_equal(store.read(index, z, low_dose=True), expected)
-            np.testing.assert_array_equal(store.read(index, z), volumes[info.series_id][z])
+            np.testing.assert_array_equal(store.read(index, z), volumes[info.series_uid][z])
     assert "1 low-dose series belong to no normal-dose series and are left aside" in summary.warnings
 
 

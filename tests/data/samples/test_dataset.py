@@ -39,8 +39,8 @@ def write_store(path: Path, simulate: bool = True, split: str = "train", size: i
 
 
 def series_info(series: str, patient: str, split: str, volume: np.ndarray, has_low_dose: bool) -> SeriesInfo:
-    geometry = ((1.0, 0.7, 0.7), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0))
-    return SeriesInfo(series, patient, split, volume.shape, *geometry, has_low_dose)
+    geometry = {"spacing": (1.0, 0.7, 0.7), "origin": (0.0, 0.0, 0.0), "orientation": (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)}
+    return SeriesInfo(series, patient, split, has_low_dose, shape=volume.shape, **geometry)
 
 
 def patches(store: Path, **changes) -> LesionPatches:

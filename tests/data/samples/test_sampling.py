@@ -9,13 +9,13 @@ from scipy.stats import chisquare
 from lidnet_fast.data.samples.sampling import BalancedDraws
 from lidnet_fast.data.store.index import Index, SeriesInfo, lesion_numbers
 
-GEOMETRY = ((1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0))
+GEOMETRY = {"spacing": (1.0, 1.0, 1.0), "origin": (0.0, 0.0, 0.0), "orientation": (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)}
 
 
 def make_index(*series):
     """An index of series (patient, split, depth, boxes)."""
     infos = [
-        SeriesInfo(f"series {n}", patient, split, (depth, 64, 64), *GEOMETRY)
+        SeriesInfo(f"series {n}", patient, split, shape=(depth, 64, 64), **GEOMETRY)
         for n, (patient, split, depth, _) in enumerate(series)
     ]
     boxes = [np.array(rows, np.float32).reshape(-1, 5) for *_, rows in series]

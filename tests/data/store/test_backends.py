@@ -25,8 +25,8 @@ def volume_of(number, shape):
 def write_store(path, volume_format, simulation=None):
     with StoreWriter(path, volume_format=volume_format, simulation=simulation) as writer:
         for number, shape in enumerate(SHAPES):
-            geometry = ((2.5, 0.7, 0.8), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0))
-            info = SeriesInfo(f"1.{number}", f"patient {number}", "train", shape, *geometry, has_low_dose=True)
+            geometry = {"spacing": (2.5, 0.7, 0.8), "origin": (0.0, 0.0, 0.0), "orientation": (1.0, 0, 0, 0, 1.0, 0)}
+            info = SeriesInfo(f"1.{number}", f"patient {number}", "train", True, shape=shape, **geometry)
             box = np.array([[1, 3, 4, 20, 30]], np.float32)
             writer.add_series(info, volume_of(number, shape), box, low_dose=volume_of(10 + number, shape))
     return path

@@ -19,9 +19,9 @@ SHAPE = (5, 200, 150)
 NO_BOXES = np.empty((0, 5), np.float32)
 
 
-def make_info(series_id="1.2.3", patient_id="anna", split="train", shape=SHAPE, **changes):
+def make_info(series_uid="1.2.3", patient_id="anna", split="train", shape=SHAPE, **changes):
     geometry = {"spacing": (2.5, 0.7, 0.8), "origin": (-10.0, -20.0, 30.5), "orientation": (1.0, 0, 0, 0, 1.0, 0)}
-    return SeriesInfo(series_id, patient_id, split, shape, **{**geometry, **changes})
+    return SeriesInfo(series_uid, patient_id, split, **{"shape": shape, **geometry, **changes})
 
 
 def make_volume(seed=0, shape=SHAPE):

@@ -16,8 +16,8 @@ NO_BOXES = np.empty((0, 5), np.float32)
 GEOMETRY = {"spacing": (2.5, 0.7, 0.8), "origin": (-10.0, -20.0, 30.5), "orientation": (1.0, 0, 0, 0, 1.0, 0)}
 
 
-def series_info(series_id="1.2.3", patient_id="anna", split="train", shape=SHAPE, **changes):
-    return SeriesInfo(series_id, patient_id, split, shape, **{**GEOMETRY, **changes})
+def series_info(series_uid="1.2.3", patient_id="anna", split="train", shape=SHAPE, **changes):
+    return SeriesInfo(series_uid, patient_id, split, **{"shape": shape, **GEOMETRY, **changes})
 
 
 def volume_of(seed=0, shape=SHAPE):
@@ -35,7 +35,7 @@ def write(writer, number, **changes):
 def check(path, numbers):
     """The store holds these series, as `write` writes them, and no stray file; beside it lies nothing."""
     store = Store(path)
-    assert [info.series_id for info in store.series] == [f"1.{number}" for number in numbers]
+    assert [info.series_uid for info in store.series] == [f"1.{number}" for number in numbers]
     for index, number in enumerate(numbers):
         for z in range(3):
             np.testing.assert_array_equal(store.read(index, z), volume_of(number, (3, 40, 40))[z])
@@ -82,7 +82,7 @@ BAD_SERIES = {
     "split": ({"info": series_info(split="training")}, "split 'training' isn't one of train, val, test"),
     "dtype": ({"volume": volume_of().astype(np.float32)}, "int16 .* is needed, got float32"),
     "shape": ({"volume": volume_of(shape=(5, 200, 151))}, r"its volume is \[5, 200, 151\]"),
-    "spacing": ({"info": series_info(spacing=(1.0, 0.0, 0.7))}, "unusable geometry"),
+    "spacing": ({"info": series_info(spacing=(1.0, 0.0, 0.7))}, "no usable geometry"),
     "flag": ({"low_dose": volume_of()}, "has_low_dose is False"),
     "low dose": (
         {"info": series_info(has_low_dose=True), "low_dose": volume_of(shape=(4, 200, 150))},
@@ -106,7 +106,7 @@ def test_series_that_contradict_each_other(tmp_path):
             writer.add_series(series_info(), volume_of(), NO_BOXES)
         with pytest.raises(InputError, match=r"series 1\.9: patient anna would be in two splits, train and test"):
             writer.add_series(series_info("1.9", split="test"), volume_of(), NO_BOXES)
-    assert [info.series_id for info in Store(tmp_path / "s").series] == ["1.2.3"]
+    assert [info.series_uid for info in Store(tmp_path / "s").series] == ["1.2.3"]
 
 
 def test_an_interrupted_write_is_gone_on_with(tmp_path):
@@ -140,7 +140,7 @@ def test_added_series_follow_those_that_are_there(tmp_path):
         with pytest.raises(InputError, match=r"series 1\.1: is in the store already"):
             writer.add_series(series_info("1.1"), volume_of(1), NO_BOXES)
         assert writer.add_series(series_info("1.2"), volume_of(2), NO_BOXES) == 1
-    assert [info.series_id for info in Store(tmp_path / "s").series] == ["1.1", "1.2"]
+    assert [info.series_uid for info in Store(tmp_path / "s").series] == ["1.1", "1.2"]
 
 
 def test_left_out_series_leave_no_gap_and_no_file(tmp_path):
@@ -184,12 +184,12 @@ def test_many_processes(tmp_path, start):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"series_id": "1.0"}, r"series 1\.0: is in the store"), ({"split": "val"}, "would be in two splits")],
+    [({"series_uid": "1.0"}, r"series 1\.0: is in the store"), ({"split": "val"}, "would be in two splits")],
 )
 def test_what_processes_wrote_is_checked_together(tmp_path, changes, message):
     with pytest.raises(InputError, match=message), StoreWriter(tmp_path / "s") as writer:
         write(writer.series_writer(), 0)
-        info = series_info(**{"series_id": "1.1", "patient_id": "patient 0", **changes})
+        info = series_info(**{"series_uid": "1.1", "patient_id": "patient 0", **changes})
         writer.series_writer().write(1, info, volume_of(), NO_BOXES)
     assert not list(tmp_path.iterdir())
 

@@ -20,7 +20,7 @@ from pydicom.uid import (
 from lidnet_fast.data.formats.dicom.multiframe import MACROS, PER_FRAME, SHARED, frame_header
 from lidnet_fast.data.formats.dicom.pixels import hu_rescaling
 from lidnet_fast.data.formats.dicom.values import number, numbers, one_line, text, without_pydicom_warnings
-from lidnet_fast.data.formats.geometry import Directions, Rejected, Triple
+from lidnet_fast.data.formats.geometry import Geometry, Rejected
 from lidnet_fast.errors import InputError
 
 _UNCOMPRESSED = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
@@ -58,7 +58,17 @@ _HEADER_TAGS = [
 
 @dataclasses.dataclass(frozen=True)
 class SliceHeader:
-    """What the header of one CT slice says; `frame` is its place in a multi-frame file, None in a file of its own."""
+    """What the header of one CT slice says.
+
+    Attributes:
+        path: its file.
+        frame: its place in a multi-frame file, from 0; None in a file of its own.
+        sop_instance_uid: of the slice; frames are numbered from 1 behind the UID of their file.
+        series_uid: SeriesInstanceUID.
+        patient_id: PatientID, or StudyInstanceUID where there is none.
+        description: SeriesDescription, or empty.
+        geometry: of the slice alone; the first spacing is its thickness, 0 where that is unknown.
+    """
 
     path: Path
     frame: int | None
@@ -66,11 +76,7 @@ class SliceHeader:
     series_uid: str
     patient_id: str
     description: str
-    size: tuple[int, int]
-    pixel_spacing: tuple[float, float]
-    position: Triple
-    orientation: Directions
-    thickness: float
+    geometry: Geometry
 
 
 HeaderResult = list[SliceHeader] | str | Rejected
@@ -211,11 +217,12 @@ def _ct_slice(header: pydicom.Dataset, path: Path, frame: int | None) -> SliceHe
         series_uid=text(header, "SeriesInstanceUID", path),
         patient_id=str(header.get("PatientID") or "").strip() or text(header, "StudyInstanceUID", path),
         description=str(header.get("SeriesDescription") or "").strip(),
-        size=(rows, columns),
-        pixel_spacing=(y_spacing, x_spacing),
-        position=(x, y, z),
-        orientation=tuple(orientation.ravel().tolist()),
-        thickness=_thickness(header, path),
+        geometry=Geometry(
+            shape=(1, rows, columns),
+            spacing=(_thickness(header, path), y_spacing, x_spacing),
+            origin=(x, y, z),
+            orientation=tuple(orientation.ravel().tolist()),
+        ),
     )
 
 

@@ -23,8 +23,6 @@ from lidnet_fast.errors import InputError
 
 _SAME_POSITION = 1e-3
 """Slices closer than this, in mm, are at the same position."""
-_SAME_GEOMETRY = 1e-3
-"""Pixel spacings (mm) and direction cosines closer than this are the same."""
 _LARGEST_GAP = 1.5
 """Slices are missing where two neighbours are further apart than this many times the series' median distance."""
 _FILES_PER_JOB = 64
@@ -128,28 +126,23 @@ def _check_alike(slices: Sequence[SliceHeader]) -> None:
     """Refuse a series whose slices differ in what they must share."""
     first = slices[0]
     for other in slices[1:]:
-        for what, one, two in (
-            ("patient", first.patient_id, other.patient_id),
-            ("size (rows, columns)", first.size, other.size),
-            ("pixel spacing", first.pixel_spacing, other.pixel_spacing),
-            ("orientation", first.orientation, other.orientation),
-        ):
-            same = one == two or (what != "patient" and np.allclose(one, two, rtol=0, atol=_SAME_GEOMETRY))
-            if not same:
-                raise InputError(
-                    f"series {first.series_uid}: its files {first.path} and {other.path} differ in {what}: {one}, {two}"
-                )
+        files = f"series {first.series_uid}: its files {first.path} and {other.path} differ in"
+        if first.patient_id != other.patient_id:
+            raise InputError(f"{files} patient: {first.patient_id}, {other.patient_id}")
+        if found := first.geometry.difference(other.geometry, places=False):
+            raise InputError(f"{files} {found.what}: {found.mine}, {found.other}")
 
 
 def _assemble(slices: list[SliceHeader], accept: Accept) -> CTSeries:
     """Sort one series' slices by their position along the normal and check that they are of the accepted kind."""
     _check_alike(slices)
-    normal = np.cross(slices[0].orientation[:3], slices[0].orientation[3:])
-    slices = sorted(slices, key=lambda part: float(normal @ np.array(part.position)))
+    normal = slices[0].geometry.axes[2]
+    slices = sorted(slices, key=lambda part: float(normal @ part.geometry.origin))
     if accept != "any":
         slices = _without_copies(slices)
     first = slices[0]
-    gaps = np.diff([normal @ np.array(part.position) for part in slices])
+    gaps = np.diff([normal @ part.geometry.origin for part in slices])
+    thickness, y_spacing, x_spacing = first.geometry.spacing
     series = CTSeries(
         series_uid=first.series_uid,
         patient_id=first.patient_id,
@@ -157,10 +150,10 @@ def _assemble(slices: list[SliceHeader], accept: Accept) -> CTSeries:
         files=tuple(part.path for part in slices),
         frames=tuple(part.frame for part in slices if part.frame is not None),
         sop_instance_uids=tuple(part.sop_instance_uid for part in slices),
-        positions=tuple(part.position for part in slices),
-        shape=(len(slices), *first.size),
-        spacing=(float(np.median(gaps)) if len(gaps) else first.thickness, *first.pixel_spacing),
-        orientation=first.orientation,
+        positions=tuple(part.geometry.origin for part in slices),
+        shape=(len(slices), *first.geometry.shape[1:]),
+        spacing=(float(np.median(gaps)) if len(gaps) else thickness, y_spacing, x_spacing),
+        orientation=first.geometry.orientation,
     )
     if len(series.frames) not in (0, len(slices)):
         raise InputError(
@@ -180,21 +173,21 @@ def _without_copies(slices: list[SliceHeader]) -> list[SliceHeader]:
         InputError: they differ.
     """
     kept = slices[:1]
-    normal = np.cross(slices[0].orientation[:3], slices[0].orientation[3:])
+    normal = slices[0].geometry.axes[2]
     for part in slices[1:]:
-        step = np.array(part.position) - np.array(kept[-1].position)
+        step = np.subtract(part.geometry.origin, kept[-1].geometry.origin)
         if normal @ step >= _SAME_POSITION:
             kept.append(part)
         elif np.linalg.norm(step) >= _SAME_POSITION or not np.array_equal(_pixels(part), _pixels(kept[-1])):
             raise InputError(
                 f"series {part.series_uid}: two different slices at the same position, "
-                f"{normal @ np.array(part.position):g} mm: {kept[-1].path} and {part.path}"
+                f"{normal @ part.geometry.origin:g} mm: {kept[-1].path} and {part.path}"
             )
     return kept
 
 
 def _pixels(part: SliceHeader) -> np.ndarray:
-    return _decode(part.path, part.size, (part.frame or 0,))[0]
+    return _decode(part.path, part.geometry.shape[1:], (part.frame or 0,))[0]
 
 
 def _check_complete(series: CTSeries) -> None:

@@ -323,7 +323,7 @@ def raw(**values):
 BAD_SLICES = {
     "size": (change(Rows=32), r"differ in size \(rows, columns\): .*32"),
     "orientation": (change(ImageOrientationPatient=[1, 0, 0, 0, 0.9272, -0.3746]), "differ in orientation"),
-    "pixel spacing": (change(PixelSpacing=[0.7, 0.9]), "differ in pixel spacing"),
+    "pixel spacing": (change(PixelSpacing=[0.7, 0.9]), r"differ in spacing \(z, y, x\): .*0.9"),
     "patient": (change(PatientID="bert"), "differ in patient: .*bert"),
     "no position": (drop("ImagePositionPatient"), "has no usable ImagePositionPatient"),
     "no rows": (drop("Rows"), "has no usable Rows"),

@@ -118,7 +118,7 @@ def test_what_is_no_ct(tmp_path, make_hu, name):
         only_series(tmp_path).read()
     write(tmp_path / "good.nii", make_hu())
     summary = prepare([tmp_path], tmp_path / "store", val_fraction=0, test_fraction=0, workers=1)
-    assert [info.series_id for info in Store(tmp_path / "store").series] == ["good"]
+    assert [info.series_uid for info in Store(tmp_path / "store").series] == ["good"]
     (rejected,) = summary.rejected
     assert rejected.series_uid == "bad"
     assert message in rejected.reason
@@ -218,7 +218,7 @@ def test_low_dose_volumes_are_paired_by_name(tmp_path, make_hu):
     )
     store = Store(tmp_path / "store")
     for index, info in enumerate(store.series):
-        added = {"anna/ct": 1, "bob/ct": 2}[info.series_id]
+        added = {"anna/ct": 1, "bob/ct": 2}[info.series_uid]
         np.testing.assert_array_equal(store.read(index, 0, low_dose=True), store.read(index, 0) + added)
     with pytest.raises(InputError, match="is among the normal-dose series too"):
         prepare([tmp_path / "full"], tmp_path / "other", low_dose=tmp_path / "full")
