@@ -31,7 +31,7 @@ from lidnet_fast.data.phantoms.phantom import PhantomOptions, make_patient
 from lidnet_fast.data.prepare.plan import prepare
 from lidnet_fast.data.simulation.dose import DoseSimulation, sample_generator, simulate_low_dose
 from lidnet_fast.runtime import keep_freed_memory, machine_facts, peak_memory_mb, reset_peak_memory
-from lidnet_fast.trainer.config import DataConfig, NetworkConfig, RunConfig
+from lidnet_fast.trainer.config import DataConfig, PhaseConfig, RunConfig
 from lidnet_fast.trainer.run import Run, curves
 
 PATCH, BATCH, STEPS, WARM_UP = 64, 16, 8, 2
@@ -118,7 +118,7 @@ class TheirTrainer:
 def our_turn(config: RunConfig, out: Path) -> tuple[float, float]:
     """The same of our denoiser phase."""
     run = Run(replace(config, out=str(out)))
-    run.denoiser()
+    run.train_denoiser()
     logged = curves(out / "denoiser")
     return statistics.median(logged["speed/images_per_s"][1][WARM_UP:]), logged["speed/peak_memory_mb"][1][-1]
 
@@ -137,17 +137,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         store = root / "store"
         prepare([root / "full"], store, low_dose=root / "low", splits=splits)
         config = RunConfig(
-            accelerator="cpu",
+            device="cpu",
             data=DataConfig(store=str(store), crop=PATCH),
-            denoiser=NetworkConfig("redcnn"),
+            denoiser=PhaseConfig("redcnn", steps=STEPS, batch_size=BATCH),
             log_every=1,
-            precision="32-true",
+            checkpoint_every=STEPS // 2,
+            precision="float32",
         )
-        phase = replace(config.denoiser_phase, steps=STEPS, batch_size=BATCH)
-        config = replace(config, denoiser_phase=phase, checkpoint_every=STEPS // 2)
         fast = {
             "ours, float32": config,
-            "ours, bfloat16": replace(config, precision="bf16-mixed"),
+            "ours, bfloat16": replace(config, precision="bfloat16"),
         }
         found: dict[str, list[tuple[float, float]]] = {"ldct-benchmark": [], **{name: [] for name in fast}}
         for number in range(options.rounds):

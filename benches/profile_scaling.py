@@ -24,8 +24,8 @@ from torch import nn
 from lidnet_fast.data.phantoms.study import Study, make_study
 from lidnet_fast.data.samples.dataset import LesionPatches, collate, make_batch
 from lidnet_fast.models.files import build_network
+from lidnet_fast.models.registry import NetworkConfig
 from lidnet_fast.runtime import machine_facts
-from lidnet_fast.trainer.config import NetworkConfig
 
 BATCH, STEPS, WARM_UP = 8, 24, 4
 CROPS = (64, 256, None)

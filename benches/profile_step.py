@@ -18,7 +18,7 @@ from lidnet_fast.data.phantoms.study import Study, make_study
 from lidnet_fast.runtime import keep_freed_memory, machine_facts
 from lidnet_fast.trainer.bench import Speed, measured
 from lidnet_fast.trainer.clock import PARTS
-from lidnet_fast.trainer.config import DataConfig, NetworkConfig, ObjectiveConfig, RunConfig
+from lidnet_fast.trainer.config import DataConfig, ObjectiveConfig, RunConfig
 
 LIDNET = ObjectiveConfig(pixel={"mse": 1.0, "ssim": 0.1})
 DEFAULT = RunConfig()
@@ -28,8 +28,8 @@ SCALES = {
         replace(
             DEFAULT,
             data=DataConfig(crop=128),
-            denoiser=NetworkConfig("unet", {"channels": 16, "levels": 3, "blocks": 1}),
-            detector=NetworkConfig("faster_rcnn_small"),
+            denoiser=replace(DEFAULT.denoiser, options={"channels": 16, "levels": 3, "blocks": 1}),
+            detector=replace(DEFAULT.detector, name="faster_rcnn_small"),
             collaborate=replace(DEFAULT.collaborate, objective=LIDNET),
         ),
     ),
@@ -48,12 +48,12 @@ SCALES = {
     ),
 }
 VARIANTS = {
-    "reference, float32": {"ops": "reference", "precision": "32-true"},
-    "fused, float32": {"ops": "fused", "precision": "32-true"},
-    "reference, bfloat16": {"ops": "reference", "precision": "bf16-mixed"},
-    "fused, bfloat16": {"ops": "fused", "precision": "bf16-mixed"},
-    "the same, compiled": {"ops": "fused", "precision": "bf16-mixed", "compile": True},
-    "the same, activations recomputed": {"ops": "fused", "precision": "bf16-mixed", "activation_checkpointing": True},
+    "reference, float32": {"ops": "reference", "precision": "float32"},
+    "fused, float32": {"ops": "fused", "precision": "float32"},
+    "reference, bfloat16": {"ops": "reference", "precision": "bfloat16"},
+    "fused, bfloat16": {"ops": "fused", "precision": "bfloat16"},
+    "the same, compiled": {"ops": "fused", "precision": "bfloat16", "compile": True},
+    "the same, activations recomputed": {"ops": "fused", "precision": "bfloat16", "activation_checkpointing": True},
 }
 
 

@@ -80,10 +80,12 @@ def _parse(parser, arguments):  # type: ignore[no-untyped-def]
     """Parse with jsonargparse, whose errors become one line."""
     from jsonargparse import ArgumentError
 
+    from lidnet_fast.trainer.stored import renaming
+
     try:
         return parser.parse_args(arguments)
     except (ArgumentError, ValueError, OverflowError) as error:
-        raise InputError(f"{_faulty_file(parser, arguments)}{error}") from error
+        raise InputError(f"{_faulty_file(parser, arguments)}{error}{renaming(str(error))}") from error
 
 
 def _faulty_file(parser, arguments):  # type: ignore[no-untyped-def]
@@ -120,6 +122,17 @@ def _run_parser(command: str, description: str, defaults: str | None = None):  #
     return parser
 
 
+def _add_device(parser, precision):  # type: ignore[no-untyped-def]
+    """Where a command's networks run and in which arithmetic, as the configuration of a run has it."""
+    from typing import get_args
+
+    from lidnet_fast.device import Device, Precision
+
+    add = parser.add_argument
+    add("--device", choices=get_args(Device), default="auto", help="auto: the first GPU if there is one")
+    add("--precision", choices=get_args(Precision), default=precision, help="auto: bfloat16 where hardware has it")
+
+
 def _prepare_process() -> None:
     """What every long command does first."""
     from lidnet_fast.runtime import keep_freed_memory
@@ -141,13 +154,13 @@ def demo(arguments: Sequence[str]) -> None:
     from lidnet_fast.data.phantoms.study import Study
     from lidnet_fast.evaluation.demo import run_demo
 
-    run_demo(_run_config(parser, options), Study(), seeds=options.seeds, quick=options.quick)
+    run_demo(_run_config(options), Study(), seeds=options.seeds, quick=options.quick)
 
 
 def train(arguments: Sequence[str]) -> None:
     """`lidnet-fast train`."""
     parser = _run_parser("train", "Train detector, denoiser and both together; goes on where an earlier call stopped.")
-    config = _run_config(parser, _parse(parser, arguments))
+    config = _run_config(_parse(parser, arguments))
     from lidnet_fast.trainer import ranks
 
     if config.devices > 1 and config.num_nodes == 1 and not ranks.launched():
@@ -171,7 +184,7 @@ def bench(arguments: Sequence[str]) -> None:
     _prepare_process()
     from lidnet_fast.trainer.bench import bench as run_bench
 
-    run_bench(_run_config(parser, options), options.seconds)
+    run_bench(_run_config(options), options.seconds)
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -184,6 +197,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     add("--images", type=str, action="append", default=[], metavar="NAME=FOLDER", help="denoised images; repeatable")
     add("--store", type=str, default=None, help="another store than the run's, such as `lidnet-fast export` makes")
     add("--out", type=str, default=None, help="where results go; by default the run's folder, or runs/comparison")
+    _add_device(parser, precision="float32")
     add("--trust-code", action="store_true", help="import a denoiser's class that the run or its files name")
     options = _parse(parser, arguments)
     _prepare_process()
@@ -194,11 +208,12 @@ def evaluate(arguments: Sequence[str]) -> None:
     )
     images = named_folders(options.images)
     if run is not None:
-        evaluate_run(run, denoiser, options.samples, images=images, store=store, out=out, trust_code=options.trust_code)
+        where = {"out": out, "device": options.device, "precision": options.precision}
+        evaluate_run(run, denoiser, options.samples, images=images, store=store, **where, trust_code=options.trust_code)
     elif store is None or not images or denoiser is not None:
         raise InputError("evaluate needs the folder of a run, or --store and --images")
     else:
-        compare_images(store, images, out or Path("runs/comparison"), options.samples)
+        compare_images(store, images, out or Path("runs/comparison"), options.samples, device=options.device)
 
 
 def export(arguments: Sequence[str]) -> None:
@@ -253,8 +268,7 @@ def denoise(arguments: Sequence[str]) -> None:
     add("source", metavar="IN", help="a folder with CT, searched with everything below it, or a file")
     add("out", metavar="OUT", help="a new folder, or one that this command made; for a volume also a file")
     add("--model", required=True, help="the folder of a run, or a denoiser.pt")
-    add("--precision", choices=("auto", "32", "bf16"), default="auto", help="auto: bf16 where the hardware computes it")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the first GPU if there is one")
+    _add_device(parser, precision="auto")
     add("--tile", type=int, default=None, help="side of tiles in pixels; by default whole slices if memory allows")
     add("--batch-size", type=int, default=None, help="most slices at a time; by default 1, on a GPU 8")
     add("--blend", type=float, default=1.0, help="share of the denoised image in the result, from 0 to 1")
@@ -288,11 +302,10 @@ def info(arguments: Sequence[str]) -> None:
         print(describe_extractor(options.extractor, options.boxes, options.image_size))
 
 
-def _run_config(parser, options):  # type: ignore[no-untyped-def]
-    from lidnet_fast.trainer.config import check_groups, from_options
+def _run_config(options):  # type: ignore[no-untyped-def]
+    from lidnet_fast.trainer.config import from_options
 
-    check_groups(options)
-    return from_options(parser.instantiate(options))
+    return from_options(options)
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {

@@ -64,7 +64,7 @@ def test_value_of_the_wrong_type(capsys: pytest.CaptureFixture[str]) -> None:
             "collaborate.objective.detection must be finite and not negative, got -1",
         ),
         ("--data.positive_fraction", "1.5", "data.positive_fraction must lie in [0, 1], got 1.5"),
-        ("--window.low", "500", "window.low (500.0 HU) must be below window.high (400.0 HU)"),
+        ("--window.low", "500", "window.low must be below high, got low=500.0 and high=400.0"),
         ("--ops", "cudnn", "Got value: cudnn"),
         ("--balance", "nash", "Got value: nash"),
         (
@@ -167,7 +167,7 @@ def test_train_on_a_store_of_another_version(capsys: pytest.CaptureFixture[str],
     store = tmp_path / "store"
     store.mkdir()
     (store / "store.json").write_text('{"format": "lidnet_fast-store", "version": 99}')
-    arguments = ["--data.store", str(store), "--out", str(tmp_path / "run"), "--accelerator", "cpu"]
+    arguments = ["--data.store", str(store), "--out", str(tmp_path / "run"), "--device", "cpu"]
     message = refused(capsys, ["train", *arguments, "--detector.name", "faster_rcnn_small"])
     assert "99" in message
     assert str(store) in message

@@ -37,9 +37,9 @@ ELSEWHERE = {
     "my_tool": "stands for another tool",
 }
 SMALL = [
-    *("--accelerator", "cpu", "--data.crop", "64", "--denoiser.name", "small", "--detector.name", "faster_rcnn_small"),
-    *("--independent_judge", "null", "--detector_phase.steps", "1", "--detector_phase.batch_size", "1"),
-    *("--denoiser_phase.steps", "1", "--denoiser_phase.batch_size", "1", "--collaborate.steps", "1"),
+    *("--device", "cpu", "--data.crop", "64", "--denoiser.name", "small", "--detector.name", "faster_rcnn_small"),
+    *("--independent_judge", "null", "--detector.steps", "1", "--detector.batch_size", "1"),
+    *("--denoiser.steps", "1", "--denoiser.batch_size", "1", "--collaborate.steps", "1"),
     *("--collaborate.batch_size", "1", "--evaluation.samples", "2", "--evaluation.validation_samples", "2"),
 ]
 SHORTENED = {"train": SMALL, "bench": [*SMALL, "--seconds", "1"], "evaluate": ["--samples", "2"]}

@@ -15,8 +15,9 @@ from lidnet_fast.errors import InputError
 from lidnet_fast.evaluation.compare import read_config
 from lidnet_fast.models.denoisers import build_denoiser
 from lidnet_fast.models.files import build_network, load_denoiser, save_network
+from lidnet_fast.models.registry import NetworkConfig
 from lidnet_fast.models.windowing import HUWindow
-from lidnet_fast.trainer.config import NetworkConfig, RunConfig, to_dict
+from lidnet_fast.trainer.config import RunConfig, to_dict
 
 SMALL = NetworkConfig("small", {"channels": 4})
 MODULE = """
@@ -172,7 +173,7 @@ def test_a_run_s_configuration_has_no_aliases(tmp_path: Path) -> None:
         ("network", {"name": "small", "options": {"channels": "x"}}, "denoiser 'small'"),
         ("window", {"low": 5}, "its window.high is missing"),
         ("window", {"low": True, "high": 4}, "its window.low can't be True"),
-        ("window", {"low": 5.0, "high": 4.0}, "high must be above low"),
+        ("window", {"low": 5.0, "high": 4.0}, "low must be below high"),
         ("state_dict", None, "its state_dict can't be None"),
         ("state_dict", {"tail.weight": 3}, "its weights do not fit"),
         ("state_dict", {3: torch.ones(1)}, "its weights do not fit"),

@@ -4,21 +4,19 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from lidnet_fast.data.samples.dataset import Batch, SampleId, make_batch
+from lidnet_fast.device import autocast
 from lidnet_fast.files import write_text
 from lidnet_fast.metrics.detection import DetectionMetrics
 from lidnet_fast.metrics.image_quality import ImageQuality
 from lidnet_fast.models.detectors import LesionDetector
 from lidnet_fast.models.hu import HUDenoiser
-from lidnet_fast.models.windowing import HUWindow
 from lidnet_fast.progress import progress
 from lidnet_fast.trainer.config import RunConfig
 from lidnet_fast.trainer.datamodule import held_out_loader
@@ -94,16 +92,23 @@ def reference_arms(detectors: Mapping[str, LesionDetector]) -> tuple[Arm, Arm]:
 
 
 @torch.no_grad()
-def evaluate(config: RunConfig, arms: Sequence[Arm], device: torch.device, examples: int = 6) -> Evaluation:
+def evaluate(
+    config: RunConfig,
+    arms: Sequence[Arm],
+    device: torch.device,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    examples: int = 6,
+) -> Evaluation:
     """Score all arms on the fixed samples of the test split.
 
     Args:
         config: names the store, the field of view, the window and the number of samples.
         arms: networks are moved to `device` by the caller.
         device: where it runs.
+        precision: of the networks; metrics are computed in float32 and more.
         examples: how many samples with a lesion are kept for the report.
     """
-    window = HUWindow(config.window.low, config.window.high)
+    window = config.window
     quality = {arm.name: ImageQuality(window) for arm in arms}
     detection = {arm.name: {name: DetectionMetrics() for name in arm.detectors} for arm in arms}
     kept: list[Example] = []
@@ -112,11 +117,13 @@ def evaluate(config: RunConfig, arms: Sequence[Arm], device: torch.device, examp
         shown = [i for i, boxes in enumerate(batch["boxes"]) if len(boxes)][: examples - len(kept)]
         new = [Example(batch["boxes"][i].cpu()) for i in shown]
         for arm in arms:
-            restored = arm.restore(batch)
+            with autocast(device, precision):
+                restored = arm.restore(batch)
             quality[arm.name].update(restored, batch["normal_dose"], batch["boxes"])
             images = window.clamp(window.scale(restored))
             for rank, (name, detector) in enumerate(arm.detectors.items()):
-                found = detector.detect(images)
+                with autocast(device, precision):
+                    found = detector.detect(images)
                 detection[arm.name][name].update(found, batch["boxes"])
                 if rank == 0:
                     for example, i in zip(new, shown, strict=True):
@@ -137,20 +144,3 @@ def evaluate(config: RunConfig, arms: Sequence[Arm], device: torch.device, examp
 def write_metrics(path: Path, content: Mapping[str, Any]) -> None:
     """Write results as JSON; arrays become lists."""
     write_text(path, json.dumps(content, indent=1, default=lambda value: value.tolist()))
-
-
-def print_table(columns: Mapping[str, str], rows: Mapping[str, Mapping[str, str]], title: str) -> None:
-    """Print results as a table.
-
-    Args:
-        columns: key -> heading.
-        rows: name -> key -> formatted value.
-        title: printed above.
-    """
-    table = Table(title=title)
-    table.add_column("")
-    for heading in columns.values():
-        table.add_column(heading, justify="right")
-    for name, values in rows.items():
-        table.add_row(name, *(values.get(key, "–") for key in columns))
-    Console(width=None if Console().is_terminal else 160).print(table)

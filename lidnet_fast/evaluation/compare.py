@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 
 from lidnet_fast.data.samples.dataset import SampleId
 from lidnet_fast.data.store.reader import Store
-from lidnet_fast.device import evaluation_device
+from lidnet_fast.device import Device, Precision, choose_device, choose_precision
 from lidnet_fast.errors import InputError
 from lidnet_fast.evaluation.arms import Evaluation, evaluate, images_arm, network_arm, reference_arms, write_metrics
 from lidnet_fast.evaluation.denoised import denoised_views
@@ -17,9 +17,9 @@ from lidnet_fast.evaluation.results import COTRAINED, INDEPENDENT, JUDGE, build_
 from lidnet_fast.models.files import load_denoiser, load_detector, refuse_foreign_code
 from lidnet_fast.report.page import write_report
 from lidnet_fast.runtime import machine_facts
-from lidnet_fast.trainer.config import RunConfig, from_options, validate
+from lidnet_fast.trainer.config import RunConfig, check_available, from_options
 from lidnet_fast.trainer.datamodule import split_patches
-from lidnet_fast.trainer.stored import read_stored
+from lidnet_fast.trainer.stored import nested, read_stored
 
 DENOISED = "denoised"
 _NAMES = ("low dose", DENOISED, "normal dose")
@@ -39,10 +39,9 @@ def read_config(path: Path, *, trust_code: bool = False) -> RunConfig:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(RunConfig)
     try:
-        made = parser.instantiate(parser.parse_object(stored))
+        config = from_options(parser.parse_object(nested(stored)))
     except Exception as error:  # whatever jsonargparse raises
         raise InputError(f"{path} is not the configuration of a run: {error}") from error
-    config = from_options(made)
     if not trust_code:
         refuse_foreign_code(path, config.denoiser, config.detector, config.independent_judge)
     return config
@@ -73,6 +72,8 @@ def evaluate_run(
     images: Mapping[str, Path] | None = None,
     store: Path | None = None,
     out: Path | None = None,
+    device: Device = "auto",
+    precision: Precision = "float32",
     trust_code: bool = False,
 ) -> Evaluation:
     """Score the run's denoiser between the low-dose and the normal-dose images; write `metrics.json`, `report.html`.
@@ -84,31 +85,34 @@ def evaluate_run(
         images: arm -> folder of images of the same low-dose scans, denoised by any tool.
         store: another store than the run's, such as `lidnet-fast export` makes.
         out: where the results go; by default to `folder`.
+        device: where the networks run.
+        precision: their arithmetic.
         trust_code: import the classes that the run's files name by import path.
 
     Raises:
         InputError: the folder is not a finished run's, a checkpoint is of another model, or images don't fit.
     """
     config = _configured(read_config(folder / "config.yaml", trust_code=trust_code), samples, store)
-    device = evaluation_device(config)
+    on = choose_device(device)
     views = _views(config, images or {})
-    judges = {JUDGE: load_detector(folder / "detector" / "detector.pt", config.detector).to(device)}
+    judges = {JUDGE: load_detector(folder / "detector" / "detector.pt", config.detector.network)}
     if config.independent_judge is not None:
-        judges[INDEPENDENT] = load_detector(folder / "independent_judge" / "detector.pt", config.independent_judge).to(
-            device
-        )
+        judges[INDEPENDENT] = load_detector(folder / "independent_judge" / "detector.pt", config.independent_judge)
     network = load_denoiser(
         denoiser or folder / "collaborate" / "denoiser.pt",
-        None if denoiser else config.denoiser,
+        None if denoiser else config.denoiser.network,
         trust_code=trust_code,
-    ).to(device)
+    )
     detectors = judges
     if denoiser is None:
-        cotrained = load_detector(folder / "collaborate" / "detector.pt", config.detector)
-        detectors = {**judges, COTRAINED: cotrained.to(device)}
+        cotrained = load_detector(folder / "collaborate" / "detector.pt", config.detector.network)
+        detectors = {**judges, COTRAINED: cotrained}
     given = [images_arm(name, shown, judges) for name, shown in views.items()]
     low, normal = reference_arms(judges)
-    evaluation = evaluate(config, [low, *given, network_arm(DENOISED, network, detectors), normal], device)
+    for module in (network, *detectors.values()):
+        module.to(on)
+    arms = [low, *given, network_arm(DENOISED, network, detectors), normal]
+    evaluation = evaluate(config, arms, on, choose_precision(precision, on))
     summary = (
         f"{config.evaluation.samples} held-out samples of {config.data.store}, denoised by {config.denoiser.name}"
         f"{' and, from images, ' if images else ''}{', '.join(views)}."
@@ -118,7 +122,9 @@ def evaluate_run(
     return evaluation
 
 
-def compare_images(store: Path, images: Mapping[str, Path], out: Path, samples: int | None = None) -> Evaluation:
+def compare_images(
+    store: Path, images: Mapping[str, Path], out: Path, samples: int | None = None, *, device: Device = "auto"
+) -> Evaluation:
     """Score folders of denoised images alone: image quality, without detectors.
 
     Args:
@@ -126,6 +132,7 @@ def compare_images(store: Path, images: Mapping[str, Path], out: Path, samples: 
         images: arm -> folder of images of its low-dose scans, denoised by any tool.
         out: gets `metrics.json` and `report.html`.
         samples: how many held-out samples.
+        device: where the metrics are computed.
 
     Raises:
         InputError: the store or the images can't be used.
@@ -137,7 +144,7 @@ def compare_images(store: Path, images: Mapping[str, Path], out: Path, samples: 
     views = _views(config, images)
     low, normal = reference_arms({})
     arms = [low, *(images_arm(name, shown, {}) for name, shown in views.items()), normal]
-    evaluation = evaluate(config, arms, evaluation_device(config))
+    evaluation = evaluate(config, arms, choose_device(device))
     summary = f"{config.evaluation.samples} held-out samples of {store}, {crop} pixels wide: {', '.join(images)}."
     _publish(out, "Denoised images compared", summary, config, evaluation, images, None)
     return evaluation
@@ -148,7 +155,7 @@ def _configured(config: RunConfig, samples: int | None, store: Path | None) -> R
         config = replace(config, evaluation=replace(config.evaluation, samples=samples))
     if store is not None:
         config = replace(config, data=replace(config.data, store=str(store)))
-    validate(config)
+    check_available(config)
     return config
 
 
@@ -159,7 +166,7 @@ def _views(config: RunConfig, images: Mapping[str, Path]) -> dict[str, dict[Samp
     store = Store(config.data.store)
     if store.simulation is not None:
         raise InputError(
-            f"--images: {store.path} simulates its low dose anew for every sample, so no other tool has seen it; "
+            f"--images: {store.path} draws its simulated noise for every sample, so no other tool has seen it. To fix: "
             f"`lidnet-fast export {store.path} OUT` writes low-dose images for the tool and OUT/store to evaluate on "
             "with --store"
         )

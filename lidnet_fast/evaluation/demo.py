@@ -10,7 +10,7 @@ from scipy.stats import t as student_t
 
 from lidnet_fast import backend
 from lidnet_fast.data.phantoms.study import Study, make_study
-from lidnet_fast.device import evaluation_device
+from lidnet_fast.device import choose_device
 from lidnet_fast.errors import InputError
 from lidnet_fast.evaluation.arms import Evaluation, evaluate, network_arm, reference_arms, write_metrics
 from lidnet_fast.evaluation.results import COTRAINED, INDEPENDENT, JUDGE, build_report, print_results
@@ -121,12 +121,12 @@ def _phase(arm: str) -> str:
 
 def _run_seed(config: RunConfig, objectives: Mapping[str, ObjectiveConfig]) -> Evaluation:
     run = Run(config)
-    device = evaluation_device(config)
-    judges = {JUDGE: run.detector().to(device)}
-    independent = run.independent_judge()
+    device = choose_device(config.device)
+    judges = {JUDGE: run.train_detector().to(device)}
+    independent = run.train_independent_judge()
     if independent is not None:
         judges[INDEPENDENT] = independent.to(device)
-    run.denoiser()
+    run.train_denoiser()
     low, normal = reference_arms(judges)
     arms = [low]
     for name, objective in objectives.items():

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from lidnet_fast.evaluation.arms import Evaluation, print_table
+from lidnet_fast.evaluation.arms import Evaluation
 from lidnet_fast.report.data import Arm, Column, Curve, Metric, Panel, Report
+from lidnet_fast.report.terminal import print_table
 from lidnet_fast.runtime import machine_facts
 from lidnet_fast.trainer.config import RunConfig, to_dict
 from lidnet_fast.trainer.run import curves

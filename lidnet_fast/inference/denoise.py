@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby, repeat
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-import torch
 
 from lidnet_fast import __version__
 from lidnet_fast.data.formats.dicom.values import without_pydicom_warnings
 from lidnet_fast.data.formats.dicom.writer import CTImage, Derivation, read_image, write_derived
 from lidnet_fast.data.formats.geometry import LOWEST_HU
 from lidnet_fast.data.formats.itk.files import is_volume
+from lidnet_fast.device import Device, Precision, choose_device
 from lidnet_fast.errors import InputError
 from lidnet_fast.files import lock, move_whole, remove_temporary, write_text
-from lidnet_fast.inference.slices import Precision, SliceDenoiser
+from lidnet_fast.inference.slices import SliceDenoiser
 from lidnet_fast.inference.sources import DicomSeries, counted, find
 from lidnet_fast.inference.volumes import (
     VolumeFile,
@@ -75,7 +75,7 @@ def denoise(
     *,
     model: str | Path,
     precision: Precision = "auto",
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: Device = "auto",
     tile: int | None = None,
     batch_size: int | None = None,
     blend: float = 1.0,
@@ -104,7 +104,7 @@ def denoise(
     file = _model_file(Path(model))
     denoiser = SliceDenoiser(
         load_denoiser(file, trust_code=trust_code),
-        _device(device),
+        choose_device(device),
         precision=precision,
         tile=tile,
         batch_size=batch_size,
@@ -260,13 +260,6 @@ def _model_file(model: Path) -> Path:
     return model / "collaborate" / "denoiser.pt" if model.is_dir() else model
 
 
-def _device(name: str) -> torch.device:
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise InputError("device: cuda is asked for, but PyTorch finds no GPU")
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
-
-
 def _fingerprint(file: Path) -> str:
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
@@ -279,7 +272,7 @@ def _derivation(file: Path, settings: Mapping[str, Any], created: datetime) -> D
     return Derivation(
         model=f"{name} {settings['model'][:8]}",
         description=f"Noise reduced by a convolutional network{mixed}: lidnet_fast {__version__}, model {name}, "
-        f"SHA-256 {settings['model'][:16]}, computed in {settings['precision'].replace('32', 'float32')}",
+        f"SHA-256 {settings['model'][:16]}, computed in {settings['precision']}",
         identity=json.dumps(settings, sort_keys=True),
         created=created,
     )

@@ -1,21 +1,17 @@
 """A trained denoiser on slices of any size, within a bound on memory."""
 
 import copy
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from functools import cached_property
-from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lidnet_fast.device import Precision, autocast, choose_precision
 from lidnet_fast.errors import InputError
 from lidnet_fast.inference.tiling import Reach, bytes_per_pixel, find_reach, in_tiles
 from lidnet_fast.models.hu import HUDenoiser
 from lidnet_fast.models.registry import first_line
-
-Precision = Literal["auto", "32", "bf16"]
 
 _CPU_MEMORY = 2 * 2**30
 _CUDA_SHARE = 0.8
@@ -31,13 +27,13 @@ class SliceDenoiser:
     Args:
         denoiser: HU in, HU out; moved to `device`.
         device: where it runs.
-        precision: "32", "bf16" (autocast: weights stay float32), or "auto": bf16 where the device computes in it.
+        precision: of the network; weights stay float32. "auto" is bfloat16 where the device computes in it.
         tile: largest side of a tile in pixels, without its overlap; None for whole slices where memory allows.
         batch_size: most slices at a time; None for 1 on the CPU and 8 on a GPU.
         blend: share of the denoised slice in the result, the rest is the original.
 
     Attributes:
-        precision: "32" or "bf16".
+        precision: "float32" or "bfloat16".
         batch_size: most slices at a time.
 
     Raises:
@@ -61,14 +57,14 @@ class SliceDenoiser:
             raise InputError(f"blend must lie in [0, 1], got {blend}")
         on_cpu = device.type == "cpu"
         self.device, self.tile, self.blend = device, tile, blend
-        self.precision = precision if precision != "auto" else "bf16" if computes_in_bf16(device) else "32"
+        self.precision = choose_precision(precision, device)
         self.batch_size = batch_size or (1 if on_cpu else 8)
         self._memory = _CPU_MEMORY if on_cpu else int(_CUDA_SHARE * torch.cuda.mem_get_info(device)[0])
         try:
             self._bytes_per_pixel = bytes_per_pixel(denoiser)
         except (ValueError, RuntimeError) as error:
             raise InputError(f"the denoiser fails on a small image: {first_line(error)}") from error
-        # Several times as fast as the default layout in bf16 on the CPU.
+        # Several times as fast as the default layout in bfloat16 on the CPU.
         self._denoiser = denoiser.to(device).to(memory_format=torch.channels_last)
         if tile is not None and self._reach is None:
             raise InputError(f"tile: this denoiser can't work in tiles: {_UNTILEABLE}; leave tile out")
@@ -140,22 +136,10 @@ class SliceDenoiser:
 
     def _network(self, images: Tensor) -> Tensor:
         try:
-            with self._autocast():
+            with autocast(self.device, self.precision):
                 return self._denoiser(images)
         except torch.OutOfMemoryError:
             raise
         except (ValueError, RuntimeError) as error:
             height, width = images.shape[-2:]
             raise InputError(f"the denoiser can't take {width} x {height} pixels: {first_line(error)}") from error
-
-    def _autocast(self) -> AbstractContextManager[None]:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
-
-
-def computes_in_bf16(device: torch.device) -> bool:
-    """Whether a device has instructions for bf16 rather than emulates it."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    # PyTorch 2.10, the oldest that we support, can't say.
-    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

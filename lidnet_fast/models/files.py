@@ -3,12 +3,13 @@
 Loading one runs no code but this package's, unless the caller trusts a class that the file names.
 """
 
+import io
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lidnet_fast import __version__
 from lidnet_fast.errors import InputError
@@ -17,10 +18,8 @@ from lidnet_fast.models.denoisers import build_denoiser
 from lidnet_fast.models.detectors import LesionDetector, build_detector
 from lidnet_fast.models.envelope import Envelope
 from lidnet_fast.models.hu import HUDenoiser
-from lidnet_fast.models.registry import is_import_path
+from lidnet_fast.models.registry import NetworkConfig, is_import_path
 from lidnet_fast.models.windowing import HUWindow
-from lidnet_fast.trainer.checkpoints import diverged_weights, serialised
-from lidnet_fast.trainer.config import NetworkConfig
 
 FORMAT = "lidnet_fast-network"
 VERSION = 1
@@ -209,3 +208,18 @@ def load_detector(path: Path, expected: NetworkConfig | None = None) -> LesionDe
     network, _ = load_network(path, "detector", expected)
     assert isinstance(network, LesionDetector)
     return network.requires_grad_(False)
+
+
+def serialised(content: Any) -> memoryview:
+    """What `torch.save` writes, in memory: its own writer turns a full disk into errors of its file format."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getbuffer()
+
+
+def diverged_weights(state: dict[str, Any]) -> str | None:
+    """The name of a tensor with NaN, if there is one; infinities may be a network's own, as in an attention mask."""
+    for name, value in state.items():
+        if isinstance(value, Tensor) and bool(value.isnan().any()):
+            return name
+    return None

@@ -6,6 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,14 @@ from torch import nn
 from lidnet_fast.errors import InputError
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """A network by name or import path, with its constructor's options."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 def construct(kind: str, name: str, factory: Callable[..., T], options: Mapping[str, Any]) -> T:

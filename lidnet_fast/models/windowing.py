@@ -29,9 +29,9 @@ class HUWindow:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high)):
-            raise InputError(f"HU window: its ends must be finite, got low={self.low} and high={self.high}")
+            raise InputError(f"low and high must be finite, got low={self.low} and high={self.high}")
         if not self.high > self.low:
-            raise InputError(f"HU window: high must be above low, got low={self.low} and high={self.high}")
+            raise InputError(f"low must be below high, got low={self.low} and high={self.high}")
 
     @property
     def denoised_range(self) -> tuple[float, float]:

@@ -12,9 +12,9 @@ import lightning as L
 
 from lidnet_fast.data.phantoms.study import Study, make_study
 from lidnet_fast.data.samples.dataset import collate, make_batch
-from lidnet_fast.device import evaluation_device, native_precision
+from lidnet_fast.device import choose_device, choose_precision
 from lidnet_fast.errors import InputError
-from lidnet_fast.evaluation.arms import print_table
+from lidnet_fast.report.terminal import print_table
 from lidnet_fast.runtime import machine_facts
 from lidnet_fast.trainer.clock import PARTS
 from lidnet_fast.trainer.config import RunConfig
@@ -99,13 +99,13 @@ def bench(config: RunConfig, seconds: float = 120.0) -> dict[str, Speed]:
 
 def variants(config: RunConfig) -> dict[str, RunConfig]:
     """The configuration, and what a user might change in it: name -> configuration."""
-    native = native_precision(evaluation_device(config))
-    now = native if config.precision == "auto" else config.precision
+    device = choose_device(config.device)
+    native = choose_precision("auto", device)
     found = {CONFIGURED: config}
-    if now != native:
+    if choose_precision(config.precision, device) != native:
         found[f"--precision {native}"] = replace(config, precision=native)
-    elif now != "32-true":
-        found["--precision 32-true"] = replace(config, precision="32-true")
+    elif native != "float32":
+        found["--precision float32"] = replace(config, precision="float32")
     workers = 0 if config.data.workers else 2
     found[f"--data.workers {workers}"] = replace(config, data=replace(config.data, workers=workers))
     found["--ops reference"] = replace(config, ops="reference")
@@ -118,8 +118,8 @@ def measured(config: RunConfig, seconds: float) -> Speed:
     cycle = joint.denoiser_steps + joint.detector_steps
     config = replace(
         config,
-        detector_phase=replace(config.detector_phase, steps=0),
-        denoiser_phase=replace(config.denoiser_phase, steps=0),
+        detector=replace(config.detector, steps=0),
+        denoiser=replace(config.denoiser, steps=0),
         independent_judge=None,
         collaborate=replace(joint, steps=_MANY),
         evaluation=replace(config.evaluation, validate_every=_MANY),
@@ -127,8 +127,8 @@ def measured(config: RunConfig, seconds: float) -> Speed:
         log_every=cycle,
     )
     run = Run(config, callbacks=[_StopAfter(seconds, cycle)])
-    run.detector()
-    run.denoiser()
+    run.train_detector()
+    run.train_denoiser()
     run.collaborate()
     logged = curves(run.out / "collaborate")
 
@@ -145,7 +145,7 @@ def loading_speed(config: RunConfig, seconds: float) -> float:
     dataset, size, device = (
         split_patches(config, "train", "collaborate"),
         config.collaborate.batch_size,
-        evaluation_device(config),
+        choose_device(config.device),
     )
     count, start = 0, time.perf_counter()
     while (spent := time.perf_counter() - start) < seconds or not count:
@@ -162,7 +162,7 @@ def advice(config: RunConfig, speeds: Mapping[str, Speed], loaded: float) -> lis
     if base.shares["data"] > _DATA_WAIT:
         lines.append(
             f"Steps wait for data ({base.shares['data']:.0%} of the time): more --data.workers, a local disk, or a "
-            f"larger --data.noise_map_cache_mb; one process loads {loaded:.1f} images/s."
+            f"larger --data.noise_map_cache_mib; one process loads {loaded:.1f} images/s."
         )
     for name, speed in speeds.items():
         gain = speed.images_per_s / base.images_per_s

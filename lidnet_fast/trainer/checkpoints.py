@@ -1,30 +1,14 @@
 """Checkpoints of an unfinished phase: whole or absent, without NaN, and read without running any code."""
 
-import io
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from torch import Tensor
 
 from lidnet_fast.errors import InputError
 from lidnet_fast.files import write_bytes
-
-
-def serialised(content: Any) -> memoryview:
-    """What `torch.save` writes, in memory: its own writer turns a full disk into errors of its file format."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getbuffer()
-
-
-def diverged_weights(state: dict[str, Any]) -> str | None:
-    """The name of a tensor with NaN, if there is one; infinities may be a network's own, as in an attention mask."""
-    for name, value in state.items():
-        if isinstance(value, Tensor) and bool(value.isnan().any()):
-            return name
-    return None
+from lidnet_fast.models.files import diverged_weights, serialised
 
 
 class PhaseCheckpoints(TorchCheckpointIO):

@@ -6,67 +6,94 @@ them are configuration here, and the defaults are ours.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from lidnet_fast import backend
 from lidnet_fast.data.store.backends import is_url
+from lidnet_fast.device import Device, Precision
 from lidnet_fast.errors import InputError
 from lidnet_fast.functional import check_term_weights
 from lidnet_fast.functional.pixel_losses import SMALLEST_SIDE
+from lidnet_fast.models.registry import NetworkConfig
+from lidnet_fast.models.windowing import HUWindow
 from lidnet_fast.multitask import check_weighting
 
-
-@dataclass
-class WindowConfig:
-    """HU window of the networks and of the image metrics."""
-
-    low: float = -1000.0
-    high: float = 400.0
+T = TypeVar("T")
+_Rule = dict[str, tuple[str, Callable[[float], bool]]]
 
 
-@dataclass
-class DataConfig:
+def _must(words: str, holds: Callable[[float], bool]) -> _Rule:
+    """The metadata of a field whose number has to keep a rule; null needs no rule."""
+    return {"must": (words, holds)}
+
+
+_AT_LEAST_1 = _must("be at least 1", lambda value: value >= 1)
+_NOT_NEGATIVE = _must("be finite and not negative", lambda value: 0 <= value < math.inf)
+_ABOVE_0 = _must("be finite and above 0", lambda value: 0 < value < math.inf)
+_FRACTION = _must("lie in [0, 1]", lambda value: 0 <= value <= 1)
+_DECAY = _must("lie in [0, 1)", lambda value: 0 <= value < 1)
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A group of the configuration, which refuses values that can't work; the rules stand at the fields.
+
+    It is a dataclass itself, or jsonargparse would look for subclasses of the groups.
+
+    Raises:
+        InputError: names the key within the group and its value.
+    """
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if "must" in entry.metadata and value is not None:
+                words, holds = entry.metadata["must"]
+                if not holds(value):
+                    raise InputError(f"{entry.name} must {words}, got {value}")
+
+
+@dataclass(frozen=True)
+class DataConfig(_Checked):
     """Where samples come from and what a sample is."""
 
     store: str = ""
     """Folder made by `lidnet-fast prepare`; or, with Zarr volumes, the URL that it was copied to."""
-    crop: int | None = 256
+    crop: int | None = field(default=256, metadata=_AT_LEAST_1)
     """Side of the square field of view in pixels, for training and evaluation alike; null for whole slices."""
-    positive_fraction: float = 0.85
+    positive_fraction: float = field(default=0.85, metadata=_FRACTION)
     """Fraction of samples centred near a lesion; the rest is drawn from all slices."""
     augment: bool = True
     """Random flips of the training samples."""
-    workers: int = 0
+    workers: int = field(default=0, metadata=_NOT_NEGATIVE)
     """Loader processes; 0 reads in the training process."""
-    noise_map_cache_mb: int = 512
-    """Bound on the cache of what the noise of a slice follows from (simulated low dose only), per process."""
+    noise_map_cache_mib: int = field(default=512, metadata=_NOT_NEGATIVE)
+    """Bound in MiB on the cache of what the noise of a slice follows from (simulated low dose only), per process."""
 
 
-@dataclass
-class NetworkConfig:
-    """A network by name or import path, with its constructor's options."""
+@dataclass(frozen=True)
+class PhaseConfig(_Checked, NetworkConfig):
+    """A network, and the phase that trains it by itself."""
 
-    name: str
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class PhaseConfig:
-    """Length and optimisation of one phase."""
-
-    steps: int
-    batch_size: int
+    steps: int = field(default=20000, metadata=_NOT_NEGATIVE)
+    batch_size: int = field(default=8, metadata=_AT_LEAST_1)
     """Samples of a step, shared out equally among the run's processes."""
-    learning_rate: float
-    weight_decay: float = 0.0
-    clip_norm: float | None = None
+    learning_rate: float = field(default=5e-4, metadata=_NOT_NEGATIVE)
+    weight_decay: float = field(default=0.0, metadata=_NOT_NEGATIVE)
+    clip_norm: float | None = field(default=None, metadata=_ABOVE_0)
+
+    @property
+    def network(self) -> NetworkConfig:
+        """The network alone, as it is stored with its weights."""
+        return NetworkConfig(self.name, self.options)
 
 
-@dataclass
-class ObjectiveConfig:
+@dataclass(frozen=True)
+class ObjectiveConfig(_Checked):
     """The joint objective of a denoiser step.
 
     pixel terms + perceptual * (feature loss on whole maps) + roi_perceptual * (ROI perceptual loss) + detection *
@@ -76,22 +103,22 @@ class ObjectiveConfig:
 
     pixel: dict[str, float] = field(default_factory=lambda: {"mse": 1.0})
     """Weights of `lidnet_fast.multi_loss` terms."""
-    roi_weight: float = 1.0
+    roi_weight: float = field(default=1.0, metadata=_ABOVE_0)
     """Weight of pixels inside lesion boxes in the pixel terms; 1 is the plain mean."""
-    perceptual: float = 0.0
-    roi_perceptual: float = 4e-3
-    detection: float = 2e-3
+    perceptual: float = field(default=0.0, metadata=_NOT_NEGATIVE)
+    roi_perceptual: float = field(default=4e-3, metadata=_NOT_NEGATIVE)
+    detection: float = field(default=2e-3, metadata=_NOT_NEGATIVE)
     regions: Literal["boxes", "proposals", "both"] = "both"
     """Where the ROI perceptual loss looks: ground-truth boxes, the detector's proposals on normal dose, or both."""
-    grow: float = 2.0
+    grow: float = field(default=2.0, metadata=_NOT_NEGATIVE)
     """Pixels added on each side of a region."""
-    levels: int = 2
+    levels: int = field(default=2, metadata=_AT_LEAST_1)
     """How many of the detector's feature levels are compared, from the finest."""
-    roi_size: int = 7
+    roi_size: int = field(default=7, metadata=_AT_LEAST_1)
     proposal_score: float = 0.3
     """Proposals scoring less than this are not regions; the others count with their score as weight."""
-    proposals_per_image: int = 8
-    roi_extractor: float = 0.0
+    proposals_per_image: int = field(default=8, metadata=_NOT_NEGATIVE)
+    roi_extractor: float = field(default=0.0, metadata=_NOT_NEGATIVE)
     """Weight of an ROI perceptual loss, over the same regions, of another network's features: their mean square
     difference as it is."""
     extractor: str = "vgg19:relu3_4"
@@ -99,82 +126,99 @@ class ObjectiveConfig:
     extractor_weights: str | None = None
     """Its weights: a state dict, the name of torchvision's ("DEFAULT" downloads them), or none for random ones."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            check_term_weights(self.pixel)
+        except ValueError as error:
+            raise InputError(f"pixel: {error}") from error
 
-@dataclass
-class CollaborateConfig:
+
+@dataclass(frozen=True)
+class CollaborateConfig(_Checked):
     """The collaborative phase: cycles of denoiser steps, then detector steps."""
 
-    steps: int = 20000
+    steps: int = field(default=20000, metadata=_NOT_NEGATIVE)
     """Batches in all, of both kinds of step."""
-    batch_size: int = 4
+    batch_size: int = field(default=4, metadata=_AT_LEAST_1)
     """Samples of a step, shared out equally among the run's processes."""
-    denoiser_steps: int = 4
-    detector_steps: int = 1
-    denoiser_learning_rate: float = 1e-4
-    detector_learning_rate: float = 1e-4
-    detector_clip_norm: float | None = 5.0
-    cache_mb: int = 1024
-    """Bound on each of two caches, per process, of what networks that don't train make of normal-dose images: the
-    detector, and `objective.extractor`. They serve whole slices (`data.crop: null`), which come again; random fields of
-    view don't."""
+    denoiser_steps: int = field(default=4, metadata=_AT_LEAST_1)
+    detector_steps: int = field(default=1, metadata=_NOT_NEGATIVE)
+    denoiser_learning_rate: float = field(default=1e-4, metadata=_NOT_NEGATIVE)
+    detector_learning_rate: float = field(default=1e-4, metadata=_NOT_NEGATIVE)
+    detector_clip_norm: float | None = field(default=5.0, metadata=_ABOVE_0)
+    cache_mib: int = field(default=1024, metadata=_NOT_NEGATIVE)
+    """Bound in MiB on each of two caches, per process, of what networks that don't train make of normal-dose images:
+    the detector, and `objective.extractor`. They serve whole slices (`data.crop: null`), which come again; random
+    fields of view don't."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
 
-@dataclass
-class EvaluationConfig:
+@dataclass(frozen=True)
+class EvaluationConfig(_Checked):
     """The held-out samples of `evaluate` and of the validation curves."""
 
-    samples: int = 1000
+    samples: int = field(default=1000, metadata=_AT_LEAST_1)
     """Samples of the test split for the result table."""
-    validation_samples: int = 100
-    validate_every: int = 1000
+    validation_samples: int = field(default=100, metadata=_AT_LEAST_1)
+    validate_every: int = field(default=1000, metadata=_AT_LEAST_1)
     """Steps between two points of the validation curves."""
 
 
-@dataclass
-class RunConfig:
+@dataclass(frozen=True)
+class RunConfig(_Checked):
     """Everything a run depends on."""
 
     out: str = "runs/lidnet"
-    seed: int = 0
+    seed: int = field(default=0, metadata=_NOT_NEGATIVE)
     ops: Literal["auto", "reference", "fused"] = "auto"
     """Implementation of the losses: the library's kernels and ROI windows, or the plain definitions on whole images;
     "auto" is "fused" where kernels are available."""
     balance: Literal["none", "sum", "mean", "upgrad", "dualproj", "mgda", "pcgrad", "aligned_mtl", "imtl_g"] = "none"
     """How a denoiser step weighs the losses' gradients at the denoised image, by `lidnet_fast.mtl_backward`; "none"
     sums the losses. All others also log the gradients' norms, weights and cosines."""
-    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
-    """Arithmetic of the networks; losses and weights are float32. "auto" is "bf16-mixed" where the hardware computes in
-    bfloat16, "32-true" elsewhere, and what the run began with when it goes on."""
+    precision: Precision = "auto"
+    """Arithmetic of the networks; losses and weights are float32. "auto" is "bfloat16" where the hardware computes in
+    it, "float32" elsewhere, and what the run began with when it is resumed."""
     compile: bool = False
     """Compile the denoiser and the detector's backbone with torch.compile: minutes at the start of every phase."""
-    micro_batch_size: int | None = None
+    micro_batch_size: int | None = field(default=None, metadata=_AT_LEAST_1)
     """Most samples that pass through a process's networks at once; gradients of a batch's parts are accumulated."""
     activation_checkpointing: bool = False
     """Keep fewer activations and compute them again in the backward pass: less memory for more time. It applies to what
     a network has in `nn.Sequential`s; a denoiser without any (`redcnn`) is refused."""
-    ema_decay: float = 0.0
+    ema_decay: float = field(default=0.0, metadata=_DECAY)
     """Decay per step of the exponential moving average of the denoiser's weights, such as 0.999, which validation and
     the result then use; 0 for none."""
-    accelerator: str = "auto"
-    devices: int = 1
+    device: Device = "auto"
+    """Where the networks run: "auto" is a GPU if there is one."""
+    devices: int = field(default=1, metadata=_AT_LEAST_1)
     """Processes on this machine, each with a GPU of its own; where torchrun starts them, it decides."""
-    num_nodes: int = 1
-    checkpoint_every: int = 500
+    num_nodes: int = field(default=1, metadata=_AT_LEAST_1)
+    checkpoint_every: int = field(default=500, metadata=_AT_LEAST_1)
     """Steps between two checkpoints; an interrupted run resumes from the last."""
-    log_every: int = 10
-    window: WindowConfig = field(default_factory=WindowConfig)
+    log_every: int = field(default=10, metadata=_AT_LEAST_1)
+    window: HUWindow = field(default_factory=HUWindow)
     data: DataConfig = field(default_factory=DataConfig)
-    denoiser: NetworkConfig = field(default_factory=lambda: NetworkConfig("unet"))
-    detector: NetworkConfig = field(default_factory=lambda: NetworkConfig("faster_rcnn_resnet18_fpn"))
+    denoiser: PhaseConfig = field(default_factory=lambda: PhaseConfig("unet"))
+    """The denoiser, and the phase that warms it up with the pixel terms."""
+    detector: PhaseConfig = field(
+        default_factory=lambda: PhaseConfig("faster_rcnn_resnet18_fpn", weight_decay=1e-4, clip_norm=5.0)
+    )
+    """The detector, and the phase that trains it on normal dose; a frozen copy is the judge of the evaluation."""
     independent_judge: NetworkConfig | None = None
     """A second detector, trained like the first, that only evaluates: no denoiser is ever trained through it."""
-    detector_phase: PhaseConfig = field(
-        default_factory=lambda: PhaseConfig(20000, 8, 5e-4, weight_decay=1e-4, clip_norm=5.0)
-    )
-    denoiser_phase: PhaseConfig = field(default_factory=lambda: PhaseConfig(20000, 8, 5e-4))
     collaborate: CollaborateConfig = field(default_factory=CollaborateConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for term in self.collaborate.objective.pixel:
+            if self.data.crop is not None and self.data.crop < SMALLEST_SIDE[term]:
+                raise InputError(
+                    f"data.crop must be at least {SMALLEST_SIDE[term]} for the term {term!r} of "
+                    f"collaborate.objective.pixel, got {self.data.crop}"
+                )
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
@@ -183,103 +227,42 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 
 def from_options(options: Any) -> RunConfig:
-    """The configuration among parsed options, which may hold a command's own options too."""
-    return RunConfig(**{name: getattr(options, name) for name in RunConfig.__dataclass_fields__})
-
-
-def check_groups(options: Any, kind: type = RunConfig, prefix: str = "") -> None:
-    """Refuse null, lists and unnamed keys where they mean nothing; the parser lets them pass.
+    """Build the configuration of parsed options, which may hold a command's own options too.
 
     Args:
-        options: the parsed options, by name.
-        kind: the dataclass that they are to become.
-        prefix: of the keys in the message.
+        options: jsonargparse's namespace, whose values have the types of the fields.
 
     Raises:
-        InputError: names the key.
+        InputError: names the key that is null, a list or another thing than a group of keys, or whose value can't work.
     """
-    for entry in fields(kind):
+    return _built(RunConfig, options, "")
+
+
+def _built(kind: type[T], options: Any, prefix: str) -> T:
+    values: dict[str, Any] = {}
+    for entry in fields(kind):  # type: ignore[arg-type]
         key, value = f"{prefix}{entry.name}", getattr(options, entry.name)
         kinds = (entry.type, *get_args(entry.type))
+        group = next((one for one in kinds if isinstance(one, type) and is_dataclass(one)), None)
         if value is None and NoneType not in kinds:
             raise InputError(f"configuration key {key} must not be null")
-        inner = next((one for one in kinds if isinstance(one, type) and is_dataclass(one)), None)
-        if inner is not None and value is not None:
-            if not isinstance(value, type(options)) or not all(hasattr(value, one.name) for one in fields(inner)):
+        if group is not None and value is not None:
+            if not isinstance(value, type(options)) or not all(hasattr(value, one.name) for one in fields(group)):
                 raise InputError(f"configuration key {key} must be a group of keys, got {value!r}")
-            check_groups(value, inner, f"{key}.")
+            value = _built(group, value, f"{key}.")
+        values[entry.name] = value
+    try:
+        return kind(**values)
+    except InputError as error:
+        raise InputError(f"configuration key {prefix}{error}") from error
 
 
-def validate(config: RunConfig) -> None:
-    """Refuse values that can't work, before anything is built.
+def check_available(config: RunConfig) -> None:
+    """Refuse a configuration that needs what isn't here: the store, the kernels, a weighting's package.
 
     Raises:
         InputError: names the key and its value.
     """
-    objective = config.collaborate.objective
-    at_least_one = {
-        "data.crop": config.data.crop if config.data.crop is not None else 1,
-        "micro_batch_size": config.micro_batch_size if config.micro_batch_size is not None else 1,
-        "checkpoint_every": config.checkpoint_every,
-        "log_every": config.log_every,
-        "detector_phase.batch_size": config.detector_phase.batch_size,
-        "denoiser_phase.batch_size": config.denoiser_phase.batch_size,
-        "collaborate.batch_size": config.collaborate.batch_size,
-        "collaborate.denoiser_steps": config.collaborate.denoiser_steps,
-        "collaborate.objective.levels": objective.levels,
-        "collaborate.objective.roi_size": objective.roi_size,
-        "evaluation.samples": config.evaluation.samples,
-        "evaluation.validation_samples": config.evaluation.validation_samples,
-        "evaluation.validate_every": config.evaluation.validate_every,
-    }
-    for key, count in at_least_one.items():
-        if count < 1:
-            raise InputError(f"configuration key {key} must be at least 1, got {count}")
-    not_negative: dict[str, float] = {
-        "detector_phase.steps": config.detector_phase.steps,
-        "denoiser_phase.steps": config.denoiser_phase.steps,
-        "collaborate.steps": config.collaborate.steps,
-        "collaborate.detector_steps": config.collaborate.detector_steps,
-        "collaborate.objective.perceptual": objective.perceptual,
-        "collaborate.objective.roi_perceptual": objective.roi_perceptual,
-        "collaborate.objective.detection": objective.detection,
-        "collaborate.objective.roi_extractor": objective.roi_extractor,
-        "collaborate.objective.grow": objective.grow,
-        "collaborate.objective.proposals_per_image": objective.proposals_per_image,
-        "collaborate.cache_mb": config.collaborate.cache_mb,
-        "data.workers": config.data.workers,
-        "seed": config.seed,
-    }
-    for key, value in not_negative.items():
-        if not 0 <= value < math.inf:
-            raise InputError(f"configuration key {key} must be finite and not negative, got {value}")
-    above_zero = {
-        "collaborate.objective.roi_weight": objective.roi_weight,
-        "detector_phase.clip_norm": config.detector_phase.clip_norm,
-        "denoiser_phase.clip_norm": config.denoiser_phase.clip_norm,
-        "collaborate.detector_clip_norm": config.collaborate.detector_clip_norm,
-    }
-    for key, number in above_zero.items():
-        if number is not None and not 0 < number < math.inf:
-            raise InputError(f"configuration key {key} must be finite and above 0, got {number}")
-    try:
-        check_term_weights(objective.pixel)
-    except ValueError as error:
-        raise InputError(f"configuration key collaborate.objective.pixel: {error}") from error
-    for term in objective.pixel:
-        if config.data.crop is not None and config.data.crop < SMALLEST_SIDE[term]:
-            raise InputError(
-                f"configuration key data.crop must be at least {SMALLEST_SIDE[term]} for the term {term!r} of "
-                f"collaborate.objective.pixel, got {config.data.crop}"
-            )
-    if not 0 <= config.ema_decay < 1:
-        raise InputError(f"configuration key ema_decay must lie in [0, 1), got {config.ema_decay}")
-    if not 0 <= config.data.positive_fraction <= 1:
-        raise InputError(
-            f"configuration key data.positive_fraction must lie in [0, 1], got {config.data.positive_fraction}"
-        )
-    if not config.window.low < config.window.high:
-        raise InputError(f"window.low ({config.window.low} HU) must be below window.high ({config.window.high} HU)")
     if config.ops != "auto" and config.ops not in backend.available():
         raise InputError(f"ops: {config.ops!r} isn't available here (available: {', '.join(backend.available())})")
     if config.balance != "none":
@@ -288,6 +271,6 @@ def validate(config: RunConfig) -> None:
         except (ValueError, ImportError) as error:
             raise InputError(f"balance: {error}") from error
     if not config.data.store:
-        raise InputError("configuration key data.store is empty: give the folder that `lidnet-fast prepare` made")
+        raise InputError("configuration key data.store is empty. To fix: give the folder that `prepare` made")
     if not is_url(config.data.store) and not Path(config.data.store).is_dir():
         raise InputError(f"data.store: there is no folder {config.data.store}")

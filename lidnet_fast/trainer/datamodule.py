@@ -11,14 +11,14 @@ from lidnet_fast.data.samples.dataset import Batch, LesionPatches, Sample, Sampl
 from lidnet_fast.trainer.config import RunConfig
 
 # Streams of draws are kept apart, so that no phase sees another's samples.
-_STREAMS = {"detector": 0, "denoiser": 1, "collaborate": 2, "judge": 3, "val": 4, "test": 5}
+_STREAMS = {"detector": 0, "denoiser": 1, "collaborate": 2, "independent_judge": 3, "val": 4, "test": 5}
 
 # Batches that each loader process keeps ready: slices differ in what they cost to decode.
 _PREFETCHED = 4
 
 
 def stream_seed(seed: int, stream: str) -> int:
-    """The seed of one stream of draws ("detector", "denoiser", "collaborate", "judge", "val" or "test")."""
+    """The seed of one stream of draws ("detector", "denoiser", "collaborate", "independent_judge", "val" or "test")."""
     return seed * len(_STREAMS) + _STREAMS[stream]
 
 
@@ -112,7 +112,7 @@ def split_patches(config: RunConfig, split: str, stream: str) -> LesionPatches:
         positive_fraction=config.data.positive_fraction,
         augment=config.data.augment and split == "train",
         seed=stream_seed(config.seed, stream),
-        cache_mb=config.data.noise_map_cache_mb,
+        cache_mib=config.data.noise_map_cache_mib,
     )
 
 

@@ -18,12 +18,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from lidnet_fast.data.samples.dataset import Batch
-from lidnet_fast.device import evaluation_device
+from lidnet_fast.device import choose_device
 from lidnet_fast.errors import InputError
 from lidnet_fast.metrics.detection import DetectionMetrics
 from lidnet_fast.metrics.image_quality import ImageQuality
 from lidnet_fast.models.detectors import LesionDetector
-from lidnet_fast.models.windowing import HUWindow
 from lidnet_fast.trainer.clock import StepClock, step_memory_mb
 from lidnet_fast.trainer.config import RunConfig
 
@@ -119,8 +118,8 @@ class Phase(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.config = config
-        self.window = HUWindow(config.window.low, config.window.high)
-        self.clock = StepClock(evaluation_device(config))
+        self.window = config.window
+        self.clock = StepClock(choose_device(config.device))
         self._images_seen = 0
         self._quality = ImageQuality(self.window)
         self._detections = DetectionMetrics()
@@ -183,9 +182,6 @@ class Phase(L.LightningModule):
                 for name, value in backward(part, share).items():
                     mean[name] = mean[name] + share * value.detach()
         if clip_norm is not None:
-            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-            if scaler is not None:
-                scaler.unscale_(optimizer.optimizer)  # type: ignore[union-attr]
             nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
         optimizer.step()  # type: ignore[union-attr]
         scheduler.step()

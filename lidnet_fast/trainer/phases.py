@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lidnet_fast.data.samples.dataset import Batch
-from lidnet_fast.device import evaluation_device
+from lidnet_fast.device import choose_device
 from lidnet_fast.models.denoisers import evaluated
 from lidnet_fast.models.detectors import LesionDetector
 from lidnet_fast.multitask import mtl_backward
@@ -33,7 +33,7 @@ class DetectorPhase(Phase):
 
     def prepare_networks(self) -> None:
         """On several GPUs, BatchNorm sees the batch of all; PyTorch has that for GPUs alone."""
-        if ranks.world() > 1 and evaluation_device(self.config).type == "cuda":
+        if ranks.world() > 1 and choose_device(self.config.device).type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(self.detector)
         super().prepare_networks()
 
@@ -47,7 +47,7 @@ class DetectorPhase(Phase):
             self.manual_backward(share * total)
             return {**terms, "total": total}
 
-        terms = self.optimise(batch, batch_idx, backward, self.detector, 0, self.config.detector_phase.clip_norm)
+        terms = self.optimise(batch, batch_idx, backward, self.detector, 0, self.config.detector.clip_norm)
         self.clock.lap("detector")
         self.report("detector", terms, len(batch["normal_dose"]))
 
@@ -57,7 +57,7 @@ class DetectorPhase(Phase):
 
     def configure_optimizers(self) -> Any:
         """AdamW with the cosine schedule."""
-        phase = self.config.detector_phase
+        phase = self.config.detector
         return _lists(scheduled_adamw(self.detector, phase.learning_rate, phase.weight_decay, phase.steps))
 
 
@@ -109,7 +109,7 @@ class DenoiserPhase(DenoisingPhase):
             self.clock.lap("denoiser")
             return {**terms, "total": total}
 
-        terms = self.optimise(batch, batch_idx, backward, self.denoiser, 0, self.config.denoiser_phase.clip_norm)
+        terms = self.optimise(batch, batch_idx, backward, self.denoiser, 0, self.config.denoiser.clip_norm)
         self.update_average()
         self.report("denoiser", terms, len(batch["normal_dose"]))
 
@@ -119,7 +119,7 @@ class DenoiserPhase(DenoisingPhase):
 
     def configure_optimizers(self) -> Any:
         """AdamW with the cosine schedule."""
-        phase = self.config.denoiser_phase
+        phase = self.config.denoiser
         return _lists(scheduled_adamw(self.denoiser, phase.learning_rate, phase.weight_decay, phase.steps))
 
 
@@ -195,14 +195,10 @@ class CollaboratePhase(DenoisingPhase):
 
     def _balanced_backward(self, objective: Objective, denoised: Tensor, share: float) -> dict[str, Tensor]:
         """Backward pass of the losses' gradients at the denoised image, weighed against each other."""
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         losses = {name: share * loss for name, loss in objective.losses.items()}
-        if scaler is not None:
-            losses = {name: scaler.scale(loss) for name, loss in losses.items()}
-        scale = share if scaler is None else share * scaler.get_scale()
         self.trainer.strategy.pre_backward(objective.total)  # DDP waits for it before the gradients it gathers
         found = mtl_backward(losses, denoised, self.config.balance)
-        values = {f"gradient_norm/{name}": found.norms[i] / scale for i, name in enumerate(losses)}
+        values = {f"gradient_norm/{name}": found.norms[i] / share for i, name in enumerate(losses)}
         values |= {f"weight/{name}": found.weights[i] for i, name in enumerate(losses)}
         return values | {
             f"cosine/{a}_{b}": found.cosines[i, j] for (i, a), (j, b) in itertools.combinations(enumerate(losses), 2)

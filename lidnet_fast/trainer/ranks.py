@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 from torch import distributed
 
-from lidnet_fast.device import evaluation_device
+from lidnet_fast.device import choose_device
 from lidnet_fast.errors import InputError
 from lidnet_fast.trainer.config import RunConfig
 
@@ -69,7 +69,7 @@ def join(config: RunConfig) -> RunConfig:
         raise InputError(f"torchrun started {size} processes, {on_this_node} of them here: every node needs as many")
     if size > 1 and not distributed.is_initialized():
         _check_gpus(config, on_this_node)
-        on_gpu = evaluation_device(config).type == "cuda"
+        on_gpu = choose_device(config.device).type == "cuda"
         if on_gpu:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         distributed.init_process_group("nccl" if on_gpu else "gloo")
@@ -156,8 +156,8 @@ def one_speaks() -> Iterator[None]:
 
 
 def _check_gpus(config: RunConfig, needed: int) -> None:
-    if evaluation_device(config).type == "cuda" and needed > torch.cuda.device_count():
+    if choose_device(config.device).type == "cuda" and needed > torch.cuda.device_count():
         raise InputError(
             f"{needed} processes here need a GPU each, and this machine has {torch.cuda.device_count()}: "
-            "see devices, or --accelerator cpu"
+            "see --devices. To fix: lower it, or give --device cpu"
         )

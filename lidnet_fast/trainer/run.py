@@ -21,34 +21,41 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 
 from lidnet_fast import backend
-from lidnet_fast.device import evaluation_device, native_precision
+from lidnet_fast.device import choose_device, choose_precision
 from lidnet_fast.errors import InputError
 from lidnet_fast.files import is_temporary, make_folder, remove_temporary, write_text
 from lidnet_fast.models.detectors import LesionDetector
 from lidnet_fast.models.envelope import Envelope
 from lidnet_fast.models.files import Kind, build_network, load_network, save_network, without_weights
-from lidnet_fast.models.windowing import HUWindow
+from lidnet_fast.models.registry import NetworkConfig
 from lidnet_fast.runtime import recorded_cost
 from lidnet_fast.trainer import ranks
 from lidnet_fast.trainer.checkpoints import PhaseCheckpoints
-from lidnet_fast.trainer.config import CollaborateConfig, NetworkConfig, ObjectiveConfig, RunConfig, to_dict, validate
+from lidnet_fast.trainer.config import (
+    CollaborateConfig,
+    ObjectiveConfig,
+    PhaseConfig,
+    RunConfig,
+    check_available,
+    to_dict,
+)
 from lidnet_fast.trainer.datamodule import PatchData, split_patches, stream_seed
 from lidnet_fast.trainer.objective import JointObjective, check_extractor
 from lidnet_fast.trainer.phase import Phase, outermost_sequentials
 from lidnet_fast.trainer.phases import CollaboratePhase, DenoiserPhase, DetectorPhase
-from lidnet_fast.trainer.stored import read_stored
+from lidnet_fast.trainer.stored import flattened, read_stored
 from lidnet_fast.trainer.training_envelope import training_envelope
 
 # What may differ between a run and its continuation, since no result depends on it.
 _FREE_KEYS = {
     "out",
-    "accelerator",
+    "device",
     "devices",  # nothing beyond rounding; see `PatchData.load_state_dict`
     "num_nodes",
     "log_every",
     "checkpoint_every",
     "data.workers",
-    "collaborate.cache_mb",  # nothing beyond rounding, and that only between some cache and none
+    "collaborate.cache_mib",  # nothing beyond rounding, and that only between some cache and none
 }
 
 
@@ -74,45 +81,42 @@ class Run:
         self.config = config = ranks.on_first(lambda: _begun(joined))
         self.out = Path(config.out)
         backend.use(backend.available()[-1] if config.ops == "auto" else config.ops)
-        self.window = HUWindow(config.window.low, config.window.high)
+        self.window = config.window
 
-    def detector(self) -> LesionDetector:
+    def train_detector(self) -> LesionDetector:
         """Train the detector on normal dose; a frozen copy of it is the judge of the evaluation."""
-        return self._train_detector("detector", self.config.detector, "detector")
+        return self._train_detector("detector", self.config.detector.network)
 
-    def independent_judge(self) -> LesionDetector | None:
+    def train_independent_judge(self) -> LesionDetector | None:
         """Train the detector that only evaluates, if the configuration names one."""
-        if self.config.independent_judge is None:
-            return None
-        return self._train_detector("independent_judge", self.config.independent_judge, "judge")
+        network = self.config.independent_judge
+        return None if network is None else self._train_detector("independent_judge", network)
 
-    def _train_detector(self, phase: str, network: NetworkConfig, stream: str) -> LesionDetector:
-        detector = self._new_network("detector", network, stream)
+    def _train_detector(self, phase: str, network: NetworkConfig) -> LesionDetector:
+        detector = self._new_network("detector", network, phase)
         assert isinstance(detector, LesionDetector)
         self._fit(
             phase,
             lambda: DetectorPhase(detector, self.config),
             {"detector": (detector, network)},
-            stream,
-            self.config.detector_phase.steps,
-            self.config.detector_phase.batch_size,
+            phase,
+            self.config.detector,
         )
         return detector
 
-    def denoiser(self) -> nn.Module:
+    def train_denoiser(self) -> nn.Module:
         """Warm the denoiser up with the pixel terms."""
         config = self.config
-        denoiser = self._new_network("denoiser", config.denoiser, "denoiser")
+        denoiser = self._new_network("denoiser", config.denoiser.network, "denoiser")
         # The warm start serves every objective, so lesions count in it as any other pixel.
         plain = replace(config.collaborate.objective, roi_weight=1.0, roi_extractor=0.0)
         objective = JointObjective(plain, self.window)
         self._fit(
             "denoiser",
             lambda: DenoiserPhase(denoiser, objective, config),
-            {"denoiser": (denoiser, config.denoiser)},
+            {"denoiser": (denoiser, config.denoiser.network)},
             "denoiser",
-            config.denoiser_phase.steps,
-            config.denoiser_phase.batch_size,
+            config.denoiser,
         )
         return denoiser
 
@@ -127,16 +131,15 @@ class Run:
         """
         config = self.config
         joint = replace(config.collaborate, objective=objective or config.collaborate.objective)
-        denoiser, _ = load_network(self.out / "denoiser" / "denoiser.pt", "denoiser", config.denoiser)
-        detector, _ = load_network(self.out / "detector" / "detector.pt", "detector", config.detector)
+        denoiser, _ = load_network(self.out / "denoiser" / "denoiser.pt", "denoiser", config.denoiser.network)
+        detector, _ = load_network(self.out / "detector" / "detector.pt", "detector", config.detector.network)
         assert isinstance(detector, LesionDetector)
         self._fit(
             phase,
             lambda: CollaboratePhase(denoiser, detector, self._objective(joint), joint, config),
-            {"denoiser": (denoiser, config.denoiser), "detector": (detector, config.detector)},
+            {"denoiser": (denoiser, config.denoiser.network), "detector": (detector, config.detector.network)},
             "collaborate",
-            joint.steps,
-            joint.batch_size,
+            joint,
         )
         return denoiser, detector
 
@@ -146,7 +149,7 @@ class Run:
 
     def _objective(self, joint: CollaborateConfig) -> JointObjective:
         # Only whole slices come again; a detector that trains sees them differently every time.
-        cache = joint.cache_mb * 2**20 if self.config.data.crop is None else 0
+        cache = joint.cache_mib * 2**20 if self.config.data.crop is None else 0
         detector_cache = cache if joint.detector_steps == 0 else 0
         return JointObjective(joint.objective, self.window, detector_cache=detector_cache, extractor_cache=cache)
 
@@ -160,8 +163,7 @@ class Run:
         make_module: Callable[[], Phase],
         networks: dict[Any, tuple[nn.Module, NetworkConfig]],
         stream: str,
-        steps: int,
-        batch_size: int,
+        lengths: PhaseConfig | CollaborateConfig,
     ) -> None:
         folder = self.out / phase
         files = {kind: folder / f"{kind}.pt" for kind in networks}
@@ -173,10 +175,11 @@ class Run:
                 save_network(files[kind], kind, network, config, self.window, _record(self.config), envelope)
 
         if not ranks.on_first(lambda: all(path.exists() for path in files.values())):
-            with recorded_cost(folder / "cost.json", steps=steps) if ranks.is_first() else nullcontext():
-                if steps:
+            with recorded_cost(folder / "cost.json", steps=lengths.steps) if ranks.is_first() else nullcontext():
+                if lengths.steps:
                     checkpoint = last if ranks.on_first(last.exists) else None
-                    self._train(folder, make_module, PatchData(self.config, stream, steps, batch_size), checkpoint)
+                    data = PatchData(self.config, stream, lengths.steps, lengths.batch_size)
+                    self._train(folder, make_module, data, checkpoint)
             ranks.on_first(save)
         ranks.on_first(lambda: last.unlink(missing_ok=True))
         ranks.on_first(lambda: remove_temporary(self.out))
@@ -208,11 +211,11 @@ class Run:
         # A resumed phase logs to a folder of its own: the loggers would overwrite the one before.
         version = f"part{len(list((folder / 'logs').glob('part*')))}" if resumed else "part0"
         return L.Trainer(
-            accelerator=config.accelerator,
+            accelerator="gpu" if choose_device(config.device).type == "cuda" else "cpu",
             devices=config.devices,
             num_nodes=config.num_nodes,
             strategy="auto" if config.devices * config.num_nodes == 1 else "ddp_find_unused_parameters_true",
-            precision=config.precision,  # type: ignore[arg-type]  # "auto" has been decided
+            precision="bf16-mixed" if config.precision == "bfloat16" else "32-true",  # "auto" has been decided
             # One Lightning epoch is the whole phase: batches are numbered, and there is nothing to reshuffle.
             max_epochs=1,
             val_check_interval=min(config.evaluation.validate_every, steps),
@@ -257,9 +260,9 @@ def train(config: RunConfig) -> Run:
         InputError: see `Run`.
     """
     run = Run(config)
-    run.detector()
-    run.independent_judge()
-    run.denoiser()
+    run.train_detector()
+    run.train_independent_judge()
+    run.train_denoiser()
     run.collaborate()
     return run
 
@@ -283,12 +286,11 @@ def curves(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
 
 def _begun(config: RunConfig) -> RunConfig:
     """Check everything, make the folder this run's, and decide the precision."""
-    validate(config)
+    check_available(config)
     out = Path(config.out)
     earlier = _earlier_config(out)
-    if config.precision == "auto":
-        native = native_precision(evaluation_device(config))
-        config = replace(config, precision=earlier.get("precision", native))
+    native = choose_precision(config.precision, choose_device(config.device))
+    config = replace(config, precision=earlier.get("precision", native) if config.precision == "auto" else native)
     _check_parts(config)
     _claim_folder(out, config, earlier)
     return config
@@ -298,8 +300,8 @@ def _check_parts(config: RunConfig) -> None:
     """Open the store and build every network once, so that what is wrong with them is said before the run begins."""
     processes = config.devices * config.num_nodes
     batch_sizes = {
-        "detector_phase": config.detector_phase.batch_size,
-        "denoiser_phase": config.denoiser_phase.batch_size,
+        "detector": config.detector.batch_size,
+        "denoiser": config.denoiser.batch_size,
         "collaborate": config.collaborate.batch_size,
     }
     for phase, size in batch_sizes.items():
@@ -313,8 +315,8 @@ def _check_parts(config: RunConfig) -> None:
     for split in ("train", "val", "test"):
         split_patches(config, split, "test")
     networks: list[tuple[Kind, NetworkConfig | None]] = [
-        ("denoiser", config.denoiser),
-        ("detector", config.detector),
+        ("denoiser", config.denoiser.network),
+        ("detector", config.detector.network),
         ("detector", config.independent_judge),
     ]
     for kind, network in networks:
@@ -331,12 +333,12 @@ def _check_parts(config: RunConfig) -> None:
 def _earlier_config(out: Path) -> dict[str, Any]:
     """The configuration, flat, of the run that the folder holds; empty where it holds none."""
     path = out / "config.yaml"
-    return _flat(read_stored(path)) if path.exists() else {}
+    return read_stored(path) if path.exists() else {}
 
 
 def _claim_folder(out: Path, config: RunConfig, earlier: dict[str, Any]) -> None:
     """Refuse a folder of something else; make it this run's."""
-    mine = _flat(to_dict(config))
+    mine = flattened(to_dict(config))
     if earlier:
         for key in sorted((mine.keys() | earlier.keys()) - _FREE_KEYS):
             if mine.get(key) != earlier.get(key):
@@ -364,16 +366,6 @@ def _record(config: RunConfig) -> dict[str, Any]:
     record = to_dict(config)
     del record["out"], record["data"]["store"]
     return record
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _silence_lightning() -> None:

@@ -1,5 +1,7 @@
 """The configuration that a run keeps in its folder, read as plain values: the file may be a stranger's."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from lidnet_fast.errors import InputError
 
 
 def read_stored(path: Path) -> dict[str, Any]:
-    """The content of a run's config.yaml: dictionaries, lists and scalars, nothing that names a class.
+    """The content of a run's config.yaml, flat and under today's names: lists and scalars, nothing that names a class.
 
     Raises:
         InputError: the file is missing or isn't such a configuration.
@@ -23,7 +25,7 @@ def read_stored(path: Path) -> dict[str, Any]:
     if not isinstance(stored, dict):
         raise InputError(f"{path} is not the configuration of a run")
     _refuse_classes(stored, path)
-    return stored
+    return flattened(stored)
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -45,3 +47,53 @@ def _refuse_classes(value: Any, path: Path) -> None:
     if isinstance(value, list):
         for inner in value:
             _refuse_classes(inner, path)
+
+
+# Keys, and values by key, of earlier versions with today's names.
+_RENAMED = {
+    "accelerator": "device",
+    "detector_phase": "detector",
+    "denoiser_phase": "denoiser",
+    "collaborate.cache_mb": "collaborate.cache_mib",
+    "data.noise_map_cache_mb": "data.noise_map_cache_mib",
+}
+_RENAMED_VALUES = {
+    "device": {"gpu": "cuda"},
+    "precision": {"32-true": "float32", "32": "float32", "bf16-mixed": "bfloat16", "bf16": "bfloat16"},
+}
+
+
+def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys as one level, "data.crop", under today's names where an earlier version stored them."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        key = _RENAMED.get(f"{prefix}{name}", f"{prefix}{name}")
+        if isinstance(value, Mapping) and value:
+            flat.update(flattened(value, f"{key}."))
+        else:
+            flat[key] = _RENAMED_VALUES.get(key, {}).get(str(value), value)
+    return flat
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flattened`."""
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *groups, name = key.split(".")
+        place = tree
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[name] = value
+    return tree
+
+
+def renaming(message: str) -> str:
+    """What to add to a parser's message about a name or value of an earlier version: today's; else nothing."""
+    for old, new in _RENAMED.items():
+        if re.search(rf"\b{old.rpartition('.')[2]}\b", message):
+            return f"; {old} is now {new}"
+    for key, values in _RENAMED_VALUES.items():
+        for old, new in values.items():
+            if key in message and re.search(rf"(?<![\w-]){old}(?![\w-])", message):
+                return f"; {key} {old} is now {new}"
+    return ""

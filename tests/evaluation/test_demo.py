@@ -9,7 +9,8 @@ import pytest
 
 from lidnet_fast.data.phantoms.study import Study
 from lidnet_fast.evaluation.demo import controls, interval, paired_gains, run_demo
-from lidnet_fast.trainer.config import NetworkConfig, ObjectiveConfig, RunConfig
+from lidnet_fast.models.registry import NetworkConfig
+from lidnet_fast.trainer.config import ObjectiveConfig, RunConfig
 
 
 @pytest.mark.slow

@@ -94,14 +94,15 @@ def test_run_and_images_are_scored_on_the_same_samples(
 ) -> None:
     untrained = replace(
         tiny_config,
-        detector_phase=replace(tiny_config.detector_phase, steps=0),
-        denoiser_phase=replace(tiny_config.denoiser_phase, steps=0),
+        detector=replace(tiny_config.detector, steps=0),
+        denoiser=replace(tiny_config.denoiser, steps=0),
         collaborate=replace(tiny_config.collaborate, steps=0),
     )
     train(untrained)
     images = ["--images", f"tool={exported / 'low_dose'}"]
     message = refused(capsys, ["evaluate", untrained.out, *images])
-    assert "simulates its low dose anew" in message and f"lidnet-fast export {untrained.data.store} OUT" in message
+    assert "draws its simulated noise for every sample" in message
+    assert f"lidnet-fast export {untrained.data.store} OUT" in message
     out = tmp_path / "results"
     main(["evaluate", untrained.out, "--store", str(exported / "store"), "--out", str(out), *SAMPLES, *images])
     arms = json.loads((out / "metrics.json").read_text())["arms"]

@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lidnet_fast import cli
-from lidnet_fast.trainer.config import RunConfig, to_dict, validate
+from lidnet_fast.trainer.config import RunConfig, check_available, to_dict
 from tests.fuzz.hostile import NUMBERS, damaged, limits
 
 CONFIG = yaml.safe_dump(to_dict(RunConfig()))
 OPTIONS = [
     *("--config", "--out", "--seed", "--ops", "--balance", "--precision", "--compile", "--data.crop", "--data.store"),
     *("--data", "--data.workers", "--window", "--window.low", "--denoiser", "--denoiser.name", "--denoiser.options"),
-    *("--collaborate.objective.pixel", "--collaborate.steps", "--detector_phase", "--independent_judge", "--seeds"),
+    *("--collaborate.objective.pixel", "--collaborate.steps", "--detector", "--independent_judge", "--seeds"),
     *("--quick", "--seconds", "--help", "--version", "--print_config", "--samples", "--images", "--store", "--split"),
     *("--format", "--boxes", "--splits", "--simulate-dose", "--workers", "--extractor", "--image-size", "--", "-h"),
 ]
@@ -28,9 +28,9 @@ WORDS = st.sampled_from(NUMBERS) | st.text(max_size=6) | st.sampled_from(
     ["null", "{}", "[]", "{a: 1}", "true", "/nowhere", ".", "vgg19:relu3_4", "a=b", "unet", "upgrad", "N=/", "\n"]
 )  # fmt: skip
 TRAINING = {
-    "lidnet_fast.trainer.run.train": lambda config: validate(config) or mock.MagicMock(),
-    "lidnet_fast.trainer.bench.bench": lambda config, seconds: validate(config),
-    "lidnet_fast.evaluation.demo.run_demo": lambda config, study, **options: validate(config),
+    "lidnet_fast.trainer.run.train": lambda config: check_available(config) or mock.MagicMock(),
+    "lidnet_fast.trainer.bench.bench": lambda config, seconds: check_available(config),
+    "lidnet_fast.evaluation.demo.run_demo": lambda config, study, **options: check_available(config),
     "lidnet_fast.info.describe_extractor": lambda *arguments: "",
     "lidnet_fast.runtime.keep_freed_memory": lambda: None,
 }

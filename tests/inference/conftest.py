@@ -5,8 +5,8 @@ import torch
 
 from lidnet_fast.models.denoisers import build_denoiser
 from lidnet_fast.models.files import load_denoiser, save_network
+from lidnet_fast.models.registry import NetworkConfig
 from lidnet_fast.models.windowing import HUWindow
-from lidnet_fast.trainer.config import NetworkConfig
 from tests.data.conftest import make_hu, write_series
 
 __all__ = ["make_hu", "write_series"]

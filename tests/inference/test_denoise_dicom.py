@@ -61,7 +61,7 @@ def real_out(tmp_path_factory, run):
     source, out = tmp_path_factory.mktemp("real"), tmp_path_factory.mktemp("out") / "denoised"
     for name in REAL:
         shutil.copy(real(name), source / name)
-    summary = denoise(source, out, model=run, precision="32", device="cpu")
+    summary = denoise(source, out, model=run, precision="float32", device="cpu")
     assert summary.failures == []
     # The head is there twice: uncompressed and in JPEG 2000, as one image of one series.
     assert summary.slices == 5
@@ -138,7 +138,7 @@ def test_series_as_a_viewer_reads_it(tmp_path, run, expected, write_series, make
     files = write_series(
         tmp_path / "in", hu, orientation=(0.8, 0.6, 0, -0.36, 0.48, 0.8), slope=2, intercept=-1000, syntax=syntax
     )
-    summary = denoise(tmp_path / "in", tmp_path / "out", model=run, precision="32", device="cpu", batch_size=2)
+    summary = denoise(tmp_path / "in", tmp_path / "out", model=run, precision="float32", device="cpu", batch_size=2)
     assert summary.failures == []
     (folder,) = (path for path in (tmp_path / "out").iterdir() if path.is_dir())
     (uid,) = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
@@ -235,7 +235,7 @@ def enhanced(tmp_path):
 
 
 def test_enhanced(tmp_path, run, expected, enhanced):
-    summary = denoise(enhanced, tmp_path / "out", model=run, precision="32", device="cpu")
+    summary = denoise(enhanced, tmp_path / "out", model=run, precision="float32", device="cpu")
     assert (summary.denoised, summary.slices) == (1, 2)
     source, result = pydicom.dcmread(enhanced), pydicom.dcmread(results(tmp_path / "out")["enhanced.dcm"])
     for frame, slope in enumerate((1, 0.5)):
@@ -283,7 +283,7 @@ def studies(tmp_path, write_series, make_hu):
 
 def test_a_tree_of_studies(tmp_path, run, studies, capsys):
     out = studies / "denoised"
-    arguments = ["denoise", str(studies), str(out), "--model", str(run), "--device", "cpu", "--precision", "32"]
+    arguments = ["denoise", str(studies), str(out), "--model", str(run), "--device", "cpu", "--precision", "float32"]
     for denoised, already in ((3, 0), (0, 3)):
         with pytest.raises(SystemExit) as stop:
             main(arguments)
@@ -319,7 +319,7 @@ def test_killed_at_any_moment(tmp_path, run, write_series, make_hu):
     source, whole, out = tmp_path / "in", tmp_path / "whole", tmp_path / "out"
     for series in range(4):
         write_series(source / "s", make_hu(12, 128, 128, seed=series), series_uid=f"1.2.3.{series}")
-    options = {"model": run, "precision": "32", "device": "cpu", "batch_size": 3}
+    options = {"model": run, "precision": "float32", "device": "cpu", "batch_size": 3}
     denoise(source, whole, **options)
     reference = contents(whole)
     out.mkdir()
@@ -338,7 +338,7 @@ def test_killed_at_any_moment(tmp_path, run, write_series, make_hu):
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return replace(self, target)\n"
         "pathlib.Path.replace = counting\n"
-        "denoise(sys.argv[1], sys.argv[2], model=sys.argv[3], precision='32', device='cpu', batch_size=3)\n"
+        "denoise(sys.argv[1], sys.argv[2], model=sys.argv[3], precision='float32', device='cpu', batch_size=3)\n"
     )
     for left in (11, 17):
         command = [sys.executable, str(script), str(source), str(out), str(run), str(left)]
@@ -355,12 +355,12 @@ def test_killed_at_any_moment(tmp_path, run, write_series, make_hu):
 
 def test_goes_on_with_the_slice_after_the_last(tmp_path, run, write_series, make_hu):
     files = write_series(tmp_path / "in", make_hu(5))
-    denoise(tmp_path / "in", tmp_path / "out", model=run, device="cpu", precision="32")
+    denoise(tmp_path / "in", tmp_path / "out", model=run, device="cpu", precision="float32")
     (series,) = (path for path in (tmp_path / "out").iterdir() if path.is_dir())
     reference = contents(tmp_path / "out")
     series.rename(series.with_name(f".{series.name}.part"))
     (series.with_name(f".{series.name}.part") / files[3].name).unlink()
-    summary = denoise(tmp_path / "in", tmp_path / "out", model=run, device="cpu", precision="32")
+    summary = denoise(tmp_path / "in", tmp_path / "out", model=run, device="cpu", precision="float32")
     assert summary.slices == 1
     assert contents(tmp_path / "out") == reference
 
@@ -400,17 +400,17 @@ def test_bad_slices(tmp_path, run, write_series, make_hu, name):
 def test_out_that_is_something_else(tmp_path, run, make_run, write_series, make_hu):
     write_series(tmp_path / "in", make_hu(1))
     out = tmp_path / "out"
-    denoise(tmp_path / "in", out, model=run, device="cpu", precision="32")
+    denoise(tmp_path / "in", out, model=run, device="cpu", precision="float32")
     before = contents(out)
     for options, message in (
         ({"model": make_run(seed=1)}, "holds images of model .*, not .*; choose another folder"),
-        ({"precision": "bf16"}, "holds images of precision 32, not bf16"),
+        ({"precision": "bfloat16"}, "holds images of precision float32, not bfloat16"),
         ({"blend": 0.5}, r"holds images of blend 1.0, not 0.5"),
     ):
         with pytest.raises(InputError, match=message):
-            denoise(tmp_path / "in", out, **{"model": run, "device": "cpu", "precision": "32", **options})
+            denoise(tmp_path / "in", out, **{"model": run, "device": "cpu", "precision": "float32", **options})
     write_series(tmp_path / "in" / "more", make_hu(1))
-    (failure,) = denoise(tmp_path / "in", out, model=run, device="cpu", precision="32").failures
+    (failure,) = denoise(tmp_path / "in", out, model=run, device="cpu", precision="float32").failures
     assert "holds 1 files, but series 1.2.826.0.1.3680043.8.498.1 has 2; remove the folder" in failure
     assert contents(out) == before
     (out / "denoise.json").write_text("[]")

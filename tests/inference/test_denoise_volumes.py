@@ -24,7 +24,7 @@ def write(path, values, direction=DIRECTION):
 
 
 def run_on(source, out, run, **options):
-    return denoise(source, out, **{"model": run, "precision": "32", "device": "cpu", **options})
+    return denoise(source, out, **{"model": run, "precision": "float32", "device": "cpu", **options})
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".mhd", ".mha", ".nrrd"])

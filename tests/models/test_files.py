@@ -9,8 +9,8 @@ from lidnet_fast.errors import InputError
 from lidnet_fast.models.envelope import Envelope
 from lidnet_fast.models.files import build_network, load_denoiser, load_network, save_network
 from lidnet_fast.models.hu import HUDenoiser
+from lidnet_fast.models.registry import NetworkConfig
 from lidnet_fast.models.windowing import HUWindow
-from lidnet_fast.trainer.config import NetworkConfig
 
 SMALL = NetworkConfig("small", {"channels": 8})
 WINDOW = HUWindow(-160, 240)

@@ -9,7 +9,6 @@ from lidnet_fast.trainer.config import (
     CollaborateConfig,
     DataConfig,
     EvaluationConfig,
-    NetworkConfig,
     PhaseConfig,
     RunConfig,
 )
@@ -35,13 +34,11 @@ def tiny_config(tiny_store: Path, tmp_path: Path) -> RunConfig:
     """Seconds of training: every code path, no quality."""
     config = RunConfig(
         out=str(tmp_path / "run"),
-        accelerator="cpu",
-        precision="32-true",
+        device="cpu",
+        precision="float32",
         data=DataConfig(store=str(tiny_store), crop=64),
-        denoiser=NetworkConfig("small", {"channels": 8}),
-        detector=NetworkConfig("faster_rcnn_small"),
-        detector_phase=PhaseConfig(4, 2, 1e-3, clip_norm=5.0),
-        denoiser_phase=PhaseConfig(4, 2, 1e-3),
+        denoiser=PhaseConfig("small", {"channels": 8}, steps=4, batch_size=2, learning_rate=1e-3),
+        detector=PhaseConfig("faster_rcnn_small", steps=4, batch_size=2, learning_rate=1e-3, clip_norm=5.0),
         collaborate=CollaborateConfig(
             steps=8, batch_size=2, denoiser_steps=2, detector_steps=1, denoiser_learning_rate=1e-3
         ),

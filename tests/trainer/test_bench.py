@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from lidnet_fast import device as device_module
 from lidnet_fast.errors import InputError
-from lidnet_fast.trainer import bench as bench_module
 from lidnet_fast.trainer.bench import CONFIGURED, Speed, advice, bench, variants
 from lidnet_fast.trainer.clock import PARTS
 from lidnet_fast.trainer.config import RunConfig
@@ -19,7 +19,7 @@ def speed(images_per_s: float, **shares: float) -> Speed:
 def test_bench_measures_every_variant_and_leaves_nothing(
     tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(bench_module, "native_precision", lambda device: "32-true")
+    monkeypatch.setattr(device_module, "computes_in_bfloat16", lambda device: False)
     before = sorted(tmp_path.rglob("*"))
     speeds = bench(replace(tiny_config, precision="auto"), seconds=1.0)
     assert sorted(tmp_path.rglob("*")) == before
@@ -34,16 +34,16 @@ def test_bench_measures_every_variant_and_leaves_nothing(
 
 
 def test_variants_change_one_thing(tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_module, "native_precision", lambda device: "bf16-mixed")
+    monkeypatch.setattr(device_module, "computes_in_bfloat16", lambda device: True)
     assert set(variants(tiny_config)) == {
         CONFIGURED,
-        "--precision bf16-mixed",
+        "--precision bfloat16",
         "--data.workers 2",
         "--ops reference",
     }
     busy = replace(tiny_config, precision="auto", data=replace(tiny_config.data, workers=3))
     found = variants(busy)
-    assert found["--precision 32-true"] == replace(busy, precision="32-true")
+    assert found["--precision float32"] == replace(busy, precision="float32")
     assert found["--data.workers 0"].data.workers == 0
 
 
@@ -51,7 +51,7 @@ def test_advice_names_what_waits_and_what_helps(tiny_config: RunConfig) -> None:
     speeds = {
         CONFIGURED: speed(10, data=0.5, denoiser=0.3, detector=0.2),
         "--data.workers 2": speed(18, denoiser=0.6, detector=0.4),
-        "--precision bf16-mixed": speed(10.2, data=0.6),
+        "--precision bfloat16": speed(10.2, data=0.6),
     }
     lines = advice(tiny_config, speeds, loaded=12.0)
     assert lines[0] == "Limited by: data (50% of a step)."

@@ -14,7 +14,7 @@ import yaml
 from lidnet_fast import cli
 from lidnet_fast.errors import InputError
 from lidnet_fast.models.files import load_network
-from lidnet_fast.trainer.config import NetworkConfig, RunConfig, to_dict
+from lidnet_fast.trainer.config import RunConfig, to_dict
 from lidnet_fast.trainer.run import Run, curves, train
 
 CLI = [sys.executable, "-c", "from lidnet_fast.cli import main; main()"]
@@ -25,8 +25,8 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 def batches_of_four(tiny_config: RunConfig) -> RunConfig:
     return replace(
         tiny_config,
-        detector_phase=replace(tiny_config.detector_phase, batch_size=4),
-        denoiser_phase=replace(tiny_config.denoiser_phase, batch_size=4),
+        detector=replace(tiny_config.detector, batch_size=4),
+        denoiser=replace(tiny_config.denoiser, batch_size=4),
         collaborate=replace(tiny_config.collaborate, batch_size=4, steps=6),
     )
 
@@ -66,8 +66,8 @@ def test_two_processes_of_torchrun_are_one_with_the_same_batches(batches_of_four
 
     one = replace(batches_of_four, micro_batch_size=2, out=str(tmp_path / "one"))
     run = Run(one)
-    run.detector()
-    run.denoiser()
+    run.train_detector()
+    run.train_denoiser()
     # BatchNorm's statistics are rank 0's in two processes, and those of all parts in one.
     assert_same(network(two, "detector", "detector"), network(one, "detector", "detector"), statistics=False)
     assert_same(network(two, "denoiser", "denoiser"), network(one, "denoiser", "denoiser"))
@@ -78,7 +78,7 @@ def test_two_processes_of_torchrun_are_one_with_the_same_batches(batches_of_four
         assert_same(network(two, "collaborate", kind), network(one, "collaborate", kind))
 
     whole = replace(batches_of_four, out=str(tmp_path / "whole"))
-    Run(whole).denoiser()
+    Run(whole).train_denoiser()
     assert_same(network(two, "denoiser", "denoiser"), network(whole, "denoiser", "denoiser"))
     quality = [curves(Path(c.out) / "denoiser")["val/psnr"] for c in (two, whole)]
     assert quality[0] == (quality[1][0], pytest.approx(quality[1][1], rel=1e-4))
@@ -122,9 +122,8 @@ def test_a_run_goes_on_in_any_number_of_processes_and_all_end_with_one(
     config = replace(
         batches_of_four,
         out=str(tmp_path / "run"),
-        denoiser=NetworkConfig("faulty.Faulty"),
-        denoiser_phase=replace(batches_of_four.denoiser_phase, steps=6),
-        detector_phase=replace(batches_of_four.detector_phase, steps=0),
+        denoiser=replace(batches_of_four.denoiser, name="faulty.Faulty", options={}, steps=6),
+        detector=replace(batches_of_four.detector, steps=0),
         collaborate=replace(batches_of_four.collaborate, steps=0),
     )
     last = Path(config.out) / "denoiser" / "last.ckpt"
@@ -164,7 +163,7 @@ def test_batches_that_cannot_be_shared_equally_are_refused(
     tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lidnet_fast.trainer.ranks.join", lambda config: config)
-    with pytest.raises(InputError, match=r"detector_phase.batch_size is 2, which 3 processes cannot share equally"):
+    with pytest.raises(InputError, match=r"detector.batch_size is 2, which 3 processes cannot share equally"):
         Run(replace(tiny_config, devices=3))
 
 

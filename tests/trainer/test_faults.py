@@ -30,7 +30,7 @@ def denoising(tiny_config: RunConfig) -> RunConfig:
     """Only the denoiser phase has steps."""
     return replace(
         tiny_config,
-        detector_phase=replace(tiny_config.detector_phase, steps=0),
+        detector=replace(tiny_config.detector, steps=0),
         collaborate=replace(tiny_config.collaborate, steps=0),
     )
 

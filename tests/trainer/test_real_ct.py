@@ -24,10 +24,10 @@ def test_real_ct_from_dicom_to_denoised_slice(real_ct, tmp_path: Path) -> None:
     tables = f"--boxes {real_ct.boxes} --splits {splits}"
     main(["prepare", *sources, *f"--out {store} {tables} --simulate-dose 0.1".split()])
     options = f"""
-        --out {run} --data.store {store} --data.crop 128 --accelerator cpu --ops reference
+        --out {run} --data.store {store} --data.crop 128 --device cpu --ops reference
         --denoiser.name small --detector.name faster_rcnn_small --independent_judge.name retinanet_small
-        --detector_phase.steps 6 --denoiser_phase.steps 60 --collaborate.steps 10
-        --denoiser_phase.batch_size 2 --denoiser_phase.learning_rate 2e-3
+        --detector.steps 6 --denoiser.steps 60 --collaborate.steps 10
+        --denoiser.batch_size 2 --denoiser.learning_rate 2e-3
         --evaluation.samples 8 --evaluation.validation_samples 4
     """
     main(["train", *options.split()])

@@ -146,15 +146,15 @@ def test_both_networks_train_in_collaborate(tiny_config: RunConfig) -> None:
 
 
 def test_diverged_loss_stops_the_run(tiny_config: RunConfig) -> None:
-    diverging = replace(tiny_config.denoiser_phase, learning_rate=1e30)
+    diverging = replace(tiny_config.denoiser, learning_rate=1e30)
     with pytest.raises(InputError, match=r"denoiser loss is (nan|inf) at step"):
-        train(replace(tiny_config, denoiser_phase=diverging))
+        train(replace(tiny_config, denoiser=diverging))
 
 
 def test_bf16_autocast_trains_near_float32(tiny_config: RunConfig, tmp_path: Path) -> None:
     short = replace(tiny_config, collaborate=replace(tiny_config.collaborate, steps=3))
     train(short)
-    half = replace(short, precision="bf16-mixed", out=str(tmp_path / "bf16"))
+    half = replace(short, precision="bfloat16", out=str(tmp_path / "bf16"))
     train(half)
     for key, value in weights(half.out, "denoiser").items():
         assert value.dtype == torch.float32

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from lidnet_fast import device as device_module
 from lidnet_fast.errors import InputError
 from lidnet_fast.models.denoisers import build_denoiser
 from lidnet_fast.models.detectors import build_detector
@@ -15,7 +16,7 @@ from lidnet_fast.models.files import load_network
 from lidnet_fast.trainer import clock as clock_module
 from lidnet_fast.trainer import run as run_module
 from lidnet_fast.trainer.clock import PARTS, StepClock
-from lidnet_fast.trainer.config import NetworkConfig, RunConfig
+from lidnet_fast.trainer.config import RunConfig
 from lidnet_fast.trainer.phase import Phase, averaged_weights, checkpoint_activations, micro_batches
 from lidnet_fast.trainer.phases import DenoiserPhase
 from lidnet_fast.trainer.run import Run, train
@@ -43,7 +44,7 @@ def denoising_config(tiny_config: RunConfig) -> RunConfig:
 
 def trained(config: RunConfig, out: Path) -> RunConfig:
     config = replace(config, out=str(out))
-    Run(config).denoiser()
+    Run(config).train_denoiser()
     return config
 
 
@@ -58,7 +59,7 @@ def test_micro_batches_are_all_of_the_batch() -> None:
 
 
 def test_a_batch_in_parts_takes_the_same_steps(denoising_config: RunConfig, tmp_path: Path) -> None:
-    odd = replace(denoising_config, denoiser_phase=replace(denoising_config.denoiser_phase, batch_size=3))
+    odd = replace(denoising_config, denoiser=replace(denoising_config.denoiser, batch_size=3))
     whole = trained(odd, tmp_path / "whole")
     parts = trained(replace(odd, micro_batch_size=2), tmp_path / "parts")
     assert_same_weights(denoiser_of(parts), denoiser_of(whole))
@@ -104,8 +105,8 @@ def test_average_is_saved_resumed_and_not_trained(denoising_config: RunConfig, t
     with monkeypatch.context() as patch:
         patch.setattr(DenoiserPhase, "training_step", cut)
         with pytest.raises(RuntimeError, match="power cut"):
-            Run(again).denoiser()
-    Run(again).denoiser()
+            Run(again).train_denoiser()
+    Run(again).train_denoiser()
     for key, value in denoiser_of(averaged).items():
         assert torch.equal(value, denoiser_of(again)[key]), key
 
@@ -167,7 +168,11 @@ def test_checkpointed_batchnorm_sees_every_batch_once(momentum: float | None) ->
 
 
 def test_checkpointing_that_would_do_nothing_is_refused(tiny_config: RunConfig) -> None:
-    redcnn = replace(tiny_config, activation_checkpointing=True, denoiser=NetworkConfig("redcnn", {"channels": 4}))
+    redcnn = replace(
+        tiny_config,
+        activation_checkpointing=True,
+        denoiser=replace(tiny_config.denoiser, name="redcnn", options={"channels": 4}),
+    )
     with pytest.raises(InputError, match="activation_checkpointing: true does nothing for denoiser 'redcnn'"):
         Run(redcnn)
 
@@ -203,11 +208,11 @@ def test_compiled_run_equals_the_plain_one(tiny_config: RunConfig, tmp_path: Pat
 
 def test_automatic_precision_is_decided_once(tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     automatic = replace(tiny_config, precision="auto")
-    monkeypatch.setattr(run_module, "native_precision", lambda device: "bf16-mixed")
-    assert Run(automatic).config.precision == "bf16-mixed"
-    monkeypatch.setattr(run_module, "native_precision", lambda device: "32-true")
-    assert Run(automatic).config.precision == "bf16-mixed"
-    with pytest.raises(InputError, match="holds a run with precision = bf16-mixed, not 32-true"):
+    monkeypatch.setattr(device_module, "computes_in_bfloat16", lambda device: True)
+    assert Run(automatic).config.precision == "bfloat16"
+    monkeypatch.setattr(device_module, "computes_in_bfloat16", lambda device: False)
+    assert Run(automatic).config.precision == "bfloat16"
+    with pytest.raises(InputError, match="holds a run with precision = bfloat16, not float32"):
         Run(tiny_config)
 
 
@@ -244,7 +249,7 @@ def test_clock_of_a_cpu_run_on_a_machine_with_a_gpu(monkeypatch: pytest.MonkeyPa
 def test_clock_runs_on_the_device_of_the_run(tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert Phase(tiny_config).clock.device.type == "cpu"
-    assert Phase(replace(tiny_config, accelerator="auto")).clock.device.type == "cuda"
+    assert Phase(replace(tiny_config, device="auto")).clock.device.type == "cuda"
 
 
 class Normalising(nn.Module):
@@ -259,7 +264,8 @@ class Normalising(nn.Module):
 
 
 def test_a_denoiser_with_batchnorm_trains_in_train_mode_in_its_own_steps_alone(tiny_config: RunConfig) -> None:
-    train(replace(tiny_config, denoiser=NetworkConfig("tests.trainer.test_steps:Normalising")))
+    mine = replace(tiny_config.denoiser, name="tests.trainer.test_steps:Normalising", options={})
+    train(replace(tiny_config, denoiser=mine))
     seen = [denoiser_of(tiny_config, phase)["body.1.num_batches_tracked"] for phase in ("denoiser", "collaborate")]
     # Four steps; then two, a detector's, two, a detector's, and two.
     assert seen == [4, 4 + 6]
@@ -288,8 +294,8 @@ def test_frozen_networks_of_whole_slices_are_asked_once_per_slice(tiny_config: R
         collaborate=replace(tiny_config.collaborate, detector_steps=0, steps=12),
     )
     run = Run(whole)
-    run.detector()
-    run.denoiser()
+    run.train_detector()
+    run.train_denoiser()
     made = []
     objective = Run._objective
     monkeypatch.setattr(Run, "_objective", lambda self, joint: made.append(objective(self, joint)) or made[-1])

@@ -109,7 +109,7 @@ class LesionPatches(Dataset[Sample]):
         positive_fraction: fraction of draws centred near a lesion.
         augment: random flips.
         seed: of everything random here.
-        cache_mb: bound on the cache of what the simulation of the noise reads of whole slices.
+        cache_mib: bound in MiB on the cache of what the simulation of the noise reads of whole slices.
 
     Raises:
         InputError: the split is empty, a slice is smaller than `crop` (or, without one, slices differ in size), or a
@@ -125,7 +125,7 @@ class LesionPatches(Dataset[Sample]):
         positive_fraction: float,
         augment: bool,
         seed: int,
-        cache_mb: int = 512,
+        cache_mib: int = 512,
     ) -> None:
         self.store = Store(store)
         self.crop = crop
@@ -135,7 +135,7 @@ class LesionPatches(Dataset[Sample]):
         self.simulation = None if self.store.simulation is None else DoseSimulation.from_dict(self.store.simulation)
         self._cache: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
         self._cached_bytes = 0
-        self._cache_bytes = cache_mb * 2**20
+        self._cache_bytes = cache_mib * 2**20
 
         self._draws = BalancedDraws(self.store.index, split)
         index, ours = self.store.index, self._draws.series
