@@ -5,7 +5,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
-import torch
 
 import lidnet_fast
 from lidnet_fast import backend
@@ -44,8 +43,8 @@ def describe_extractor(extractor: str, boxes: Path | None, image_size: int) -> s
     Raises:
         InputError: For an unknown network or layer, a layer without a finite receptive field, or a faulty box file.
     """
-    from lidnet_fast.extractors import LayerExtractor, load_network, receptive_fields
-    from lidnet_fast.extractors.networks import network_and_layers, node_names
+    from lidnet_fast.extractors import LayerExtractor, receptive_fields
+    from lidnet_fast.extractors.networks import network_and_layers, node_names, outline_network
     from lidnet_fast.extractors.receptive_field import LayerGraph
     from lidnet_fast.extractors.windows import WindowPlanner
 
@@ -54,11 +53,10 @@ def describe_extractor(extractor: str, boxes: Path | None, image_size: int) -> s
     except ValueError as error:
         raise InputError(f"--extractor {error}") from error
     try:
-        with torch.device("meta"):  # the weights' values don't matter
-            network = load_network(name)
+        network = outline_network(name)
         nodes = dict(zip(layers, node_names(network, layers), strict=True))
         fields = receptive_fields(network, nodes.values())
-        graph = LayerGraph(LayerExtractor(network, nodes.values()).network, 2)
+        graph = LayerGraph(LayerExtractor(network, nodes.values()))
         planner = WindowPlanner(graph, (image_size, image_size))
     except ValueError as error:
         raise InputError(f"--extractor {extractor}: {error}") from error

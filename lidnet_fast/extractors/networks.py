@@ -62,9 +62,14 @@ def outline_network(name: str, weights: object = None) -> nn.Module:
         FileNotFoundError: As `load_network`.
     """
     _check_names(name, weights)
-    with torch.device("meta"), warnings.catch_warnings():
+    weights = weights if _is_file(weights) else None
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*no-op")  # a file's values, once they are seen to fit
-        return load_network(name, weights if _is_file(weights) else None)
+        try:
+            with torch.device("meta"):
+                return load_network(name, weights)
+        except NotImplementedError:  # RegNet computes its widths by tensors
+            return load_network(name, weights).to("meta")
 
 
 def _check_names(name: str, weights: object) -> None:

@@ -15,19 +15,24 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch.nn import functional as F
+
+from .layouts import Layout, usual
 
 __all__ = [
     "AveragePooling",
     "Cells",
     "Convolution",
     "Frame",
+    "Linear",
     "MaxPooling",
     "Operation",
     "Padding",
     "Part",
+    "Piece",
     "Pointwise",
+    "Regrouping",
     "Resizing",
     "Slicing",
     "Sliding",
@@ -128,6 +133,42 @@ class Pointwise(Operation):
 
     def emit(self, part: Part, node: fx.Node, inputs: Mapping[fx.Node, fx.Node], frames: Sequence[Frame]) -> fx.Node:
         return part.graph.node_copy(node, lambda read: inputs[read] if read in inputs else part.value(read))
+
+
+@dataclass(frozen=True)
+class Linear(Pointwise):
+    """A linear map of each place's channels: a convolution of one cell on a map whose channels come last."""
+
+    in_channels: int
+    out_channels: int
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds per place."""
+        return self.in_channels * self.out_channels
+
+
+@dataclass(frozen=True)
+class Regrouping(Operation):
+    """A view that divides or merges channels; `sizes` are those of channels, or -1 - a dimension that stays."""
+
+    sizes: tuple[int, ...]
+
+    def emit(self, part: Part, node: fx.Node, inputs: Mapping[fx.Node, fx.Node], frames: Sequence[Frame]) -> fx.Node:
+        (input,) = inputs.values()
+        return part.call(regroup, input, self.sizes)
+
+
+@dataclass(frozen=True)
+class Piece(Operation):
+    """One of the pieces that `node` divides the channels of a map into."""
+
+    node: fx.Node
+    index: int
+
+    def emit(self, part: Part, node: fx.Node, inputs: Mapping[fx.Node, fx.Node], frames: Sequence[Frame]) -> fx.Node:
+        pieces = part.graph.node_copy(self.node, lambda read: inputs[read] if read in inputs else part.value(read))
+        return part.call(operator.getitem, pieces, self.index)
 
 
 @dataclass(frozen=True)
@@ -334,12 +375,30 @@ def argument(args: Sequence[Any], kwargs: Mapping[str, Any], position: int, name
     return args[position] if len(args) > position else kwargs.get(name, default)
 
 
-def cut(part: Part, tensor: fx.Node, held: Sequence[Cells], wanted: Sequence[Cells]) -> fx.Node:
-    """Append the cells `wanted` of a tensor that holds `held`; nothing where they are the same."""
+def regroup(map: Tensor, sizes: Sequence[int]) -> Tensor:
+    """What `Regrouping` does to a map."""
+    return map.reshape([size if size > 0 else map.shape[-1 - size] for size in sizes])
+
+
+def cut(
+    part: Part, tensor: fx.Node, held: Sequence[Cells], wanted: Sequence[Cells], layout: Layout | None = None
+) -> fx.Node:
+    """Append the cells `wanted` of a tensor that holds `held`; nothing where they are the same.
+
+    Args:
+        part: The graph in the making.
+        tensor: In it.
+        held: Along each axis.
+        wanted: Along each axis.
+        layout: The tensor's; None for the usual one.
+    """
     if list(held) == list(wanted):
         return tensor
     slices = [slice(w.start - h.start, w.stop - h.start) for h, w in zip(held, wanted, strict=True)]
-    return part.call(operator.getitem, tensor, (slice(None), slice(None), *slices))
+    layout = usual(len(slices)) if layout is None else layout
+    return part.call(
+        operator.getitem, tensor, tuple(slices[role] if isinstance(role, int) else slice(None) for role in layout)
+    )
 
 
 def _padded(part: Part, input: fx.Node, frames: Sequence[Frame], mode: str, value: float = 0.0) -> fx.Node:

@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,13 +13,17 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from .layouts import CHANNELS, Layout, Side, arranged, map_shapes, regrouped, usual
 from .operations import (
     AveragePooling,
     Convolution,
+    Linear,
     MaxPooling,
     Operation,
     Padding,
+    Piece,
     Pointwise,
+    Regrouping,
     Resizing,
     Slicing,
     argument,
@@ -53,9 +58,25 @@ _DROPOUTS = {
 
 @dataclass(frozen=True)
 class Map:
-    """A map of features that a finite part of the image decides each cell of; `node` makes it."""
+    """A map of features that a finite part of the image decides each cell of.
+
+    Attributes:
+        node: What makes it.
+        layout: What its dimensions are.
+        reads: The nodes of the maps that it is made from.
+    """
 
     node: fx.Node
+    layout: Layout
+    reads: tuple[fx.Node, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """What `node` divides the channels of a map into."""
+
+    node: fx.Node
+    whole: Map
 
 
 @dataclass(frozen=True)
@@ -70,19 +91,20 @@ class _RefusedError(Exception):
 
 
 def operations(
-    network: fx.GraphModule, dimensions: int
+    network: fx.GraphModule, channels: int, dimensions: int
 ) -> tuple[dict[fx.Node, Operation], dict[fx.Node, Map | Refused]]:
     """What the nodes of a network do that takes images alone.
 
     Args:
         network: In evaluation mode; its nodes are modules of torch.nn and functions.
+        channels: Of the images.
         dimensions: Spatial dimensions of the images.
 
     Returns:
         Node -> its operation, in the graph's order, for the nodes with a finite receptive field; and all nodes that
-        depend on the image.
+        depend on the image's values.
     """
-    reader = _Reader(network, dimensions)
+    reader = _Reader(network, channels, dimensions)
     reader.run(None)
     return reader.operations, reader.values
 
@@ -90,46 +112,132 @@ def operations(
 class _Reader(fx.Interpreter):
     """Runs a graph on what its values are rather than on tensors; what doesn't depend on the image is computed."""
 
-    def __init__(self, network: fx.GraphModule, dimensions: int) -> None:
+    def __init__(self, network: fx.GraphModule, channels: int, dimensions: int) -> None:
         super().__init__(network, garbage_collect_values=False)
+        self.network = network
+        self.channels = channels
         self.dimensions = dimensions
+        self.usual = usual(dimensions)
         self.operations: dict[fx.Node, Operation] = {}
         self.values: dict[fx.Node, Map | Refused] = {}
+
+    @cached_property
+    def shapes(self) -> dict[fx.Node, tuple[int, ...]]:
+        """Of every map, for some image."""
+        return map_shapes(self.network, self.channels, self.dimensions)
 
     def run_node(self, n: fx.Node) -> Any:
         if n.op == "output":
             return None
         if n.op == "placeholder":
-            self.values[n] = Map(n)
+            if self.values:  # an argument beside the images, left at its default
+                return n.args[0] if n.args else None
+            self.values[n] = Map(n, self.usual)
             return self.values[n]
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-        read: list[Map | Refused] = []
-        fx.node.map_aggregate((args, kwargs), lambda a: read.append(a) if isinstance(a, Map | Refused) else None)
-        if not read:
-            with torch.no_grad():
-                return super().run_node(n)
+        read: list[Any] = []
+        fx.node.map_aggregate(
+            (args, kwargs), lambda a: read.append(a) if isinstance(a, Map | Pieces | Side | Refused) else None
+        )
+        maps = [value for value in read if isinstance(value, Map | Pieces)]
         refused = next((value for value in read if isinstance(value, Refused)), None)
-        self.values[n] = refused or self._describe(n, args, kwargs)
-        return self.values[n]
+        if refused is None and not maps:
+            if not read or n.target is operator.getitem:
+                with torch.no_grad():
+                    return super().run_node(n)
+            return Refused(f"node {n.name!r}: {_why('size')}")
+        value = refused or self._describe(n, args, kwargs, maps)
+        if isinstance(value, Map | Refused):
+            self.values[n] = value
+        return value
 
-    def _describe(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Map | Refused:
+    def _describe(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], maps: list[Map | Pieces]) -> Any:
+        """A Map with its operation, Pieces, sizes, or Refused."""
         try:
-            if node.op == "call_module":
-                operation = self._of_module(self.fetch_attr(str(node.target)))
-            elif node.op == "call_function":
-                operation = self._of_function(node.target, args, kwargs)  # type: ignore[arg-type]
-            else:
-                if node.target not in _POINTWISE_METHODS:
-                    raise _RefusedError(_why(str(node.target)))
-                self._check_constants(args, kwargs)
-                operation = Pointwise()
+            value = self._of_pieces(node, args, maps) or self._of_layout(node, args, kwargs, maps)  # type: ignore[arg-type]
+            if value is not None:
+                return value
+            layouts = {value.layout for value in maps if isinstance(value, Map)}
+            if len(layouts) > 1:
+                raise _RefusedError("joins maps whose dimensions are in another order")
+            (layout,) = layouts
+            operation = self._operation(node, args, kwargs, layout)
+            if not isinstance(operation, Pointwise) and layout != self.usual:
+                raise _RefusedError("isn't supported on a map whose channels aren't its second dimension")
         except _RefusedError as refusal:
             what = f" ({node.target})" if node.op == "call_module" and node.target != node.name else ""
             return Refused(f"node {node.name!r}{what}: {refusal}")
-        self.operations[node] = operation
-        return Map(node)
+        return self._map(node, operation, layout, maps)  # type: ignore[arg-type]
 
-    def _of_module(self, module: Any) -> Operation:
+    def _map(self, node: fx.Node, operation: Operation, layout: Layout, maps: Sequence[Map]) -> Map:
+        self.operations[node] = operation
+        return Map(node, layout, tuple(dict.fromkeys(value.node for value in maps)))
+
+    def _of_pieces(self, node: fx.Node, args: tuple[Any, ...], maps: list[Map | Pieces]) -> Map | None:
+        """One of the pieces of a map."""
+        pieces = next((value for value in maps if isinstance(value, Pieces)), None)
+        if pieces is None:
+            return None
+        if node.target is not operator.getitem or not isinstance(args[1], int):
+            raise _RefusedError("takes the pieces of a map together; they are supported one by one")
+        return self._map(node, Piece(pieces.node, args[1]), pieces.whole.layout, [pieces.whole])
+
+    def _of_layout(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], maps: list[Map]) -> Any:
+        """What asks for a map's sizes, or changes the order or the number of its dimensions; None for all else."""
+        name = getattr(node.target, "__name__", str(node.target))
+        if node.op == "call_module" or len(maps) > 1 or not args or not isinstance(args[0], Map):
+            return None
+        map = args[0]
+        if name in ("chunk", "split"):
+            if self._role(map, argument(args, kwargs, 2, "dim", 0)) != CHANNELS:
+                raise _RefusedError(f"{name} divides another dimension than channels")
+            return Pieces(node, map)
+        if name == "size" or (name == "getattr" and args[1] == "shape"):
+            sizes = self._sizes(map)
+            asked = argument(args, kwargs, 1, "dim", None) if name == "size" else None
+            return sizes if asked is None else sizes[asked]
+        if name == "dim" or (name == "getattr" and args[1] == "ndim"):
+            return len(map.layout)
+        if name in ("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis"):
+            function = getattr(Tensor, name)
+            layout = arranged(map.layout, lambda tensor: function(tensor, *args[1:], **kwargs))
+            return self._map(node, Pointwise(), layout, maps)
+        if name in ("view", "reshape"):
+            given = args[1] if isinstance(args[1], list | tuple) else args[1:]
+            try:
+                layout, sizes = regrouped(map.layout, self._known_shape(map), given)
+            except ValueError as error:
+                raise _RefusedError(f"{name} {error}; choose a layer before it") from None
+            return self._map(node, Regrouping(sizes), layout, maps)
+        return None
+
+    def _sizes(self, map: Map) -> tuple[int | Side, ...]:
+        shape = self._known_shape(map)
+        return tuple(size if role == CHANNELS else Side(role) for role, size in zip(map.layout, shape, strict=True))
+
+    def _known_shape(self, map: Map) -> tuple[int, ...]:
+        if map.node not in self.shapes:
+            raise _RefusedError(_why("size"))
+        return self.shapes[map.node]
+
+    def _role(self, map: Map, dim: Any) -> str | int | None:
+        """What a dimension of a map is."""
+        return map.layout[dim] if isinstance(dim, int) and -len(map.layout) <= dim < len(map.layout) else None
+
+    def _operation(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], layout: Layout) -> Operation:
+        """What a node does to maps of one layout."""
+        if node.op == "call_module":
+            return self._of_module(self.fetch_attr(str(node.target)), layout)
+        if node.op == "call_function":
+            return self._of_function(node.target, args, kwargs, layout)  # type: ignore[arg-type]
+        if node.target == "softmax":
+            return _softmax(argument(args, kwargs, 1, "dim", None), layout)
+        if node.target not in _POINTWISE_METHODS:
+            raise _RefusedError(_why(str(node.target)))
+        self._check_constants(args, kwargs, layout)
+        return Pointwise()
+
+    def _of_module(self, module: Any, layout: Layout) -> Operation:
         kind = type_before_parametrizations(module)
         if module._forward_hooks or module._forward_pre_hooks:
             raise _RefusedError(
@@ -139,9 +247,18 @@ class _Reader(fx.Interpreter):
         if kind in _CONVOLUTIONS:
             return self._convolution(module)
         if isinstance(module, _BatchNorm):  # SyncBatchNorm too, which in evaluation mode is no other
+            _check_second(layout, kind.__name__)
             return _batch_norm(module)
+        if kind in (nn.PReLU, nn.Softmax2d):
+            _check_second(layout, kind.__name__)
         if kind in _POINTWISE_MODULES:
             return Pointwise()
+        if kind is nn.Linear:
+            return _linear(layout, module.in_features, module.out_features)
+        if kind is nn.LayerNorm:
+            return _layer_norm(layout, module.normalized_shape)
+        if kind is nn.Softmax:
+            return _softmax(module.dim, layout)
         if kind in (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d):
             return self._max_pool(*_attributes(module, _MAX_POOL))
         if kind in (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d):
@@ -154,20 +271,32 @@ class _Reader(fx.Interpreter):
                 return self._padding(module.padding, mode, getattr(module, "value", 0.0))
         raise _RefusedError(_why(kind.__name__))
 
-    def _of_function(self, function: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation:
+    def _of_function(
+        self, function: Callable, args: tuple[Any, ...], kwargs: dict[str, Any], layout: Layout
+    ) -> Operation:
         name = getattr(function, "__name__", str(function))
         if function in _POINTWISE_FUNCTIONS:
-            self._check_constants(args, kwargs)
+            self._check_constants(args, kwargs, layout)
             return Pointwise()
         if function in (torch.cat, torch.concat):
-            if argument(args, kwargs, 1, "dim", 0) not in (1, -self.dimensions - 1):
+            if layout[argument(args, kwargs, 1, "dim", 0)] != CHANNELS:
                 raise _RefusedError("concatenates along another dimension than channels")
             return Pointwise()
         if name in _DROPOUTS:
             if argument(args, kwargs, _DROPOUTS[name], "training", True):
                 raise _RefusedError(f"{name} is in training mode")
             return Pointwise()
+        if function is F.linear:
+            weight = argument(args, kwargs, 1, "weight", None)
+            if not isinstance(weight, Tensor):
+                raise _RefusedError("multiplies by a weight that depends on the image")
+            return _linear(layout, weight.shape[1], weight.shape[0])
+        if function is F.layer_norm:
+            return _layer_norm(layout, argument(args, kwargs, 1, "normalized_shape", ()))
+        if function in (F.softmax, torch.softmax):
+            return _softmax(argument(args, kwargs, 1, "dim", None), layout)
         if function is F.batch_norm:
+            _check_second(layout, name)
             if argument(args, kwargs, 5, "training", False):
                 raise _RefusedError("batch_norm in training mode depends on the whole batch")
             return Pointwise()
@@ -186,10 +315,15 @@ class _Reader(fx.Interpreter):
             return self._slicing(args[1])
         raise _RefusedError(_why(name))
 
-    def _check_constants(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _check_constants(self, args: tuple[Any, ...], kwargs: dict[str, Any], layout: Layout) -> None:
         """Other tensors may differ from channel to channel, but not from place to place."""
         for value in (*args, *kwargs.values()):
-            if isinstance(value, Tensor) and any(size != 1 for size in value.shape[-self.dimensions :]):
+            if isinstance(value, Side):
+                raise _RefusedError(_why("size"))
+            if isinstance(value, Tensor) and any(
+                size != 1 and role != CHANNELS
+                for role, size in zip(reversed(layout), reversed(value.shape), strict=False)
+            ):
                 raise _RefusedError(
                     f"is combined with a tensor of shape {tuple(value.shape)}, which ties it to one place"
                 )
@@ -338,6 +472,29 @@ def _attributes(module: nn.Module, options: Sequence[tuple[int, str, Any]]) -> l
     return [getattr(module, name, default) for _, name, default in options]
 
 
+def _check_second(layout: Layout, name: str) -> None:
+    if layout[1] != CHANNELS or CHANNELS in layout[2:]:
+        raise _RefusedError(f"{name} isn't supported on a map whose channels aren't its second dimension")
+
+
+def _linear(layout: Layout, in_channels: int, out_channels: int) -> Operation:
+    if layout[-1] != CHANNELS:
+        raise _RefusedError("is a linear map along an axis of the image; choose a layer before it")
+    return Linear(in_channels, out_channels)
+
+
+def _layer_norm(layout: Layout, normalized_shape: Sequence[int]) -> Operation:
+    if any(role != CHANNELS for role in layout[-len(normalized_shape) :]):
+        raise _RefusedError("layer_norm normalises along axes of the image; along channels that come last it doesn't")
+    return Pointwise()
+
+
+def _softmax(dim: int | None, layout: Layout) -> Operation:
+    if dim is None or layout[dim] != CHANNELS:
+        raise _RefusedError("softmax mixes places far apart in the image; choose a layer before it")
+    return Pointwise()
+
+
 def _batch_norm(module: Any) -> Operation:
     if module.training:
         raise _RefusedError("BatchNorm in training mode depends on the whole batch; call eval() on the network")
@@ -352,7 +509,7 @@ def _why(name: str) -> str:
     if "adaptive" in lower or lower in ("mean", "sum", "amax", "max"):
         return f"{name} pools over the whole image; choose a layer before it"
     if "attention" in lower or "softmax" in lower or "matmul" in lower:
-        return f"{name} mixes all places of the image; choose a layer before it"
+        return f"{name} mixes places far apart in the image; choose a layer before it"
     if any(norm in lower for norm in ("groupnorm", "group_norm", "instancenorm", "instance_norm", "layernorm")):
         return f"{name} normalises over the whole image; evaluation BatchNorm doesn't"
     if "transpose" in lower:

@@ -9,7 +9,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .layers import LayerExtractor
-from .operations import Cells, Convolution, Operation
+from .operations import Cells, Convolution, Linear, Operation
 from .reading import Map, Refused, operations
 
 __all__ = ["LayerGraph", "ReceptiveField", "receptive_fields"]
@@ -67,24 +67,22 @@ def receptive_fields(network: nn.Module, layers: str | Iterable[str]) -> dict[st
             raise ValueError(
                 f"extractor: {name!r} is BatchNorm in training mode, which depends on the whole batch; call eval()"
             )
-    return {
-        layer: LayerGraph(extractor.network, extractor.dimensions, [layer]).receptive_field(layer)
-        for layer in extractor.layers
-    }
+    return {layer: LayerGraph(extractor, [layer]).receptive_field(layer) for layer in extractor.layers}
 
 
 class LayerGraph:
     """The part of a `LayerExtractor`'s graph that its layers depend on, as operations.
 
     Args:
-        network: The extractor's; its output is layer -> features.
-        dimensions: Spatial dimensions of the images.
+        extractor: The extractor.
         layers: Which of its layers; by default all.
 
     Attributes:
-        network: As given.
+        network: The extractor's; its output is layer -> features.
         image: The node of the images.
         steps: Node -> operation, in the order of computation.
+        inputs: Node -> the nodes of the maps that it reads.
+        layouts: Node -> what the dimensions of its map are.
         layers: Layer -> node.
         strides: Node -> pixels per cell, for each axis.
         alignment: Pixels, for each axis: a shift by so many shifts every map by whole cells.
@@ -93,16 +91,17 @@ class LayerGraph:
         ValueError: If a layer has no finite receptive field, or it joins maps of different strides.
     """
 
-    def __init__(self, network: fx.GraphModule, dimensions: int, layers: Iterable[str] | None = None) -> None:
-        self.dimensions = dimensions
-        self.network = network
-        known, values = operations(network, dimensions)
+    def __init__(self, extractor: LayerExtractor, layers: Iterable[str] | None = None) -> None:
+        dimensions = extractor.dimensions
+        self.network = network = extractor.network
+        known, values = operations(network, extractor.channels or 1, dimensions)
         self.image = next(node for node in network.graph.nodes if node.op == "placeholder")
         output = next(node for node in network.graph.nodes if node.op == "output")
         self.layers: dict[str, fx.Node] = {
             layer: node for layer, node in output.args[0].items() if layers is None or layer in layers
         }
         self.inputs: dict[fx.Node, tuple[fx.Node, ...]] = {}
+        self.layouts = {node: value.layout for node, value in values.items() if isinstance(value, Map)}
         self.steps = self._needed(known, values)
         self.strides: dict[fx.Node, tuple[Fraction, ...]] = {self.image: (Fraction(1),) * dimensions}
         for node, operation in self.steps.items():
@@ -122,12 +121,17 @@ class LayerGraph:
                 raise ValueError(f"layer {layer!r} has no finite receptive field: {value.reason}")
             if value is None:
                 raise ValueError(f"layer {layer!r} doesn't depend on the image")
+            if value.layout != self.layouts[self.image]:
+                raise ValueError(
+                    f"layer {layer!r} has dimensions ({', '.join(map(str, value.layout))}), where numbers are "
+                    "axes; batch, channels and then the axes are needed"
+                )
             waiting = [node]
             while waiting:
                 node = waiting.pop()
                 if node not in needed and node is not self.image:
                     needed.add(node)
-                    self.inputs[node] = tuple(read for read in node.all_input_nodes if read in values)
+                    self.inputs[node] = values[node].reads  # type: ignore[union-attr]
                     waiting += self.inputs[node]
         return {node: operation for node, operation in known.items() if node in needed}
 
@@ -186,9 +190,9 @@ class LayerGraph:
         return needed
 
     @property
-    def convolutions(self) -> dict[fx.Node, Convolution]:
-        """Node -> convolution."""
-        return {node: step for node, step in self.steps.items() if isinstance(step, Convolution)}
+    def convolutions(self) -> dict[fx.Node, Convolution | Linear]:
+        """Node -> convolution, or linear map of channels."""
+        return {node: step for node, step in self.steps.items() if isinstance(step, Convolution | Linear)}
 
 
 def _in_words(stride: Sequence[Fraction]) -> str:

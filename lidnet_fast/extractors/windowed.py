@@ -82,7 +82,7 @@ class WindowedExtractor:
         self._derive()
 
     def _derive(self) -> None:
-        self.graph = LayerGraph(self.extractor.network, self.extractor.dimensions)
+        self.graph = LayerGraph(self.extractor)
         self._network_of = lru_cache(MOST_KINDS)(self._network)
         self._planner_of = lru_cache(MOST_SIZES)(lambda size: WindowPlanner(self.graph, size))
 
@@ -160,7 +160,7 @@ class WindowedExtractor:
             ]
             held = [frame.held for frame in frames]
             inputs = {
-                read: cut(part, part.maps[read], [of_axis[read] for of_axis in needed], held)
+                read: cut(part, part.maps[read], [of_axis[read] for of_axis in needed], held, graph.layouts[read])
                 for read in graph.inputs[node]
             }
             if folded and isinstance(step, Convolution) and graph.image in inputs:

@@ -53,3 +53,8 @@ def test_an_outline_checks_the_weights_and_has_no_values(tmp_path, recwarn):
     assert not recwarn
     with pytest.raises(ValueError, match=r"resnet18.pt doesn't hold weights of resnet34: "):
         outline_network("resnet34", path)
+
+
+def test_networks_that_compute_with_tensors_have_an_outline():
+    network = outline_network("regnet_x_400mf")
+    assert {tensor.device.type for tensor in network.state_dict().values()} == {"meta"}

@@ -109,8 +109,9 @@ POINTS_AT = {
         "mul",
         "ties it to one place",
     ),
-    "shape": (Uses(lambda m, x: x.view(x.shape[0], 2, -1)), "mul", "the size of a map is used"),
-    "softmax": (Uses(lambda m, x: x.softmax(-1)), "mul", "softmax mixes all places"),
+    "shape": (Uses(lambda m, x: x.view(x.shape[0], 2, -1)), "mul", "view doesn't keep batch and axes"),
+    "computed sizes": (Uses(lambda m, x: x * x.shape[2]), "mul", "the size of a map is used"),
+    "softmax": (Uses(lambda m, x: x.softmax(-1)), "mul", "softmax mixes places far apart"),
     "along rows": (Uses(lambda m, x: torch.cat((x, x), 2)), "mul", "another dimension than channels"),
     "indices": (nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()), "1", "node '_1' .1.: Flatten isn't known"),
 }

@@ -15,7 +15,7 @@ SIDES = (96, 101)
 def planner(name="pooling", sides=SIDES, layers=None):
     network, known = NETWORKS[name]
     extractor = LayerExtractor(network, layers or known)
-    return WindowPlanner(LayerGraph(extractor.network, extractor.dimensions), sides)
+    return WindowPlanner(LayerGraph(extractor), sides)
 
 
 def random_boxes(count, images=2, sides=SIDES, seed=0, largest=20.0):
@@ -122,7 +122,7 @@ def test_images_that_leave_no_cell():
 
 def test_alignment_of_finer_layers_than_the_image():
     extractor = LayerExtractor(nn.Sequential(nn.Upsample(scale_factor=3), nn.Conv2d(1, 1, 3, padding=1)), ["1"])
-    planned = WindowPlanner(LayerGraph(extractor.network, 2), (20, 20))
+    planned = WindowPlanner(LayerGraph(extractor), (20, 20))
     assert planned.axes[0].alignment == 1
     window = planned.plan(np.array([[0, 5.0, 5, 9, 9]]), 1).windows[0]
     assert planned.axes[0].needed(window.stretches[0])[planned.axes[0].graph.image].start in (3, 4)
