@@ -5,6 +5,7 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -109,7 +110,7 @@ class LayerExtractor(nn.Module):
     @property
     def dtype(self) -> torch.dtype | None:
         """What the network computes in, without autocast; None if it has no parameters."""
-        tensors = (*self.network.parameters(), *self.network.buffers())
+        tensors = chain(self.network.parameters(), self.network.buffers())
         return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
 
     def train(self, mode: bool = True) -> "LayerExtractor":

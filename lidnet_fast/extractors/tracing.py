@@ -102,12 +102,18 @@ class _Proxy(fx.Proxy):
 _OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor")
 
 
-def _recorded(function: Callable) -> Callable[[fx.Proxy, Any], fx.Proxy]:
-    return lambda proxy, other: proxy.tracer.create_proxy("call_function", function, (proxy, other), {})
+def _out_of_place(operation: str) -> Callable:
+    return getattr(operator, f"{operation}_" if operation in ("and", "or") else operation)
 
 
-for _name in _OPERATORS:
-    setattr(_Proxy, f"__i{_name}__", _recorded(getattr(operator, f"i{_name}")))
+def _recorded(operation: str) -> Callable[[fx.Proxy, Any], fx.Proxy]:
+    """What a Proxy does for an operator in place; nodes keep the names that torchvision gives them."""
+    function, name = getattr(operator, f"i{operation}"), _out_of_place(operation).__name__
+    return lambda proxy, other: proxy.tracer.create_proxy("call_function", function, (proxy, other), {}, name)
+
+
+for _operation in _OPERATORS:
+    setattr(_Proxy, f"__i{_operation}__", _recorded(_operation))
 
 
 class _Tracer(NodePathTracer):
@@ -240,8 +246,7 @@ class _Rewriting:
         function: Any = node.target
         name = getattr(function, "__name__", "")
         if name in {f"i{operation}" for operation in _OPERATORS} and function is getattr(operator, name, None):
-            replacement = {"iand": operator.and_, "ior": operator.or_}.get(name) or getattr(operator, name[1:])
-            return overwritten, _target(replacement)
+            return overwritten, _target(_out_of_place(name[1:]))
         if name == "setitem":
             return overwritten, None
         if isinstance(function, torch._ops.OpOverload | torch._ops.OpOverloadPacket):

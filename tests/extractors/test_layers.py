@@ -5,9 +5,11 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torchvision.models.feature_extraction import get_graph_node_names
 
 from lidnet_fast.extractors import LayerExtractor
 from lidnet_fast.extractors.layers import layer_names, spatial_scale
+from lidnet_fast.extractors.networks import outline_network
 
 
 def small_network():
@@ -112,6 +114,13 @@ def test_layer_names_hold_nodes_and_modules():
     names = layer_names(Nested())
     assert {"x", "body", "body.0", "body.5", "mean", "head"} <= set(names)
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "googlenet", "densenet121", "shufflenet_v2_x1_0"])
+def test_layers_have_torchvisions_names(name):
+    network = outline_network(name)
+    names = get_graph_node_names(network, suppress_diff_warning=True)[1]
+    assert set(names) <= set(layer_names(network))
 
 
 class Branching(nn.Module):
