@@ -62,7 +62,7 @@ class ROIPerceptualLoss(nn.Module):
         std: Per channel, divides the images after that; None for nothing.
         compiled: Put the networks of the windows through torch.compile, one for each kind of window; on CUDA they are
             captured as CUDA graphs.
-        cache_bytes: Memory for normal-dose features of windows, for calls with `sample_ids`; 0 for no cache.
+        cache_mib: Memory in MiB for normal-dose features of windows, for calls with `sample_ids`; 0 for no cache.
 
     Attributes:
         cache: The `extractors.FeatureCache`, which knows its hit rate (also logged, level DEBUG), or None.
@@ -87,12 +87,12 @@ class ROIPerceptualLoss(nn.Module):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         compiled: bool = False,
-        cache_bytes: int = 0,
+        cache_mib: float = 0,
     ) -> None:
         super().__init__()
         check_choice("halo", halo, HALOS)
-        if cache_bytes < 0:
-            raise ValueError(f"cache_bytes must be at least 0, got {cache_bytes}")
+        if cache_mib < 0:
+            raise ValueError(f"cache_mib must be at least 0, got {cache_mib}")
         weights = _layer_weights(layers)
         self.layer_weights = dict(zip(node_names(extractor, weights), weights.values(), strict=True))
         self.extractor = LayerExtractor(extractor, self.layer_weights, mean=mean, std=std)
@@ -104,7 +104,7 @@ class ROIPerceptualLoss(nn.Module):
         self.aligned = aligned
         self.criterion = criterion
         self.reduction = reduction
-        self.cache = FeatureCache(cache_bytes) if cache_bytes else None
+        self.cache = FeatureCache(cache_mib) if cache_mib else None
         self._warned = False
         self._no_windows = 'halo="whole"'
         self.windows: WindowedExtractor | None = None
@@ -409,7 +409,7 @@ def _reduce(losses: Tensor, box_weights: Tensor | None, reduction: str) -> Tenso
 
 
 def _in_order(losses: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
-    """One Tensor of the losses of boxes, of which the concatenated parts hold those numbered `rows`."""
+    """The losses in the order of the boxes; the parts, one after the other, hold those of the boxes `rows`."""
     together = torch.cat(list(losses))
     return together[torch.tensor(rows, dtype=torch.int64, device=together.device).argsort()]
 

@@ -13,23 +13,23 @@ class FeatureCache:
     """Features of windows by key, the least recently used dropped first. A copy, or one from a pickle, is empty.
 
     Args:
-        most_bytes: What all features together may hold.
+        cache_mib: What all features together may hold, in MiB.
 
     Attributes:
         hits: Features found since the cache was made.
         misses: Features not found.
     """
 
-    def __init__(self, most_bytes: int) -> None:
+    def __init__(self, cache_mib: float) -> None:
         from cachetools import LRUCache
 
-        self.most_bytes = most_bytes
+        self.cache_mib = cache_mib
         self.hits = self.misses = 0
-        self._entries: LRUCache[Hashable, dict[str, Tensor]] = LRUCache(most_bytes, getsizeof=_bytes)
+        self._entries: LRUCache[Hashable, dict[str, Tensor]] = LRUCache(cache_mib * 2**20, getsizeof=_bytes)
         self._weights: list[tuple[weakref.ref[Tensor], int, int]] = []
 
-    def __reduce__(self) -> tuple[type["FeatureCache"], tuple[int]]:
-        return FeatureCache, (self.most_bytes,)
+    def __reduce__(self) -> tuple[type["FeatureCache"], tuple[float]]:
+        return FeatureCache, (self.cache_mib,)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -67,7 +67,7 @@ class FeatureCache:
             if features is None:
                 self.misses += 1
                 features = {layer: batch[0].clone() for layer, batch in compute(number).items()}
-                if _bytes(features) <= self.most_bytes:
+                if _bytes(features) <= self._entries.maxsize:
                     self._entries[key] = features
             else:
                 self.hits += 1
@@ -86,5 +86,5 @@ def _is_unchanged(weight: Tensor, state: tuple[weakref.ref[Tensor], int, int]) -
 
 
 def _version(weight: Tensor) -> int:
-    """How often the tensor was changed in place; -1 for inference tensors, of which nothing says so."""
+    """How often the tensor was changed in place; -1 for inference tensors, which don't count it."""
     return -1 if weight.is_inference() else weight._version

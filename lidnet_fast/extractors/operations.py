@@ -57,7 +57,7 @@ class Frame(NamedTuple):
 
     Attributes:
         size: Cells of the whole input.
-        held: Of which these are given.
+        held: The cells of it that are given.
         read: What is read, beyond the ends of the whole input too.
         made: The cells of the output that are computed.
     """
@@ -104,7 +104,7 @@ class Operation:
         return Fraction(1)
 
     def size(self, axis: int, cells: int) -> int:
-        """Output cells of an input of so many."""
+        """How many cells the output has, given the input's."""
         return cells
 
     def reads(self, axis: int, made: Cells) -> Cells:

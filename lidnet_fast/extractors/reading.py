@@ -123,14 +123,14 @@ class _Reader(fx.Interpreter):
 
     @cached_property
     def shapes(self) -> dict[fx.Node, tuple[int, ...]]:
-        """Of every map, for some image."""
+        """The shape of every map, for some image."""
         return map_shapes(self.network, self.channels, self.dimensions)
 
     def run_node(self, n: fx.Node) -> Any:
         if n.op == "output":
             return None
         if n.op == "placeholder":
-            if self.values:  # an argument beside the images, left at its default
+            if self.values:  # an argument after the images, left at its default
                 return n.args[0] if n.args else None
             self.values[n] = Map(n, self.usual)
             return self.values[n]
@@ -353,7 +353,7 @@ class _Reader(fx.Interpreter):
         )
 
     def _convolution(self, module: Any) -> Operation:
-        """Of a module, or what has its attributes."""
+        """The convolution of a module, or of what has its attributes."""
         kernel, dilation = self._each_axis(module.kernel_size), self._each_axis(module.dilation)
         if module.padding_mode == "circular":
             raise _RefusedError(

@@ -26,7 +26,7 @@ class ReceptiveField:
         stride: Pixels from cell to cell, below 1 for a layer finer than the image.
         before: Halo towards the first row or column, in pixels.
         after: Halo towards the last.
-        alignment: Shifting the image by so many pixels shifts the network's layers by whole cells.
+        alignment: Shifting the image by this number of pixels shifts the network's layers by whole cells.
     """
 
     stride: tuple[Fraction, ...]
@@ -85,7 +85,7 @@ class LayerGraph:
         layouts: Node -> what the dimensions of its map are.
         layers: Layer -> node.
         strides: Node -> pixels per cell, for each axis.
-        alignment: Pixels, for each axis: a shift by so many shifts every map by whole cells.
+        alignment: Pixels, for each axis: a shift by this number shifts every map by whole cells.
 
     Raises:
         ValueError: If a layer has no finite receptive field, or it joins maps of different strides.
@@ -158,7 +158,7 @@ class LayerGraph:
         return ReceptiveField(self.strides[node], tuple(before), tuple(after), self.alignment)
 
     def sizes(self, axis: int, pixels: int) -> dict[fx.Node, int]:
-        """Cells of every map along an axis, for images of so many pixels."""
+        """Cells of every map along an axis, for images of `pixels`."""
         sizes = {self.image: pixels}
         for node, operation in self.steps.items():
             sizes[node] = operation.size(axis, sizes[self.inputs[node][0]])

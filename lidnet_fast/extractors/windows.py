@@ -19,17 +19,17 @@ from .receptive_field import LayerGraph
 
 __all__ = ["Axis", "Plan", "Stretch", "Window", "WindowPlanner"]
 
-# Of consecutive sizes of windows, the larger has to be longer by so much: few sizes, little waste.
+# Of consecutive sizes of windows, the larger has to be longer by this factor: few sizes, little waste.
 BUCKET_GROWTH = 1.1
-# What a cell of a convolution's output costs besides its multiply-adds (activations, pooling, memory), per channel and
+# What a cell of a convolution's output costs in addition to its multiply-adds (activations, pooling, memory), per channel and
 # in multiply-adds.
 CELL_COST = 64
-# What each kind of window costs besides, in multiply-adds: for every operation that is called, and for every weight,
+# What each kind of window costs in addition, in multiply-adds: for every operation that is called, and for every weight,
 # which convolutions bring into another order at each call. As measured on two cores (benches/profile_windows.py), like:
 COST_PER_CALL, COST_PER_WEIGHT = 1.5e7, 40
 # how much longer a multiply-add takes in windows than in whole images.
 WINDOW_PENALTY = 1.15
-# Every two windows of an image are compared: above so many, boxes that lie near each other share one to begin with.
+# Every two windows of an image are compared. Above this number, boxes that lie near each other share one at first.
 MOST_WINDOWS = 256
 
 
@@ -55,7 +55,7 @@ class Window(NamedTuple):
 
     @property
     def kind(self) -> tuple:
-        """Of all axes: windows of one kind can be computed as one batch."""
+        """The kinds of all stretches: windows of one kind can be computed as one batch."""
         return tuple(stretch.kind for stretch in self.stretches)
 
 
@@ -198,7 +198,7 @@ class WindowPlanner:
         self.whole_cost = float(math.prod(axis.most for axis in self.axes) @ self._costs)  # type: ignore[operator]
 
     def cost(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
-        """Of windows [..., axes], in multiply-adds of one pass through the layers."""
+        """The cost of windows [..., axes], in multiply-adds of one pass through the layers."""
         cells = [axis.cells(start[..., number], stop[..., number]) for number, axis in enumerate(self.axes)]
         return math.prod(cells) @ self._costs  # type: ignore[operator]
 

@@ -70,19 +70,24 @@ class JointObjective:
     Args:
         config: the terms.
         window: of the images.
-        detector_cache: bytes for what the detector makes of normal-dose images; for a detector that doesn't train.
-        extractor_cache: bytes for the other extractor's features of normal-dose images.
+        detector_cache_mib: MiB for what the detector makes of normal-dose images; for a detector that doesn't train.
+        extractor_cache_mib: MiB for the other extractor's features of normal-dose images.
 
     Raises:
         InputError: `config.extractor` or its weights can't be used.
     """
 
     def __init__(
-        self, config: ObjectiveConfig, window: HUWindow, *, detector_cache: int = 0, extractor_cache: int = 0
+        self,
+        config: ObjectiveConfig,
+        window: HUWindow,
+        *,
+        detector_cache_mib: float = 0,
+        extractor_cache_mib: float = 0,
     ) -> None:
         self.config, self.window = config, window
-        self.cache = FeatureCache(detector_cache) if detector_cache else None
-        self._extractor_loss = _extractor_loss(config, extractor_cache) if config.roi_extractor else None
+        self.cache = FeatureCache(detector_cache_mib) if detector_cache_mib else None
+        self._extractor_loss = _extractor_loss(config, extractor_cache_mib) if config.roi_extractor else None
 
     def __call__(
         self,
@@ -246,7 +251,7 @@ def check_extractor(config: ObjectiveConfig, side: int) -> None:
 
 
 def _extractor_loss(
-    config: ObjectiveConfig, cache_bytes: int, load: Callable[[str, object], nn.Module] = load_network
+    config: ObjectiveConfig, cache_mib: float, load: Callable[[str, object], nn.Module] = load_network
 ) -> ROIPerceptualLoss:
     halo = "auto" if backend.current() == "fused" else "whole"
     try:
@@ -261,7 +266,7 @@ def _extractor_loss(
             output_size=config.roi_size,
             mean=IMAGENET_MEAN,
             std=IMAGENET_STD,
-            cache_bytes=cache_bytes,
+            cache_mib=cache_mib,
         )
         return loss.to(memory_format=torch.channels_last)
     except (ValueError, OSError) as error:

@@ -149,9 +149,11 @@ class Run:
 
     def _objective(self, joint: CollaborateConfig) -> JointObjective:
         # Only whole slices come again; a detector that trains sees them differently every time.
-        cache = joint.cache_mib * 2**20 if self.config.data.crop is None else 0
-        detector_cache = cache if joint.detector_steps == 0 else 0
-        return JointObjective(joint.objective, self.window, detector_cache=detector_cache, extractor_cache=cache)
+        cache_mib = joint.cache_mib if self.config.data.crop is None else 0
+        of_detector = cache_mib if joint.detector_steps == 0 else 0
+        return JointObjective(
+            joint.objective, self.window, detector_cache_mib=of_detector, extractor_cache_mib=cache_mib
+        )
 
     def _new_network(self, kind: Any, network: NetworkConfig, stream: str) -> nn.Module:
         torch.manual_seed(stream_seed(self.config.seed, stream))

@@ -185,7 +185,7 @@ def test_compiled_networks_read_parameters_when_called(monkeypatch):
 def test_cached_features_are_those_of_the_weights_of_the_call():
     """Weights that come and go, one set at the address of the one before."""
     cached, _ = losses()
-    cached.cache = FeatureCache(2**20)
+    cached.cache = FeatureCache(1)
     expected, _ = losses()
     state = cached.state_dict()
     for factor in (1.0, 2.0, 3.0, 3.0):
@@ -198,19 +198,19 @@ def test_cached_features_are_those_of_the_weights_of_the_call():
 
 def test_the_cache_holds_nothing_in_copies():
     loss, _ = losses()
-    loss.cache = FeatureCache(2**20)
+    loss.cache = FeatureCache(1)
     loss(*images(), BOXES, sample_ids=["a", "b"])
     assert len(loss.cache)
     for twin in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
         assert len(twin.cache) == 0
-        assert twin.cache.most_bytes == 2**20
+        assert twin.cache.cache_mib == 1
 
 
 def test_weights_made_in_inference_mode_are_not_cached_for():
     """Nothing says when they change."""
     with torch.inference_mode():
         loss, _ = losses()
-        loss.cache = FeatureCache(2**20)
+        loss.cache = FeatureCache(1)
         before = loss(*images(), BOXES, sample_ids=["a", "b"])
         loss.extractor.network.second.weight.mul_(2)
         assert not torch.allclose(loss(*images(), BOXES, sample_ids=["a", "b"]), before)

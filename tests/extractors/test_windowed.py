@@ -309,7 +309,7 @@ def test_new_weights_are_used_at_once():
 
 def test_normal_dose_features_are_cached(caplog):
     caplog.set_level("DEBUG", logger="lidnet_fast.losses")
-    loss = ROIPerceptualLoss(NETWORKS["pooling"][0], ["1", "3"], cache_bytes=2**20, reduction="none").double()
+    loss = ROIPerceptualLoss(NETWORKS["pooling"][0], ["1", "3"], cache_mib=1, reduction="none").double()
     sides = (96, 104)
     boxes = boxes_of(sides)
     denoised, normal_dose = (torch.rand(2, 1, *sides, dtype=torch.float64) for _ in range(2))
@@ -331,7 +331,7 @@ def test_normal_dose_features_are_cached(caplog):
 
 def test_windows_are_computed_one_by_one_for_the_cache(monkeypatch):
     """How a batch rounds depends on its size, which would depend on what is kept."""
-    loss = ROIPerceptualLoss(NETWORKS["pooling"][0], "3", cache_bytes=2**20).double()
+    loss = ROIPerceptualLoss(NETWORKS["pooling"][0], "3", cache_mib=1).double()
     normal_dose, denoised = torch.rand(2, 2, 1, 96, 104, dtype=torch.float64)
     boxes = [torch.tensor([[50.0, 52, 62, 63]])] * 2  # windows of one kind
     features, computed = WindowedExtractor.features, []
@@ -349,7 +349,7 @@ def test_windows_are_computed_one_by_one_for_the_cache(monkeypatch):
 
 
 def test_the_cache_keeps_to_its_bytes_and_to_its_weights():
-    loss = ROIPerceptualLoss(NETWORKS["pooling"][0], "3", cache_bytes=3000).double()
+    loss = ROIPerceptualLoss(NETWORKS["pooling"][0], "3", cache_mib=3000 / 2**20).double()
     image = torch.rand(1, 1, 96, 96, dtype=torch.float64)
     for number in range(20):
         place = 30.0 + number

@@ -100,7 +100,7 @@ def test_images_of_longer_dtypes_are_refused():
     [
         ({"halo": 16}, "halo must be one of exact, auto, whole, got 16"),
         ({"halo": "tight"}, "halo must be one of exact, auto, whole, got 'tight'"),
-        ({"cache_bytes": -1}, "cache_bytes must be at least 0, got -1"),
+        ({"cache_mib": -1}, "cache_mib must be at least 0, got -1"),
         ({"layers": "33"}, "has no layer '33'; near it are 3"),
         ({"layers": []}, "layers must name at least one layer"),
         ({"layers": {"3": float("nan")}}, r"layers\['3'\] must be a finite weight, got nan"),

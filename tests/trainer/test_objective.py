@@ -106,7 +106,7 @@ def test_cached_normal_dose_changes_nothing_and_is_computed_once(detector, image
     denoised, normal = images
     config = replace(PLAIN, roi_perceptual=1.0, perceptual=0.5, regions=regions, proposal_score=0.0)
     plain = objective(config)(denoised, normal, BOXES, detector)
-    cached = JointObjective(config, HUWindow(), detector_cache=2**24)
+    cached = JointObjective(config, HUWindow(), detector_cache_mib=16)
     see = JointObjective._see
     seen = []
     monkeypatch.setattr(JointObjective, "_see", lambda self, x, d: (seen.append(len(x)), see(self, x, d))[1])
