@@ -21,13 +21,13 @@ __all__ = ["Axis", "Plan", "Stretch", "Window", "WindowPlanner"]
 
 # Of consecutive sizes of windows, the larger has to be longer by this factor: few sizes, little waste.
 BUCKET_GROWTH = 1.1
-# What a cell of a convolution's output costs in addition to its multiply-adds (activations, pooling, memory), per channel and
-# in multiply-adds.
+# What a cell of a convolution's output costs in addition to its multiply-adds (activations, pooling, memory), per
+# channel and in multiply-adds.
 CELL_COST = 64
-# What each kind of window costs in addition, in multiply-adds: for every operation that is called, and for every weight,
-# which convolutions bring into another order at each call. As measured on two cores (benches/profile_windows.py), like:
+# What each kind of window costs in addition, in multiply-adds: for every operation that is called, and for every
+# weight, which convolutions bring into another order at each call. Measured on two cores (benches/profile_windows.py).
 COST_PER_CALL, COST_PER_WEIGHT = 1.5e7, 40
-# how much longer a multiply-add takes in windows than in whole images.
+# How much longer a multiply-add takes in windows than in whole images, measured alike.
 WINDOW_PENALTY = 1.15
 # Every two windows of an image are compared. Above this number, boxes that lie near each other share one at first.
 MOST_WINDOWS = 256
