@@ -147,6 +147,23 @@ class ROIPerceptualLoss(nn.Module):
             TypeError: As `functional.roi_perceptual_loss`.
             ValueError: As `functional.roi_perceptual_loss`, and for images that a layer has no cell in.
         """
+        if torch.compiler.is_exporting():
+            raise NotImplementedError(
+                "ROIPerceptualLoss plans its windows from the boxes' values, which torch.export hasn't got. "
+                "To fix: export extractors.LayerExtractor and roi_perceptual_loss"
+            )
+        if torch.compiler.is_compiling():
+            _leave_out_of_graphs()
+        return _of_images(self, denoised, normal_dose, boxes, box_weights, sample_ids)
+
+    def _of_images(
+        self,
+        denoised: Tensor | Sequence[Tensor],
+        normal_dose: Tensor | Sequence[Tensor],
+        boxes: Boxes,
+        box_weights: Tensor | None,
+        sample_ids: Sequence[Hashable] | None,
+    ) -> Tensor:
         if not isinstance(denoised, list | tuple):
             return self._of_batch(denoised, normal_dose, boxes, box_weights, sample_ids, self.reduction)  # type: ignore[arg-type]
         if isinstance(boxes, Tensor) or not len(denoised) == len(normal_dose) == len(boxes) > 0:
@@ -219,14 +236,7 @@ class ROIPerceptualLoss(nn.Module):
     def _losses(
         self, denoised: Tensor, normal_dose: Tensor, rois: Tensor, sample_ids: Sequence[Hashable] | None
     ) -> Tensor:
-        """The loss of each box, [K], all layers together; where torch.compile traces, outside of its graph."""
-        # Not a decorator: torch.compiler.disable imports torch._dynamo, which takes seconds.
-        compute = torch.compiler.disable(self._compute) if torch.compiler.is_compiling() else self._compute
-        return compute(denoised, normal_dose, rois, sample_ids)
-
-    def _compute(
-        self, denoised: Tensor, normal_dose: Tensor, rois: Tensor, sample_ids: Sequence[Hashable] | None
-    ) -> Tensor:
+        """The loss of each box, [K], all layers together."""
         if not len(rois):  # an empty part of the images keeps the loss in their graph
             nothing = torch.empty(0, denoised.ndim - 1, dtype=torch.int64, device="cpu")
             return fast.roi_windows(denoised, nothing, (1,) * (denoised.ndim - 2)).flatten().to(rois.dtype)
@@ -390,6 +400,25 @@ class MultiLoss(nn.Module):
     def extra_repr(self) -> str:
         """The options."""
         return f"weights={self.weights}, roi_weight={self.roi_weight}, data_range={self.data_range}"
+
+
+_of_images = ROIPerceptualLoss._of_images
+
+
+def _leave_out_of_graphs() -> bool:
+    """Has torch.compile call `_of_images` rather than trace it."""
+    global _of_images
+    _of_images = torch.compiler.disable(  # type: ignore[misc]
+        ROIPerceptualLoss._of_images,  # type: ignore[arg-type]
+        reason="ROIPerceptualLoss plans its windows from the boxes' values, outside of graphs. "
+        "To fix: leave fullgraph=True out",
+    )
+    return True
+
+
+# torch.compile calls it while it compiles. The mark is what torch.compiler.assume_constant_result sets; that imports
+# torch._dynamo, as torch.compiler.disable does, which takes seconds.
+_leave_out_of_graphs._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _rois_on_host(boxes: Boxes, images: Tensor) -> Tensor:

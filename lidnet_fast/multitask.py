@@ -75,7 +75,7 @@ def mtl_backward(
     weigh = _resolve(weighting)
     gradients = _gradients(named, shared)
     gramian = gradient_gramian(gradients)
-    weights = torch.as_tensor(weigh(gramian)).detach().to(gramian)
+    weights = torch.as_tensor(weigh(gramian), device=gramian.device).detach().to(gramian)
     if weights.shape != (len(named),):
         raise ValueError(f"weighting must give {len(named)} weights, one per loss, got shape {tuple(weights.shape)}")
     shared.backward(gradient=combine_gradients(gradients, weights))
@@ -95,7 +95,7 @@ def check_weighting(weighting: str | Weighting) -> None:
     """
     weigh = _resolve(weighting)
     if isinstance(weighting, str):
-        weigh(torch.eye(2))  # some of TorchJD's look for their solver only now
+        weigh(torch.eye(2, device="cpu"))  # some of TorchJD's look for their solver only now
 
 
 def _check(losses: Mapping[str, Tensor], shared: Tensor) -> None:

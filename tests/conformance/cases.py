@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lidnet_fast as fast
-from lidnet_fast import backend, reference
+from lidnet_fast import backend
 from lidnet_fast.extractors import LayerExtractor
 
 Function = Callable[..., Tensor]
@@ -32,12 +32,26 @@ OF_IMAGES = "the fused multi_loss doesn't run under torch.vmap: make the mapped 
 OF_INFERENCE = "Inference tensors cannot be saved for backward"
 
 
+PLANS = (
+    "ROIPerceptualLoss plans its windows from the boxes' values, outside of graphs. To fix: leave fullgraph=True out",
+    "ROIPerceptualLoss plans its windows from the boxes' values, which torch.export hasn't got. "
+    "To fix: export extractors.LayerExtractor and roi_perceptual_loss",
+)
+WALKS = "torch.autograd.grad", "set torch._functorch.config.donated_buffer=False"
+
+
 def refuses(sentence: str, *cells: str) -> dict[str, str]:
     """The cells' names with the sentence."""
     return dict.fromkeys(cells, sentence)
 
 
 LOSS = refuses(TWICE, "double backward")
+PERCEPTUAL = LOSS | refuses(PLANS[0], "torch.compile(fullgraph=True)") | refuses(PLANS[1], "torch.export")
+MULTITASK = (
+    refuses(OF_INFERENCE, "torch.inference_mode and no_grad")
+    | refuses(WALKS[0], "torch.compile(fullgraph=True)")
+    | refuses(WALKS[1], "torch.compile, boxes in changing numbers")
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +64,7 @@ class Case:
         shape: Of x and t.
         stride: Pixels of the boxes' image per cell of x; 0 for a case without boxes.
         module: Makes the module.
-        definition: (module, x, t, b) -> Tensor in plain PyTorch, where `call` on the definitions isn't one.
+        definition: (module, x, t, b) -> Tensor in plain PyTorch and on definitions, where `call` isn't one.
         differentiable: Whether the result has a gradient in x.
         refuses: Name of a cell -> the sentence of the error.
     """
@@ -138,22 +152,13 @@ def features_by_hand(module: nn.Module, x: Tensor, t: Tensor, b: Tensor | None) 
 
 
 def perceptual_by_hand(module: nn.Module, x: Tensor, t: Tensor, b: Tensor) -> Tensor:
-    """The features of whole images from the network itself, compared by the definition."""
+    """The features of whole images from the network itself, compared by the definition of the loss."""
     layers = network().to(x)
     total = x.new_zeros(())
     for layer, weight in LAYERS.items():
         features = [layers[: int(layer) + 1](normalised(images)) for images in (x, t)]
-        total = total + weight * reference.roi_perceptual_loss(
-            *features,
-            b,
-            (3, 3),
-            features[0].shape[2] / x.shape[2],
-            sampling_ratio=2,
-            aligned=True,
-            criterion="mse",
-            box_weights=None,
-            reduction="mean",
-        )
+        features[1] = features[1].detach()
+        total = total + weight * fast.roi_perceptual_loss(*features, b, 3, features[0].shape[2] / x.shape[2])
     return total
 
 
@@ -243,7 +248,7 @@ CASES = (
         (2, 1, 13, 17),
         1,
         differentiable=False,
-        refuses=refuses(OF_INFERENCE, "torch.inference_mode and no_grad"),
+        refuses=MULTITASK,
     ),
     Case(
         "MultiLoss",
@@ -260,7 +265,7 @@ CASES = (
         1,
         module=perceptual("exact"),
         definition=perceptual_by_hand,
-        refuses=LOSS,
+        refuses=PERCEPTUAL,
     ),
     Case(
         'ROIPerceptualLoss, halo="whole"',
@@ -269,7 +274,7 @@ CASES = (
         1,
         module=perceptual("whole"),
         definition=perceptual_by_hand,
-        refuses=LOSS,
+        refuses=PERCEPTUAL,
     ),
     Case(
         "LayerExtractor",
