@@ -133,7 +133,7 @@ class ROIPerceptualLoss(nn.Module):
         Args:
             denoised: Images [N, C, H, W], C 1 or the extractor's ([N, C, D, H, W] for one of 3-D convolutions), or a
                 list of [C, H, W] that differ in size. Differentiable.
-            normal_dose: As `denoised`; gets no gradient, so it mustn't require one.
+            normal_dose: As `denoised`, of any floating-point dtype; gets no gradient, so it mustn't require one.
             boxes: As in `functional.roi_perceptual_loss`, in pixels of the images, on any device; a list for a list of
                 images.
             box_weights: As in `functional.roi_perceptual_loss`.
@@ -144,7 +144,8 @@ class ROIPerceptualLoss(nn.Module):
             Scalar, or Tensor[K] with reduction "none", in float32 (float64 for float64 features).
 
         Raises:
-            TypeError: As `functional.roi_perceptual_loss`.
+            TypeError: As `functional.roi_perceptual_loss`, and for images of a longer dtype than the extractor's, such
+                as float64 to its float32; shorter ones are converted.
             ValueError: As `functional.roi_perceptual_loss`, and for images that a layer has no cell in.
         """
         if torch.compiler.is_exporting():
@@ -168,11 +169,13 @@ class ROIPerceptualLoss(nn.Module):
             return self._of_batch(denoised, normal_dose, boxes, box_weights, sample_ids, self.reduction)  # type: ignore[arg-type]
         if isinstance(boxes, Tensor) or not len(denoised) == len(normal_dose) == len(boxes) > 0:
             raise ValueError("lists of images need as many normal-dose images and Tensors of boxes, at least one")
+        pairs = []
         for number, (image, target) in enumerate(zip(denoised, normal_dose, strict=True)):
             name, target_name = f"denoised[{number}]", f"normal_dose[{number}]"
             check_float(name, image)
             check_float(target_name, target)
-            check_pair(image[None], target[None], name, target_name, volumes=True)
+            pairs.append(self._accepted(image[None], target[None], name, target_name))
+        denoised, normal_dose = ([pair[side][0] for pair in pairs] for side in range(2))
         starts = np.cumsum([0, *(len(of_image) for of_image in boxes)])
         weights = as_box_weights(box_weights, denoised[0].new_empty(starts[-1], dtype=compute_dtype(denoised[0].dtype)))
         losses, rows = [], []
@@ -199,15 +202,26 @@ class ROIPerceptualLoss(nn.Module):
         sample_ids: Sequence[Hashable] | None,
         reduction: str,
     ) -> Tensor:
-        check_pair(denoised, normal_dose, "denoised", "normal_dose", volumes=True)
-        denoised = self.extractor.accepted(denoised, "denoised")
-        normal_dose = self.extractor.accepted(normal_dose, "normal_dose")
+        denoised, normal_dose = self._accepted(denoised, normal_dose, "denoised", "normal_dose")
         rois = _rois_on_host(boxes, denoised)
         weights = as_box_weights(box_weights, denoised.new_empty(len(rois), dtype=rois.dtype))
         if sample_ids is not None and len(sample_ids) != len(denoised):
             raise ValueError(f"sample_ids must have one for each image, {len(denoised)}, got {len(sample_ids)}")
         self._warn_of_boxes_outside(rois, denoised.shape[2:])
         return _reduce(self._losses(denoised, normal_dose, rois, sample_ids), weights, reduction)
+
+    def _accepted(self, denoised: Tensor, normal_dose: Tensor, name: str, target_name: str) -> tuple[Tensor, Tensor]:
+        """Images checked and of one dtype: the extractor's, or with autocast what they promote to."""
+        for called, images in ((name, denoised), (target_name, normal_dose)):
+            check_float(called, images)
+        denoised, normal_dose = (
+            self.extractor.accepted(denoised, name),
+            self.extractor.accepted(normal_dose, target_name),
+        )
+        dtype = torch.promote_types(denoised.dtype, normal_dose.dtype)
+        denoised, normal_dose = denoised.to(dtype), normal_dose.to(dtype)
+        check_pair(denoised, normal_dose, name, target_name, volumes=True)
+        return denoised, normal_dose
 
     def plan(self, image_size: Sequence[int], boxes: Boxes, images: int | None = None) -> Plan:
         """Which windows, or whole images and why, `forward` would compute.

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -148,6 +149,21 @@ def test_duplicates_read_parameters_of_their_own(change, duplicate):
         change(twin)
     check(*twins, before)
     assert torch.equal(check(*pair), before)
+
+
+@pytest.mark.parametrize("change", [assigned, loaded, moved])
+def test_buffers_are_read_when_called(change):
+    """Of FrozenBatchNorm2d, which detectors' backbones are made of; what it computes from them isn't kept."""
+    torch.manual_seed(0)
+    norm = torchvision.ops.FrozenBatchNorm2d(4)
+    for buffer in norm.buffers():
+        nn.init.uniform_(buffer, 0.3, 1)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), norm, nn.ReLU(), nn.Conv2d(4, 3, 3))
+    pair = [ROIPerceptualLoss(network, "3", halo, reduction="none").double() for halo in ("exact", "whole")]
+    before = check(*pair)
+    for loss in pair:
+        change(loss)
+    check(*pair, before)
 
 
 def test_functional_call_and_its_gradients():

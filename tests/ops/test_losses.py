@@ -86,12 +86,34 @@ def test_images_of_shorter_dtypes_are_computed_in_the_extractors(dtype, halo):
     assert loss(*lists, BOXES).dtype == torch.float64
 
 
+@pytest.mark.parametrize("halo", ["exact", "whole"])
+@pytest.mark.parametrize(
+    "dtypes", [(torch.bfloat16, torch.float32), (torch.float32, torch.float16), (torch.float16, torch.bfloat16)]
+)
+def test_images_of_two_dtypes_are_promoted(dtypes, halo, assert_near):
+    loss = ROIPerceptualLoss(network().float(), "3", halo)
+    denoised, normal_dose = (x.to(dtype) for x, dtype in zip(images(), dtypes, strict=True))
+    value = loss(denoised.requires_grad_(), normal_dose, BOXES)
+    assert torch.equal(value, loss(denoised.float(), normal_dose.float(), BOXES))
+    assert torch.equal(value, loss(list(denoised), list(normal_dose), BOXES))
+    with torch.autocast("cpu", torch.bfloat16):
+        half = loss(denoised, normal_dose, BOXES)
+    assert half.dtype == torch.float32
+    assert_near(half, value, tolerance=5e-2)
+
+
 def test_images_of_longer_dtypes_are_refused():
     loss, pair = ROIPerceptualLoss(network().float(), "3"), images()
     with pytest.raises(
         TypeError, match=r"denoised must be of the extractor's dtype, torch.float32, .* To fix: denoised.to"
     ):
         loss(*pair, BOXES)
+    with pytest.raises(
+        TypeError, match=r"normal_dose must be of the extractor's dtype, torch.float32, .* got torch.float64"
+    ):
+        loss(pair[0].float(), pair[1], BOXES)
+    with pytest.raises(ValueError, match=r"denoised must have shape \[N, C, H, W\], got \(1, 16, 32\)"):
+        loss(pair[0][0].float(), pair[1][0].float(), BOXES)
     assert loss.double()(*pair, BOXES).dtype == torch.float64
 
 
