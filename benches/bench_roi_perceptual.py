@@ -158,18 +158,9 @@ def of_volume(kind: str) -> Problem:
         return mean_squares(*pooled, reduction)
 
     def definition(inputs, targets, reduction):
-        return reference.roi_perceptual_loss(
-            inputs[0],
-            targets[0],
-            rois,
-            (BINS, BINS, BINS),
-            1.0,
-            SAMPLES,
-            True,
-            criterion="mse",
-            box_weights=None,
-            reduction=reduction,
-        )
+        pooling = (rois, None, [1.0], (BINS, BINS, BINS), SAMPLES, True)
+        losses = reference.roi_perceptual_losses(inputs, targets, *pooling, "mse")
+        return losses if reduction == "none" else losses.mean()
 
     peers = {"grid_sample": grid_sample, "compiled": torch.compile(grid_sample)}
     if kind == "lidc":  # more boxes would take it minutes

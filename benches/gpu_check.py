@@ -28,7 +28,6 @@ from lidnet_fast import (
     roi_perceptual_loss,
 )
 from lidnet_fast.files import write_text
-from lidnet_fast.reference.roi_perceptual import box_losses
 from lidnet_fast.runtime import machine_facts
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
@@ -78,7 +77,8 @@ def parity() -> dict[str, Any]:
         losses = roi_perceptual_loss(leaf, target, boxes, 7, 1 / STRIDE, reduction="none")
         (gradient,) = torch.autograd.grad(losses, leaf, upstream.to(losses.dtype))
         wide = input.double().requires_grad_()
-        expected = box_losses(wide, target.double(), boxes.double(), (7, 7), 1 / STRIDE, 2, True, "mse")
+        pooling = (boxes.double(), None, [1 / STRIDE], (7, 7), 2, True)
+        expected = reference.roi_perceptual_losses([wide], [target.double()], *pooling, "mse")
         (expected_gradient,) = torch.autograd.grad(expected, wide, upstream)
         errors = {
             "losses": relative_error(losses, expected.detach()),
@@ -97,11 +97,11 @@ def pixel_parity() -> dict[str, Any]:
         weights = PIXEL_TERMS if name == "volumes" else {**PIXEL_TERMS, "ms_ssim": 0.7}
         input, target = images(*shape, dtype=dtype)
         total, gradient = with_gradient(lambda x, y: multi_loss(x, y, weights).total, input, target)  # noqa: B023
-        options = {"rois": None, "roi_weight": 1.0, "data_range": 1.0, "dtype": torch.float64}
-        wide = target.double()
-        expected = with_gradient(lambda x, y: reference.multi_loss(x, y, weights, **options)[0], input.double(), wide)  # noqa: B023
+        terms, options, wide = list(weights), (None, 1.0, 1.0), target.double()
+        arguments = (terms, list(weights.values()), *options)
+        expected = with_gradient(lambda x, y: reference.multi_loss(x, y, *arguments)[0], input.double(), wide)  # noqa: B023
         rows = multi_loss_jacobian(input, target, list(weights))
-        exact_rows = reference.multi_loss_jacobian(input.double(), wide, list(weights), **options)
+        exact_rows = reference.multi_loss_jacobian(input.double(), wide, terms, *options)
         flat = rows.double().flatten(1)
         coefficients = torch.arange(1.0, len(weights) + 1, device="cuda", dtype=rows.dtype)
         combined = combine_gradients(rows, coefficients)
@@ -236,8 +236,7 @@ def pixel_speed() -> dict[str, Any]:
     results = {}
 
     def definition(input: Tensor, target: Tensor) -> Tensor:
-        options = {"rois": None, "roi_weight": 1.0, "data_range": 1.0, "dtype": torch.float32}
-        return reference.multi_loss(input, target, PIXEL_TERMS, **options)[0]
+        return reference.multi_loss(input, target, list(PIXEL_TERMS), list(PIXEL_TERMS.values()), None, 1.0, 1.0)[0]
 
     contestants = {
         "ours": lambda x, y: multi_loss(x, y, PIXEL_TERMS).total,

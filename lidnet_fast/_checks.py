@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -63,8 +64,25 @@ def check_pair(
         raise TypeError(f"{target_name} must have the dtype of {input_name}, {input.dtype}, got {target.dtype}")
     if input.device != target.device:
         raise ValueError(f"{target_name} must be on the device of {input_name}, {input.device}, got {target.device}")
-    if target.requires_grad:
-        raise ValueError(f"{target_name} requires a gradient but never gets one: pass {target_name}.detach()")
+    check_constant(target_name, target)
+
+
+def check_constant(name: str, tensor: Tensor) -> None:
+    """Nothing is differentiated in `tensor`, neither backward nor forward."""
+    if tensor.requires_grad:
+        raise ValueError(f"{name} requires a gradient but never gets one. To fix: pass {name}.detach()")
+    if has_tangent(tensor):
+        raise NotImplementedError(f"{name} has a tangent, but nothing is differentiated in it. To fix: {name}.detach()")
+
+
+def has_tangent(tensor: Tensor) -> bool:
+    """Whether forward-mode differentiation (torch.func.jvp, dual numbers) moves `tensor`."""
+    return in_forward_mode() and forward_ad.unpack_dual(tensor).tangent is not None
+
+
+def in_forward_mode() -> bool:
+    """Whether tensors may have tangents now: within torch.autograd.forward_ad.dual_level, torch.func.jvp or jacfwd."""
+    return forward_ad._current_level >= 0
 
 
 def check_levels(inputs: Mapping[str, Tensor], *, same_channels: bool = False) -> Tensor:
@@ -154,8 +172,7 @@ def as_box_weights(box_weights: Tensor | None, rois: Tensor) -> Tensor | None:
         raise ValueError(f"box_weights must have one value per box, {rois.shape[0]}, got {box_weights.shape[0]}")
     if box_weights.device != rois.device:
         raise ValueError(f"box_weights must be on the device of the features, {rois.device}, got {box_weights.device}")
-    if box_weights.requires_grad:
-        raise ValueError("box_weights requires a gradient but never gets one: pass box_weights.detach()")
+    check_constant("box_weights", box_weights)
     finite = box_weights.isfinite()
     if not _values_can_be_read(box_weights):
         _assert_on_device(finite.all(), "box_weights must be finite")
@@ -245,6 +262,7 @@ def _check_box_tensor(name: str, boxes: Tensor, width: int, input: Tensor) -> No
         raise ValueError(f"{name} must have shape [boxes, {width}] for {kind}, got {tuple(boxes.shape)}")
     if boxes.device != input.device:
         raise ValueError(f"{name} must be on the device of the images or features, {input.device}, got {boxes.device}")
+    check_constant(name, boxes)
 
 
 def _check_box_values(rois: Tensor, images: int, spatial_scale: float, lengths: Sequence[int] | None) -> None:

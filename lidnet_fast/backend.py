@@ -70,7 +70,11 @@ def reason() -> str:
 
 
 def implementation(op: str, device: torch.device) -> Callable[..., Any]:
-    """The function that computes `op` on tensors of `device`.
+    """The function that computes an op on tensors of `device`: torch.ops.lidnet_fast.<op>, or its definition.
+
+    Args:
+        op: One of the seven that `lidnet_fast.reference` defines.
+        device: Of the tensors.
 
     Raises:
         ValueError: As `current`.
@@ -80,7 +84,12 @@ def implementation(op: str, device: torch.device) -> Callable[..., Any]:
 
         for kind, computed in ops.KERNELS.items():
             if kind.split(",")[0] == device.type and op in computed and _has_kernels(kind):
-                return getattr(ops, op)
+                return getattr(torch.ops.lidnet_fast, op)
+    return definition(op)
+
+
+def definition(op: str) -> Callable[..., Any]:
+    """The plain PyTorch function that defines `op`, of the same arguments as `implementation(op, device)`."""
     # Imported at the first use: it brings torchvision, which takes seconds, and `import lidnet_fast` stays light.
     from lidnet_fast import reference
 

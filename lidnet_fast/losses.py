@@ -26,6 +26,7 @@ from .extractors.networks import node_names
 from .extractors.windowed import WindowBatch, WindowedExtractor
 from .extractors.windows import Plan
 from .functional import MultiLossOutput
+from .functional._pooling import reduce_boxes
 
 __all__ = ["MultiLoss", "ROIPerceptualLoss"]
 
@@ -110,10 +111,7 @@ class ROIPerceptualLoss(nn.Module):
         self.windows: WindowedExtractor | None = None
         for layer, strides in self.extractor.strides.items():
             if strides is not None and len(set(strides)) > 1:
-                steps = " x ".join(map(str, strides))
-                raise ValueError(
-                    f"layer {layer!r} has strides {steps}; they must be the same. To fix: choose another layer"
-                )
+                raise ValueError(f"layer {layer!r} has strides {' x '.join(map(str, strides))}; they must be the same")
         if halo == "whole":
             return
         try:
@@ -194,7 +192,7 @@ class ROIPerceptualLoss(nn.Module):
             )
             losses.append(of_shape)
             rows += [row for n in members for row in range(starts[n], starts[n + 1])]
-        return _reduce(_in_order(losses, rows), weights, self.reduction)
+        return reduce_boxes(_in_order(losses, rows), weights, self.reduction)
 
     def _of_batch(
         self,
@@ -211,7 +209,7 @@ class ROIPerceptualLoss(nn.Module):
         if sample_ids is not None and len(sample_ids) != len(denoised):
             raise ValueError(f"sample_ids must have one for each image, {len(denoised)}, got {len(sample_ids)}")
         self._warn_of_boxes_outside(rois, denoised.shape[2:])
-        return _reduce(self._losses(denoised, normal_dose, rois, sample_ids), weights, reduction)
+        return reduce_boxes(self._losses(denoised, normal_dose, rois, sample_ids), weights, reduction)
 
     def _accepted(self, denoised: Tensor, normal_dose: Tensor, name: str, target_name: str) -> tuple[Tensor, Tensor]:
         """Images checked and of one dtype: the extractor's, or with autocast what they promote to."""
@@ -445,13 +443,6 @@ def _rois_on_host(boxes: Boxes, images: Tensor) -> Tensor:
     elif isinstance(boxes, Sequence):
         boxes = [of_image.cpu() if isinstance(of_image, Tensor) else of_image for of_image in boxes]
     return as_rois(boxes, torch.empty((), dtype=images.dtype, device="cpu").expand(images.shape))
-
-
-def _reduce(losses: Tensor, box_weights: Tensor | None, reduction: str) -> Tensor:
-    # Imported here: the definitions bring torchvision, which takes seconds, and `import lidnet_fast` stays light.
-    from .reference.roi_perceptual import reduce_boxes
-
-    return reduce_boxes(losses, box_weights, reduction)
 
 
 def _in_order(losses: Sequence[Tensor], rows: Sequence[int]) -> Tensor:

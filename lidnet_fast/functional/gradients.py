@@ -26,9 +26,7 @@ def gradient_gramian(gradients: Tensor, *, per_sample: bool = False) -> Tensor:
     check_bool("per_sample", per_sample)
     _check_gradients(gradients, "[T, N, ...]" if per_sample else "[T, ...]")
     with without_autocast(gradients):
-        return backend.implementation("gradient_gramian", gradients.device)(
-            gradients, compute_dtype(gradients.dtype), per_sample
-        )
+        return backend.implementation("gradient_gramian", gradients.device)(gradients, per_sample)
 
 
 def combine_gradients(gradients: Tensor, coefficients: Tensor) -> Tensor:
@@ -57,7 +55,7 @@ def combine_gradients(gradients: Tensor, coefficients: Tensor) -> Tensor:
         )
     with without_autocast(gradients):
         return backend.implementation("combine_gradients", gradients.device)(
-            gradients, coefficients, compute_dtype(gradients.dtype)
+            gradients, coefficients.to(compute_dtype(gradients.dtype))
         )
 
 

@@ -1,8 +1,9 @@
 """`multi_loss`, several pixel losses at once, and its Jacobian."""
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from lidnet_fast import backend
@@ -12,7 +13,8 @@ from lidnet_fast._checks import (
     check_choice,
     check_pair,
     check_positive,
-    compute_dtype,
+    has_tangent,
+    in_forward_mode,
     is_finite_number,
 )
 
@@ -85,17 +87,13 @@ def multi_loss(
         raise TypeError(f"weights must map terms to numbers, got {type(weights).__name__}")
     check_term_weights(weights)
     rois = _check_images(input, target, tuple(weights), boxes, roi_weight, data_range)
+    terms, factors = list(weights), [float(weight) for weight in weights.values()]
+    with_gradient = in_forward_mode() or (torch.is_grad_enabled() and input.requires_grad)
     with without_autocast(input):
-        total, terms = backend.implementation("multi_loss", input.device)(
-            input,
-            target,
-            weights,
-            rois=rois,
-            roi_weight=float(roi_weight),
-            data_range=float(data_range),
-            dtype=compute_dtype(input.dtype),
+        total, values, *_ = _implementation("multi_loss", input, terms)(
+            input, target, terms, factors, rois, float(roi_weight), float(data_range), with_gradient
         )
-    return MultiLossOutput(total, terms)
+    return MultiLossOutput(total, dict(zip(terms, values.detach().unbind(), strict=True)))
 
 
 def multi_loss_jacobian(
@@ -129,15 +127,11 @@ def multi_loss_jacobian(
         raise TypeError(f"terms must be a sequence of names, got the string {terms!r}")
     _check_terms("terms", terms)
     rois = _check_images(input, target, terms, boxes, roi_weight, data_range)
+    if has_tangent(input):
+        raise NotImplementedError("multi_loss_jacobian has no derivative in input. To fix: pass input.detach()")
     with without_autocast(input):
-        return backend.implementation("multi_loss_jacobian", input.device)(
-            input,
-            target,
-            terms,
-            rois=rois,
-            roi_weight=float(roi_weight),
-            data_range=float(data_range),
-            dtype=compute_dtype(input.dtype),
+        return _implementation("multi_loss_jacobian", input, terms)(
+            input, target, list(terms), rois, float(roi_weight), float(data_range)
         )
 
 
@@ -173,3 +167,9 @@ def _check_images(
     check_positive("roi_weight", roi_weight)
     check_positive("data_range", data_range)
     return None if boxes is None else as_rois(boxes, input)
+
+
+def _implementation(op: str, input: Tensor, terms: Sequence[str]) -> Callable[..., Any]:
+    # ms_ssim of volumes, which needs 161 slices, has no kernel.
+    without_kernel = input.ndim == 5 and "ms_ssim" in terms
+    return backend.definition(op) if without_kernel else backend.implementation(op, input.device)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from lidnet_fast import backend
@@ -25,9 +26,11 @@ from lidnet_fast._checks import (
 )
 
 from ._autocast import without_autocast
+from ._pooling import Pooling, pool_pyramid, reduce_boxes
 
 CRITERIA = ("mse", "l1", "smooth_l1", "charbonnier")
 REDUCTIONS = ("none", "sum", "mean")
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def roi_perceptual_loss(
@@ -86,19 +89,8 @@ def roi_perceptual_loss(
     weights = as_box_weights(box_weights, rois)
     check_bool("aligned", aligned)
     bins = check_pooling(output_size, sampling_ratio, criterion, reduction, dimensions=input.ndim - 2)
-    with without_autocast(input):
-        return backend.implementation("roi_perceptual_loss", input.device)(
-            input,
-            target,
-            rois,
-            bins,
-            float(spatial_scale),
-            int(sampling_ratio),
-            aligned,
-            criterion=criterion,
-            box_weights=weights,
-            reduction=reduction,
-        )
+    pooling = Pooling(None, [float(spatial_scale)], bins, int(sampling_ratio), aligned)
+    return _compare([input], [target], rois, pooling, criterion, weights, reduction)
 
 
 def multiscale_roi_perceptual_loss(
@@ -159,21 +151,11 @@ def multiscale_roi_perceptual_loss(
     check_int("canonical_level", canonical_level)
     check_bool("aligned", aligned)
     bins = check_pooling(output_size, sampling_ratio, criterion, reduction)
-    with without_autocast(first):
-        return backend.implementation("multiscale_roi_perceptual_loss", first.device)(
-            list(inputs.values()),
-            [targets[name] for name in inputs],
-            rois,
-            image_height,
-            bins,
-            int(sampling_ratio),
-            aligned,
-            canonical_scale=float(canonical_scale),
-            canonical_level=int(canonical_level),
-            criterion=criterion,
-            box_weights=weights,
-            reduction=reduction,
-        )
+    levels = list(inputs.values())
+    pooling = pool_pyramid(
+        levels, rois, image_height, bins, int(sampling_ratio), aligned, float(canonical_scale), int(canonical_level)
+    )
+    return _compare(levels, [targets[name] for name in inputs], rois, pooling, criterion, weights, reduction)
 
 
 def roi_align(
@@ -212,10 +194,7 @@ def roi_align(
     check_sampling_ratio(sampling_ratio)
     check_bool("aligned", aligned)
     bins = as_output_size(output_size, input.ndim - 2)
-    with without_autocast(input):
-        return backend.implementation("roi_align", input.device)(
-            input, rois, bins, float(spatial_scale), int(sampling_ratio), aligned
-        )
+    return _pool([input], rois, Pooling(None, [float(spatial_scale)], bins, int(sampling_ratio), aligned))
 
 
 def multiscale_roi_align(
@@ -258,16 +237,9 @@ def multiscale_roi_align(
     check_positive("canonical_scale", canonical_scale)
     check_int("canonical_level", canonical_level)
     bins = as_output_size(output_size)
-    with without_autocast(first):
-        return backend.implementation("multiscale_roi_align", first.device)(
-            list(inputs.values()),
-            rois,
-            image_height,
-            bins,
-            int(sampling_ratio),
-            canonical_scale=float(canonical_scale),
-            canonical_level=int(canonical_level),
-        )
+    levels = list(inputs.values())
+    scale, level = float(canonical_scale), int(canonical_level)
+    return _pool(levels, rois, pool_pyramid(levels, rois, image_height, bins, int(sampling_ratio), False, scale, level))
 
 
 def roi_windows(images: Tensor, corners: Tensor, size: Sequence[int]) -> Tensor:
@@ -311,3 +283,33 @@ def check_pooling(
     check_choice("criterion", criterion, CRITERIA)
     check_choice("reduction", reduction, REDUCTIONS)
     return as_output_size(output_size, dimensions)
+
+
+def _pool(inputs: list[Tensor], rois: Tensor, pooling: Pooling) -> Tensor:
+    with without_autocast(inputs[0]):
+        return backend.implementation("roi_align", inputs[0].device)(_dense(inputs, inputs), rois, *pooling)
+
+
+def _compare(
+    inputs: list[Tensor],
+    targets: list[Tensor],
+    rois: Tensor,
+    pooling: Pooling,
+    criterion: str,
+    box_weights: Tensor | None,
+    reduction: str,
+) -> Tensor:
+    with without_autocast(inputs[0]):
+        losses = backend.implementation("roi_perceptual_losses", inputs[0].device)(
+            _dense(inputs, inputs), _dense(targets, inputs), rois, *pooling, criterion
+        )
+        return reduce_boxes(losses, box_weights, reduction)
+
+
+def _dense(features: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
+    """Features laid out as kernels read them: channels_last where `like` has its channels last, else contiguous."""
+    forms = (
+        torch.contiguous_format if level.is_contiguous() or level.stride(1) != 1 else _CHANNELS_LAST[level.ndim]
+        for level in like
+    )
+    return [level.contiguous(memory_format=form) for level, form in zip(features, forms, strict=True)]

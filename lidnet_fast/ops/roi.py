@@ -1,4 +1,4 @@
-"""RoIAlign, the ROI perceptual losses and windows around lesions."""
+"""RoIAlign, the ROI perceptual loss of each box and windows around lesions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,8 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import define, library, refuse_double_backward
+from lidnet_fast._constants import CHARBONNIER_EPS
 
+from ._library import define, differentiate, keep, library, refuse_second_derivative, refuse_tangents
+
+_REMEDY = "compare lidnet_fast.roi_align of input and target"
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _POOLING = (
     "Tensor rois, Tensor? box_levels, float[] spatial_scales, SymInt[] output_size, int sampling_ratio, bool aligned"
@@ -17,121 +20,12 @@ _ARGUMENTS = f"Tensor[] inputs, Tensor[] targets, {_POOLING}, str criterion"
 define(f"roi_align(Tensor[] inputs, {_POOLING}) -> Tensor")
 # It needs the inputs' shapes (all levels', one after the other), but not the inputs, which may be freed before.
 define(f"roi_align_backward(Tensor grad_pooled, {_POOLING}, SymInt[] shapes, bool channels_last) -> Tensor[]")
-# Of the loss per box, before weights and reduction: those are a few plain operations on K values, and leave
-# every upstream gradient to autograd.
+# The loss per box, before weights and reduction: those are a few plain operations on K values, and leave every upstream
+# gradient to autograd.
 define(f"roi_perceptual_losses({_ARGUMENTS}) -> Tensor")
 define(f"roi_perceptual_losses_backward(Tensor grad_losses, {_ARGUMENTS}) -> Tensor[]")
 define("roi_windows(Tensor images, Tensor corners, SymInt[] size) -> Tensor")
 define("roi_windows_backward(Tensor grad_windows, Tensor corners, SymInt[] shape) -> Tensor")
-
-
-def roi_align(
-    input: Tensor, rois: Tensor, output_size: tuple[int, ...], spatial_scale: float, sampling_ratio: int, aligned: bool
-) -> Tensor:
-    """`lidnet_fast.reference.roi_align`, each box's samples summed up in one small matrix per axis."""
-    return torch.ops.lidnet_fast.roi_align(
-        _dense([input]), rois, None, [spatial_scale], output_size, sampling_ratio, aligned
-    )
-
-
-def multiscale_roi_align(
-    inputs: Sequence[Tensor],
-    rois: Tensor,
-    image_height: int,
-    output_size: tuple[int, int],
-    sampling_ratio: int,
-    *,
-    canonical_scale: float,
-    canonical_level: int,
-) -> Tensor:
-    """`lidnet_fast.reference.multiscale_roi_align`, fused: all levels in one call."""
-    levels, scales = _assign_levels(inputs, rois, image_height, canonical_scale, canonical_level)
-    return torch.ops.lidnet_fast.roi_align(_dense(inputs), rois, levels, scales, output_size, sampling_ratio, False)
-
-
-def roi_perceptual_loss(
-    input: Tensor,
-    target: Tensor,
-    rois: Tensor,
-    output_size: tuple[int, ...],
-    spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-    *,
-    criterion: str,
-    box_weights: Tensor | None,
-    reduction: str,
-) -> Tensor:
-    """`lidnet_fast.reference.roi_perceptual_loss`, fused."""
-    from lidnet_fast.reference.roi_perceptual import reduce_boxes
-
-    losses = torch.ops.lidnet_fast.roi_perceptual_losses(
-        *_dense_pairs([input], [target]), rois, None, [spatial_scale], output_size, sampling_ratio, aligned, criterion
-    )
-    return reduce_boxes(losses, box_weights, reduction)
-
-
-def multiscale_roi_perceptual_loss(
-    inputs: Sequence[Tensor],
-    targets: Sequence[Tensor],
-    rois: Tensor,
-    image_height: int,
-    output_size: tuple[int, int],
-    sampling_ratio: int,
-    aligned: bool,
-    *,
-    canonical_scale: float,
-    canonical_level: int,
-    criterion: str,
-    box_weights: Tensor | None,
-    reduction: str,
-) -> Tensor:
-    """`lidnet_fast.reference.multiscale_roi_perceptual_loss`, fused: all levels in one call."""
-    from lidnet_fast.reference.roi_perceptual import reduce_boxes
-
-    losses = torch.ops.lidnet_fast.roi_perceptual_losses(
-        *_dense_pairs(inputs, targets),
-        rois,
-        *_assign_levels(inputs, rois, image_height, canonical_scale, canonical_level),
-        output_size,
-        sampling_ratio,
-        aligned,
-        criterion,
-    )
-    return reduce_boxes(losses, box_weights, reduction)
-
-
-def roi_windows(images: Tensor, corners: Tensor, size: Sequence[int]) -> Tensor:
-    """`lidnet_fast.reference.roi_windows`, in one pass, and with a gradient that is the same every time."""
-    return torch.ops.lidnet_fast.roi_windows(images, corners, size)
-
-
-def _assign_levels(
-    inputs: Sequence[Tensor], rois: Tensor, image_height: int, canonical_scale: float, canonical_level: int
-) -> tuple[Tensor, list[float]]:
-    """The level of each box, int64 [K], and the spatial scale of each level."""
-    from lidnet_fast.reference.pyramid import assign_levels, pyramid_exponents
-
-    exponents = pyramid_exponents([level.shape[2] for level in inputs], image_height)
-    levels = assign_levels(rois, exponents[0], exponents[-1], canonical_scale, canonical_level)
-    return levels, [2.0**-exponent for exponent in exponents]
-
-
-def _memory_format(input: Tensor) -> torch.memory_format:
-    """What the kernels on the CPU read: channels_last where the input is about that, else contiguous."""
-    if input.is_contiguous() or input.stride(1) != 1:
-        return torch.contiguous_format
-    return _CHANNELS_LAST[input.ndim]
-
-
-def _dense(inputs: Sequence[Tensor]) -> list[Tensor]:
-    return [input.contiguous(memory_format=_memory_format(input)) for input in inputs]
-
-
-def _dense_pairs(inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Each target laid out as its input."""
-    pairs = zip(inputs, targets, strict=True)
-    return _dense(inputs), [target.contiguous(memory_format=_memory_format(input)) for input, target in pairs]
 
 
 @torch.library.register_fake("lidnet_fast::roi_align")
@@ -143,17 +37,24 @@ def _(inputs: list[Tensor], rois: Tensor, *options: Any) -> Tensor:
 @torch.library.register_fake("lidnet_fast::roi_align_backward")
 def _(grad_pooled: Tensor, *arguments: Any) -> list[Tensor]:
     *_, shapes, channels_last = arguments
-    axes = grad_pooled.ndim
-    form = _CHANNELS_LAST[axes] if channels_last else torch.contiguous_format
-    of_levels = [shapes[first : first + axes] for first in range(0, len(shapes), axes)]
-    return [torch.empty_like(grad_pooled.new_empty(shape), memory_format=form) for shape in of_levels]
+    form = _CHANNELS_LAST[grad_pooled.ndim] if channels_last else torch.contiguous_format
+    return [
+        torch.empty_like(grad_pooled.new_empty(shape), memory_format=form)
+        for shape in _by_level(shapes, grad_pooled.ndim)
+    ]
 
 
-def _save_shapes(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    features, rois, box_levels, *options = inputs
-    ctx.save_for_backward(rois, box_levels)
+def _by_level(shapes: Sequence[int], axes: int) -> list[Sequence[int]]:
+    return [shapes[first : first + axes] for first in range(0, len(shapes), axes)]
+
+
+def _save_shapes(ctx: Any, arguments: tuple[Any, ...], output: Tensor) -> None:
+    features, rois, box_levels, *options = arguments
+    keep(ctx, rois, box_levels)
     channels_last = not all(level.is_contiguous() for level in features)
-    ctx.options = (*options, [side for level in features for side in level.shape], channels_last)
+    ctx.pooling = options
+    ctx.shapes = [side for level in features for side in level.shape]
+    ctx.options = (*options, ctx.shapes, channels_last)
 
 
 def _spread(ctx: Any, grad_pooled: Tensor) -> tuple[Any, ...]:
@@ -161,20 +62,40 @@ def _spread(ctx: Any, grad_pooled: Tensor) -> tuple[Any, ...]:
     return (gradients, *(None for _ in range(6)))
 
 
-def _save_pooling(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    _, rois, box_levels, *options, _, _ = inputs
-    ctx.save_for_backward(rois, box_levels)
-    ctx.options = options
+def _pooled_tangent(ctx: Any, tangents: Sequence[Tensor | None], rois: Tensor | None, *_: Any) -> Tensor:
+    refuse_tangents("roi_align", boxes=rois)
+    axes = len(ctx.pooling[1]) + 2
+    inputs = _filled(tangents, _by_level(ctx.shapes, axes))
+    return torch.ops.lidnet_fast.roi_align(inputs, *ctx.saved_tensors, *ctx.pooling)
 
 
-def _pool(ctx: Any, gradients: list[Tensor]) -> tuple[Any, ...]:
+def _save_pooling(ctx: Any, arguments: tuple[Any, ...], output: list[Tensor]) -> None:
+    _, rois, box_levels, *ctx.options = arguments
+    keep(ctx, rois, box_levels)
+
+
+def _pool(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
     """Both directions are linear: each is the other's derivative."""
-    pooled = torch.ops.lidnet_fast.roi_align(_dense(gradients), *ctx.saved_tensors, *ctx.options)
+    *pooling, shapes, _ = ctx.options
+    inputs = _filled(gradients, _by_level(shapes, len(pooling[1]) + 2))
+    pooled = torch.ops.lidnet_fast.roi_align(inputs, *ctx.saved_tensors, *pooling)
     return (pooled, *(None for _ in range(8)))
 
 
-torch.library.register_autograd("lidnet_fast::roi_align", _spread, setup_context=_save_shapes)
-torch.library.register_autograd("lidnet_fast::roi_align_backward", _pool, setup_context=_save_pooling)
+def _spread_tangent(ctx: Any, tangent: Tensor | None, rois: Tensor | None, *_: Any) -> tuple[Tensor, ...]:
+    refuse_tangents("roi_align", boxes=rois)
+    return tuple(torch.ops.lidnet_fast.roi_align_backward(tangent, *ctx.saved_tensors, *ctx.options))
+
+
+def _filled(tensors: Sequence[Tensor | None], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Contiguous, and zeros for those that are None."""
+    known = next(tensor for tensor in tensors if tensor is not None)
+    pairs = zip(tensors, shapes, strict=True)
+    return [known.new_zeros(tuple(shape)) if tensor is None else tensor.contiguous() for tensor, shape in pairs]
+
+
+differentiate("roi_align", _save_shapes, _spread, _pooled_tangent)
+differentiate("roi_align_backward", _save_pooling, _pool, _spread_tangent)
 
 
 @torch.library.register_fake("lidnet_fast::roi_perceptual_losses")
@@ -187,25 +108,84 @@ def _(grad_losses: Tensor, inputs: list[Tensor], *arguments: Any) -> list[Tensor
     return [torch.empty_like(input) for input in inputs]
 
 
-def _save_features(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    features, targets, rois, box_levels, *ctx.options = inputs
-    ctx.levels = len(features)
-    ctx.has_box_levels = box_levels is not None
-    ctx.save_for_backward(*features, *targets, rois, *([box_levels] if ctx.has_box_levels else []))
+def _save_features(ctx: Any, arguments: tuple[Any, ...], output: Tensor) -> None:
+    features, targets, rois, box_levels, *ctx.options = arguments
+    keep(ctx, rois, box_levels, *features, *targets)
+
+
+def _save_upstream(ctx: Any, arguments: tuple[Any, ...], output: list[Tensor]) -> None:
+    _, *losses_arguments = arguments
+    _save_features(ctx, tuple(losses_arguments), output[0])
+
+
+def _saved_arguments(ctx: Any) -> tuple[Any, ...]:
+    rois, box_levels, *features = ctx.saved_tensors
+    levels = len(features) // 2
+    return features[:levels], features[levels:], rois, box_levels, *ctx.options
 
 
 def _losses_backward(ctx: Any, grad_losses: Tensor) -> tuple[Any, ...]:
-    saved = ctx.saved_tensors
-    inputs, targets, rois = saved[: ctx.levels], saved[ctx.levels : 2 * ctx.levels], saved[2 * ctx.levels]
-    box_levels = saved[-1] if ctx.has_box_levels else None
-    gradients = torch.ops.lidnet_fast.roi_perceptual_losses_backward(
-        grad_losses, inputs, targets, rois, box_levels, *ctx.options
-    )
-    return (gradients, [None] * ctx.levels, None, None, *(None for _ in ctx.options))
+    gradients = torch.ops.lidnet_fast.roi_perceptual_losses_backward(grad_losses, *_saved_arguments(ctx))
+    return (gradients, *(None for _ in range(8)))
 
 
-torch.library.register_autograd("lidnet_fast::roi_perceptual_losses", _losses_backward, setup_context=_save_features)
-torch.library.register_autograd("lidnet_fast::roi_perceptual_losses_backward", refuse_double_backward)
+def _losses_tangent(
+    ctx: Any, of_inputs: Sequence[Tensor | None], of_targets: Sequence[Tensor | None], rois: Tensor | None, *_: Any
+) -> Tensor:
+    refuse_tangents("roi_perceptual_loss", target=of_targets, boxes=rois)
+    return _along(_saved_arguments(ctx), of_inputs)
+
+
+def _along(arguments: tuple[Any, ...], directions: Sequence[Tensor | None]) -> Tensor:
+    """The derivative of each box's loss when the inputs move in these directions: Tensor[K].
+
+    Pooling is linear, so it is the mean of the criterion's slope at the pooled difference times the pooled direction.
+    """
+    from lidnet_fast import backend
+
+    inputs, targets, rois, box_levels, scales, *options, criterion = arguments
+    pool = backend.implementation("roi_align", inputs[0].device)
+    losses = torch.zeros_like(rois[:, 0])
+    for level, direction in enumerate(directions):
+        if direction is None:
+            continue
+        difference = inputs[level].to(rois.dtype) - targets[level].to(rois.dtype)
+        pooled, moved = (
+            pool([maps.contiguous()], rois, None, [scales[level]], *options)
+            for maps in (difference, direction.to(rois.dtype))
+        )
+        of_level = (_slope(pooled, criterion) * moved).flatten(1).mean(1)
+        losses = losses + (of_level if box_levels is None else torch.where(box_levels == level, of_level, 0.0))
+    return losses
+
+
+def _slope(difference: Tensor, criterion: str) -> Tensor:
+    """The derivative of a criterion (`lidnet_fast.reference.roi_perceptual.CRITERIA`)."""
+    if criterion == "mse":
+        return 2 * difference
+    if criterion == "l1":
+        return difference.sign()
+    if criterion == "smooth_l1":
+        return difference.clamp(-1, 1)
+    return difference / (difference.square() + CHARBONNIER_EPS**2).sqrt()
+
+
+def _unspread(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+    if any(ctx.needs[1]):
+        refuse_second_derivative(_REMEDY)
+    return (_along(_saved_arguments(ctx), gradients), *(None for _ in range(9)))
+
+
+def _losses_backward_tangent(
+    ctx: Any, of_grad_losses: Tensor | None, of_inputs: Sequence[Tensor | None], *_: Any
+) -> tuple[Tensor, ...]:
+    if any(tangent is not None for tangent in of_inputs):
+        refuse_second_derivative(_REMEDY)
+    return tuple(torch.ops.lidnet_fast.roi_perceptual_losses_backward(of_grad_losses, *_saved_arguments(ctx)))
+
+
+differentiate("roi_perceptual_losses", _save_features, _losses_backward, _losses_tangent)
+differentiate("roi_perceptual_losses_backward", _save_upstream, _unspread, _losses_backward_tangent)
 
 
 @torch.library.impl(library, "roi_perceptual_losses", "CUDA")
@@ -232,10 +212,10 @@ def _(grad_windows: Tensor, corners: Tensor, shape: Sequence[int]) -> Tensor:
     return grad_windows.new_empty(tuple(shape))
 
 
-def _save_corners(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, corners, _ = inputs
-    ctx.save_for_backward(corners)
-    ctx.shape = inputs[0].shape
+def _save_corners(ctx: Any, arguments: tuple[Any, ...], output: Tensor) -> None:
+    images, corners, ctx.size = arguments
+    keep(ctx, corners)
+    ctx.shape = images.shape
 
 
 def _add_windows(ctx: Any, grad_windows: Tensor) -> tuple[Any, ...]:
@@ -246,8 +226,16 @@ def _cut_windows(ctx: Any, grad_images: Tensor) -> tuple[Any, ...]:
     return torch.ops.lidnet_fast.roi_windows(grad_images, *ctx.saved_tensors, ctx.shape[2:]), None, None
 
 
-torch.library.register_autograd("lidnet_fast::roi_windows", _add_windows, setup_context=_save_corners)
-torch.library.register_autograd("lidnet_fast::roi_windows_backward", _cut_windows, setup_context=_save_corners)
+def _cut_tangent(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+    return torch.ops.lidnet_fast.roi_windows(tangent, *ctx.saved_tensors, ctx.size)
+
+
+def _added_tangent(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+    return torch.ops.lidnet_fast.roi_windows_backward(tangent, *ctx.saved_tensors, ctx.size)
+
+
+differentiate("roi_windows", _save_corners, _add_windows, _cut_tangent)
+differentiate("roi_windows_backward", _save_corners, _cut_windows, _added_tangent)
 
 
 @torch.library.impl(library, "roi_windows", "CUDA")
@@ -262,14 +250,3 @@ def _(*arguments: Any) -> Tensor:
     from lidnet_fast.kernels.roi_windows import roi_windows_backward
 
     return roi_windows_backward(*arguments)
-
-
-def _refuse_vmap(info: Any, in_dims: Any, *arguments: Any) -> None:
-    raise NotImplementedError(
-        "the fused ops on boxes don't run under torch.vmap: make the mapped dimension part of the batch, "
-        "with each box's batch index pointing at its image"
-    )
-
-
-for _op in ("roi_align", "roi_align_backward", "roi_perceptual_losses", "roi_perceptual_losses_backward"):
-    torch.library.register_vmap(f"lidnet_fast::{_op}", _refuse_vmap)

@@ -3,17 +3,19 @@
 import torch
 from torch import Tensor
 
+from lidnet_fast._checks import compute_dtype
 
-def gradient_gramian(gradients: Tensor, dtype: torch.dtype, per_sample: bool) -> Tensor:
-    """G[i, j] = <g_i, g_j>, in `dtype`: [T, T] over all elements of gradients [T, ...].
+
+def gradient_gramian(gradients: Tensor, per_sample: bool) -> Tensor:
+    """G[i, j] = <g_i, g_j>, in the dtype of the arithmetic: [T, T] over all elements of gradients [T, ...].
 
     With `per_sample` over each sample's elements of gradients [T, N, ...]: [N, T, T].
     """
     rows = gradients.flatten(2).transpose(0, 1) if per_sample else gradients.flatten(1)
-    rows = rows.to(dtype)
+    rows = rows.to(compute_dtype(gradients.dtype))
     return rows @ rows.mT
 
 
-def combine_gradients(gradients: Tensor, coefficients: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sum over t of coefficients[t] * gradients[t], computed in `dtype`, returned in the dtype of `gradients`."""
-    return torch.tensordot(coefficients.to(dtype), gradients.to(dtype), dims=1).to(gradients.dtype)
+def combine_gradients(gradients: Tensor, coefficients: Tensor) -> Tensor:
+    """Sum over t of coefficients[t] * gradients[t], in the dtype of `coefficients`; returned in that of `gradients`."""
+    return torch.tensordot(coefficients, gradients.to(coefficients.dtype), dims=1).to(gradients.dtype)

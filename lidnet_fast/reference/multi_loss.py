@@ -1,12 +1,14 @@
 """Pixel losses between two images: l1, mse, charbonnier, ssim, ms_ssim, edge and tv, and their gradients."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_CHARBONNIER_EPS = 1e-3
+from lidnet_fast._checks import compute_dtype
+from lidnet_fast._constants import CHARBONNIER_EPS
+
 _WINDOW_SIZE = 11
 _WINDOW_SIGMA = 1.5
 _K1, _K2 = 0.01, 0.03
@@ -109,7 +111,7 @@ def _term(name: str, input: Tensor, target: Tensor, weights: Tensor | None, data
     if name == "mse":
         return _mean((input - target).square(), weights)
     if name == "charbonnier":
-        return _mean(((input - target).square() + _CHARBONNIER_EPS**2).sqrt(), weights)
+        return _mean(((input - target).square() + CHARBONNIER_EPS**2).sqrt(), weights)
     if name == "ssim":
         return 1 - _structural_similarity(input, target, data_range)[0].mean()
     if name == "ms_ssim":
@@ -129,58 +131,50 @@ def _weights_like(input: Tensor, rois: Tensor | None, roi_weight: float) -> Tens
 def multi_loss(
     input: Tensor,
     target: Tensor,
-    weights: Mapping[str, float],
-    *,
+    terms: Sequence[str],
+    weights: Sequence[float],
     rois: Tensor | None,
     roi_weight: float,
     data_range: float,
-    dtype: torch.dtype,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The definition behind `lidnet_fast.functional.multi_loss`: (sum of weighted terms, name -> detached term).
+    with_gradient: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The definition behind `lidnet_fast.functional.multi_loss`: the sum of weighted terms, and the terms, [T].
 
     Args:
         input: [N, C, H, W] images or [N, C, D, H, W] volumes.
         target: As `input`; requires no gradient.
-        weights: Name -> weight; the names of `multi_loss`'s terms.
-        rois: As in `pixel_weights`, in `dtype`, or None for no regions.
+        terms: T names of `multi_loss`'s terms.
+        weights: Of each term.
+        rois: As in `pixel_weights`, in the dtype of the arithmetic, or None for no regions.
         roi_weight: Weight of a pixel inside the boxes.
         data_range: Largest minus smallest possible pixel value, for ssim and ms_ssim.
-        dtype: Of the arithmetic and of the result.
+        with_gradient: Nothing here, where autograd finds the gradient; tells kernels to compute it with the value.
     """
+    dtype = compute_dtype(input.dtype)
     input, target = input.to(dtype), target.to(dtype)
     of_pixels = _weights_like(input, rois, roi_weight)
-    terms = {name: _term(name, input, target, of_pixels, data_range) for name in weights}
-    total = torch.stack([weight * terms[name] for name, weight in weights.items()]).sum()
-    return total, {name: value.detach() for name, value in terms.items()}
+    values = [_term(name, input, target, of_pixels, data_range) for name in terms]
+    total = torch.stack([weight * value for weight, value in zip(weights, values, strict=True)]).sum()
+    return total, torch.stack(values)
 
 
 def multi_loss_jacobian(
     input: Tensor,
     target: Tensor,
     terms: Sequence[str],
-    *,
     rois: Tensor | None,
     roi_weight: float,
     data_range: float,
-    dtype: torch.dtype,
 ) -> Tensor:
     """The definition behind `lidnet_fast.functional.multi_loss_jacobian`: the terms' gradients, [T, *input.shape].
 
-    Args:
-        input: [N, C, H, W] images or [N, C, D, H, W] volumes.
-        target: As `input`.
-        terms: T names of `multi_loss`'s terms.
-        rois: As in `pixel_weights`, in `dtype`, or None for no regions.
-        roi_weight: Weight of a pixel inside the boxes.
-        data_range: Largest minus smallest possible pixel value, for ssim and ms_ssim.
-        dtype: Of the arithmetic and of the result.
+    Arguments as in `multi_loss`.
     """
-    target = target.to(dtype)
+    dtype = compute_dtype(input.dtype)
+    images, target = input.detach().to(dtype), target.to(dtype)
     of_pixels = _weights_like(target, rois, roi_weight)
-    gradients = []
-    with torch.enable_grad():
-        leaf = input.detach().to(dtype).requires_grad_()
-        for name in terms:
-            (gradient,) = torch.autograd.grad(_term(name, leaf, target, of_pixels, data_range), leaf)
-            gradients.append(gradient)
-    return torch.stack(gradients)
+
+    def gradient(name: str) -> Tensor:
+        return torch.func.grad(lambda images: _term(name, images, target, of_pixels, data_range))(images)
+
+    return torch.stack([gradient(name) for name in terms])

@@ -1,63 +1,59 @@
-"""RoIAlign: torchvision's, on volumes ours, on one feature map and on a pyramid."""
+"""RoIAlign: torchvision's, on volumes ours, on one feature map or on a pyramid."""
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torchvision.ops import roi_align as roi_align_2d
 
-from .pyramid import assign_levels, pyramid_exponents
+from lidnet_fast._checks import in_forward_mode
+
 from .roi_align_3d import roi_align_3d
 
 
 def roi_align(
-    input: Tensor,
+    inputs: Sequence[Tensor],
     rois: Tensor,
+    box_levels: Tensor | None,
+    spatial_scales: Sequence[float],
     output_size: Sequence[int],
-    spatial_scale: float,
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """The definition behind `lidnet_fast.functional.roi_align`: [K, C, *output_size] in the dtype of `input`.
+    """The definition behind `lidnet_fast.functional.roi_align`: [K, C, *output_size] in the dtype of the inputs.
 
     Args:
-        input: Features [N, C, H, W] or [N, C, D, H, W].
+        inputs: Features [N, C, H_l, W_l] or [N, C, D_l, H_l, W_l] of each level.
         rois: [K, 5], (batch index, x1, y1, x2, y2), or [K, 7], (batch index, x1, y1, z1, x2, y2, z2), in the dtype of
             the arithmetic.
+        box_levels: int64 [K], the level that each box is pooled on; None for the only one.
+        spatial_scales: Feature cells per unit of the boxes' coordinates, of each level.
         output_size: Rows and columns, or depth, rows and columns of bins.
-        spatial_scale: Feature cells per unit of the boxes' coordinates.
         sampling_ratio: Samples per bin and axis; -1 or 0: ceil(bin size).
         aligned: Whether coordinates are shifted by half a cell (pixel-edge coordinates).
     """
-    pool = roi_align_2d if input.ndim == 4 else roi_align_3d
-    return pool(input.to(rois.dtype), rois, output_size, spatial_scale, sampling_ratio, aligned).to(input.dtype)
-
-
-def multiscale_roi_align(
-    inputs: Sequence[Tensor],
-    rois: Tensor,
-    image_height: int,
-    output_size: tuple[int, int],
-    sampling_ratio: int,
-    *,
-    canonical_scale: float,
-    canonical_level: int,
-) -> Tensor:
-    """The definition behind `lidnet_fast.functional.multiscale_roi_align`: one RoIAlign per level.
-
-    Args:
-        inputs: Levels [N, C, H_l, W_l], finest first, each of twice the stride of the one before.
-        rois: [K, 5], (batch index, x1, y1, x2, y2), in the dtype of the arithmetic.
-        image_height: Height of the (padded) images that the boxes' coordinates refer to.
-        output_size: Rows and columns of bins.
-        sampling_ratio: Samples per bin and axis; -1 or 0: ceil(bin size).
-        canonical_scale: s0 of `assign_levels`.
-        canonical_level: k0 of `assign_levels`.
-    """
-    exponents = pyramid_exponents([level.shape[2] for level in inputs], image_height)
-    levels = assign_levels(rois, exponents[0], exponents[-1], canonical_scale, canonical_level)
+    if box_levels is None:
+        return _pool(inputs[0], rois, output_size, spatial_scales[0], sampling_ratio, aligned)
     pooled = inputs[0].new_zeros(rois.shape[0], inputs[0].shape[1], *output_size)
-    for number, (input, exponent) in enumerate(zip(inputs, exponents, strict=True)):
-        index = (levels == number).nonzero().squeeze(1)
-        of_level = roi_align(input, rois[index], output_size, 2.0**-exponent, sampling_ratio, False)
+    for number, (input, scale) in enumerate(zip(inputs, spatial_scales, strict=True)):
+        index = (box_levels == number).nonzero().squeeze(1)
+        of_level = _pool(input, rois[index], output_size, scale, sampling_ratio, aligned)
         pooled = pooled.index_copy(0, index, of_level)
     return pooled
+
+
+def _pool(
+    input: Tensor, rois: Tensor, output_size: Sequence[int], scale: float, sampling_ratio: int, aligned: bool
+) -> Tensor:
+    features = input.to(rois.dtype)
+    if input.ndim == 5:
+        pooled = roi_align_3d(features, rois, output_size, scale, sampling_ratio, aligned)
+    elif in_forward_mode() or torch._C._are_functorch_transforms_active():
+        # torchvision's op has no tangents. An image is a volume of one slice, which every box holds.
+        batch, x1, y1, x2, y2 = rois.unbind(1)
+        in_slice = torch.stack((batch, x1, y1, torch.zeros_like(x1), x2, y2, torch.full_like(x1, 1 / scale)), 1)
+        bins = (1, *output_size)
+        pooled = roi_align_3d(features[:, :, None], in_slice, bins, scale, sampling_ratio, aligned)[:, :, 0]
+    else:
+        pooled = roi_align_2d(features, rois, output_size, scale, sampling_ratio, aligned)
+    return pooled.to(input.dtype)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .roi_align import roi_align
+from lidnet_fast._constants import CHARBONNIER_EPS
 
-CHARBONNIER_EPS = 1e-3
+from .roi_align import roi_align
 
 
 def _squared(difference: Tensor) -> Tensor:
@@ -30,75 +30,38 @@ def _charbonnier(difference: Tensor) -> Tensor:
 CRITERIA = {"mse": _squared, "l1": _absolute, "smooth_l1": _smooth_l1, "charbonnier": _charbonnier}
 
 
-def box_losses(
-    input: Tensor,
-    target: Tensor,
+def roi_perceptual_losses(
+    inputs: Sequence[Tensor],
+    targets: Sequence[Tensor],
     rois: Tensor,
+    box_levels: Tensor | None,
+    spatial_scales: Sequence[float],
     output_size: Sequence[int],
-    spatial_scale: float,
     sampling_ratio: int,
     aligned: bool,
     criterion: str,
 ) -> Tensor:
-    """l_k, the mean of the criterion over the pooled differences of box k: Tensor[K] in the dtype of `rois`.
+    """The definition behind `lidnet_fast.functional.roi_perceptual_loss`: pool both on the box's level and compare.
 
     Args:
-        input: Features [N, C, H, W] or [N, C, D, H, W].
-        target: As `input`; requires no gradient.
-        rois: [K, 5], (batch index, x1, y1, x2, y2), or [K, 7], (batch index, x1, y1, z1, x2, y2, z2), in the dtype of
-            the arithmetic.
-        output_size: Rows and columns, or depth, rows and columns of bins.
-        spatial_scale: Feature cells per unit of the boxes' coordinates.
-        sampling_ratio: Samples per bin and axis; -1 or 0: ceil(bin size).
-        aligned: Whether coordinates are shifted by half a cell (pixel-edge coordinates).
+        inputs: Features [N, C_l, H_l, W_l] or [N, C_l, D_l, H_l, W_l] of each level.
+        targets: As `inputs`; require no gradient.
+        rois: As in `roi_align`, like the five that follow.
+        box_levels: Level of each box.
+        spatial_scales: Of each level.
+        output_size: Bins along each axis.
+        sampling_ratio: Samples per bin and axis.
+        aligned: Whether boxes are in pixel-edge coordinates.
         criterion: A key of `CRITERIA`.
+
+    Returns:
+        l_k, the mean of the criterion over the pooled differences of box k: Tensor[K] in the dtype of `rois`.
     """
-    pooled_input = roi_align(input.to(rois.dtype), rois, output_size, spatial_scale, sampling_ratio, aligned)
-    pooled_target = roi_align(target.to(rois.dtype), rois, output_size, spatial_scale, sampling_ratio, aligned)
-    return CRITERIA[criterion](pooled_input - pooled_target).flatten(1).mean(1)
-
-
-def reduce_boxes(losses: Tensor, box_weights: Tensor | None, reduction: str) -> Tensor:
-    """Weights the losses [K] of the boxes and reduces them: "none" [w_k l_k], "sum" their sum, "mean" the sum over K.
-
-    Without boxes the sum and the mean are 0 and stay connected to the graph.
-    """
-    if box_weights is not None:
-        losses = losses * box_weights
-    if reduction == "none":
-        return losses
-    if reduction == "sum":
-        return losses.sum()
-    return losses.sum() / max(losses.shape[0], 1)
-
-
-def roi_perceptual_loss(
-    input: Tensor,
-    target: Tensor,
-    rois: Tensor,
-    output_size: Sequence[int],
-    spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-    *,
-    criterion: str,
-    box_weights: Tensor | None,
-    reduction: str,
-) -> Tensor:
-    """The definition behind `lidnet_fast.functional.roi_perceptual_loss`: pool both, compare, reduce.
-
-    Args:
-        input: Features [N, C, H, W] or [N, C, D, H, W].
-        target: As `input`; requires no gradient.
-        rois: [K, 5], (batch index, x1, y1, x2, y2), or [K, 7], (batch index, x1, y1, z1, x2, y2, z2), in the dtype of
-            the arithmetic and of the result.
-        output_size: Rows and columns, or depth, rows and columns of bins.
-        spatial_scale: Feature cells per unit of the boxes' coordinates.
-        sampling_ratio: Samples per bin and axis; -1 or 0: ceil(bin size).
-        aligned: Whether coordinates are shifted by half a cell (pixel-edge coordinates).
-        criterion: "mse", "l1", "smooth_l1" (beta 1) or "charbonnier" (eps 1e-3).
-        box_weights: [K] in the dtype of `rois`, or None for ones.
-        reduction: "none", "sum" or "mean".
-    """
-    losses = box_losses(input, target, rois, output_size, spatial_scale, sampling_ratio, aligned, criterion)
-    return reduce_boxes(losses, box_weights, reduction)
+    losses = rois.new_zeros(rois.shape[0])
+    for number, (input, target, scale) in enumerate(zip(inputs, targets, spatial_scales, strict=True)):
+        index = None if box_levels is None else (box_levels == number).nonzero().squeeze(1)
+        options = (rois if index is None else rois[index], None, [scale], output_size, sampling_ratio, aligned)
+        pooled_input, pooled_target = (roi_align([maps.to(rois.dtype)], *options) for maps in (input, target))
+        of_level = CRITERIA[criterion](pooled_input - pooled_target).flatten(1).mean(1)
+        losses = of_level if index is None else losses.index_copy(0, index, of_level)
+    return losses

@@ -19,17 +19,9 @@ from lidnet_fast.extractors import LayerExtractor
 Function = Callable[..., Tensor]
 
 # The sentences with which the library refuses, one for each reason.
-TWICE = (
-    "the fused losses can't be differentiated twice; "
-    'lidnet_fast.backend.use("reference") chooses the definition, which can'
-)
+TWICE = "the fused losses can't be differentiated twice. To fix:"
 BOXES = "pass boxes.detach()"
-OF_BOXES = (
-    "the fused ops on boxes don't run under torch.vmap: make the mapped dimension part of the batch, "
-    "with each box's batch index pointing at its image"
-)
-OF_IMAGES = "the fused multi_loss doesn't run under torch.vmap: make the mapped dimension part of the batch"
-OF_INFERENCE = "Inference tensors cannot be saved for backward"
+OF_INFERENCE = "must depend on shared, got one without a graph"
 
 
 PLANS = (

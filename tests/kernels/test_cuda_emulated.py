@@ -51,10 +51,9 @@ def emulated(input, target, weights, rois=None, roi_weight=1.0, data_range=1.0):
 
 def defined(input, target, weights, rois=None, roi_weight=1.0, data_range=1.0):
     leaf = input.double().requires_grad_()
-    options = {"roi_weight": roi_weight, "data_range": data_range, "dtype": torch.float64}
-    rois = None if rois is None else rois.double()
-    total, values = reference.multi_loss(leaf, target.double(), weights, rois=rois, **options)
-    return total.detach(), torch.stack(list(values.values())), torch.autograd.grad(total, leaf)[0]
+    options = (None if rois is None else rois.double(), roi_weight, data_range)
+    total, values = reference.multi_loss(leaf, target.double(), list(weights), list(weights.values()), *options)
+    return total.detach(), values.detach(), torch.autograd.grad(total, leaf)[0]
 
 
 def assert_near(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:

@@ -46,7 +46,7 @@ def _seed() -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Tests of an op that has kernels run on every backend there is here."""
     name = metafunc.module.__name__
-    ops = ("roi_align", "roi_perceptual", "roi_windows", "multi_loss", "gradients")
+    ops = ("roi_align", "roi_perceptual", "roi_windows", "multi_loss", "gradients", "derivatives")
     if any(op in name for op in ops) and "fused" not in name:
         metafunc.parametrize("_backend", backend.available(), indirect=True)
 

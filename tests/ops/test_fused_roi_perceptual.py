@@ -9,7 +9,6 @@ import torch
 from torch.library import opcheck
 
 from lidnet_fast import backend, multiscale_roi_perceptual_loss, reference, roi_perceptual_loss
-from lidnet_fast.reference.roi_perceptual import box_losses
 
 pytestmark = pytest.mark.skipif("fused" not in backend.available(), reason="the extension isn't built")
 
@@ -37,7 +36,8 @@ def losses_and_gradient(input, target, boxes, upstream, *arguments, **options):
 
 def expected_losses_and_gradient(input, target, boxes, upstream, size=7, scale=1.0, ratio=2, criterion="mse"):
     leaf = input.detach().double().requires_grad_()
-    losses = box_losses(leaf, target.double(), boxes.double(), (size, size), scale, ratio, True, criterion)
+    pooling = (boxes.double(), None, [scale], (size, size), ratio, True)
+    losses = reference.roi_perceptual_losses([leaf], [target.double()], *pooling, criterion)
     return losses.detach(), torch.autograd.grad(losses, leaf, upstream.double())[0]
 
 
@@ -229,19 +229,21 @@ def test_a_second_derivative_is_refused():
     input, target = features(2, 3, 9, 12)
     loss = roi_perceptual_loss(input.requires_grad_(), target, BOXES)
     (gradient,) = torch.autograd.grad(loss, input, create_graph=True)
-    with pytest.raises(NotImplementedError, match=r"can't be differentiated twice.*reference"):
+    with pytest.raises(NotImplementedError, match=r"can't be differentiated twice.*roi_align"):
         gradient.sum().backward()
 
 
-@pytest.mark.parametrize("batched", [0, 1])
-def test_vmap_is_refused(batched):
+@pytest.mark.parametrize("batched", [0, 1, 2])
+def test_vmap_of_one_argument(batched, assert_near):
     tensors = [*features(2, 3, 9, 12), BOXES]
-    tensors[batched] = torch.stack((tensors[batched],) * 2)
+    several = [tensors[batched], tensors[batched].flip(-1) if batched < 2 else tensors[batched].flip(0)]
     in_dims = tuple(0 if place == batched else None for place in range(3))
-    with pytest.raises(NotImplementedError, match=r"torch\.vmap: make the mapped dimension part of the batch"):
-        torch.vmap(roi_perceptual_loss, in_dims=in_dims)(*tensors)
+    calls = [[*tensors[:batched], one, *tensors[batched + 1 :]] for one in several]
+    tensors[batched] = torch.stack(several)
+    values = torch.vmap(roi_perceptual_loss, in_dims=in_dims)(*tensors)
+    assert_near(values, torch.stack([roi_perceptual_loss(*arguments) for arguments in calls]), torch.float32)
 
 
 def test_devices_without_kernels_run_on_the_definition():
-    assert backend.implementation("roi_perceptual_loss", torch.device("cpu")) is not reference.roi_perceptual_loss
-    assert backend.implementation("roi_perceptual_loss", torch.device("meta")) is reference.roi_perceptual_loss
+    assert backend.implementation("roi_perceptual_losses", torch.device("cpu")) is not reference.roi_perceptual_losses
+    assert backend.implementation("roi_perceptual_losses", torch.device("meta")) is reference.roi_perceptual_losses

@@ -108,7 +108,9 @@ def test_images_of_longer_dtypes_are_refused():
         TypeError, match=r"denoised must be of the extractor's dtype, torch.float32, .* To fix: denoised.to"
     ):
         loss(*pair, BOXES)
-    with pytest.raises(TypeError, match=r"normal_dose must be of the extractor's dtype, .* got torch.float64"):
+    with pytest.raises(
+        TypeError, match=r"normal_dose must be of the extractor's dtype, torch.float32, .* got torch.float64"
+    ):
         loss(pair[0].float(), pair[1], BOXES)
     with pytest.raises(ValueError, match=r"denoised must have shape \[N, C, H, W\], got \(1, 16, 32\)"):
         loss(pair[0][0].float(), pair[1][0].float(), BOXES)
