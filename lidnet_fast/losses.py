@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from . import functional as fast
 from ._checks import (
     Boxes,
+    _is_batched,
     as_box_weights,
     as_rois,
     check_choice,
@@ -246,7 +247,7 @@ class ROIPerceptualLoss(nn.Module):
         if self.windows is None:
             whole = {int(image): self._no_windows for image in rois[:, 0].unique()}
             return Plan(window_of_box=np.full(len(rois), -1), whole=whole, relative_cost=len(whole) / max(images, 1))
-        return self.windows.planner(image_size).plan(rois.double().numpy(), images, self.aligned, share_kinds)
+        return self.windows.planner(image_size).plan(_array(rois.double()), images, self.aligned, share_kinds)
 
     def _losses(
         self, denoised: Tensor, normal_dose: Tensor, rois: Tensor, sample_ids: Sequence[Hashable] | None
@@ -265,7 +266,7 @@ class ROIPerceptualLoss(nn.Module):
             images = sorted(plan.whole)
             of_whole = np.flatnonzero(plan.window_of_box < 0)
             local = rois[of_whole]
-            local[:, 0] = torch.from_numpy(np.searchsorted(images, local[:, 0].numpy())).to(local.dtype)
+            local[:, 0] = torch.from_numpy(np.searchsorted(images, _array(local[:, 0]))).to(local.dtype)
             chosen = slice(None) if len(images) == len(denoised) else torch.tensor(images, device=denoised.device)
             inputs = self.extractor(denoised[chosen])
             with torch.no_grad():
@@ -438,11 +439,25 @@ _leave_out_of_graphs._dynamo_marked_constant = True  # type: ignore[attr-defined
 
 def _rois_on_host(boxes: Boxes, images: Tensor) -> Tensor:
     """`as_rois` on the CPU, wherever boxes and images are."""
+    for part in (boxes,) if isinstance(boxes, Tensor) else boxes if isinstance(boxes, Sequence) else ():
+        if isinstance(part, Tensor) and (part.is_meta or _is_batched(part)):
+            hidden = "meta tensors don't have" if part.is_meta else "torch.vmap hides"
+            raise NotImplementedError(
+                f"ROIPerceptualLoss plans its windows from the boxes' values, which {hidden}. "
+                "To fix: pass boxes on the CPU, of all images in one call"
+            )
     if isinstance(boxes, Tensor):
         boxes = boxes.cpu()
     elif isinstance(boxes, Sequence):
         boxes = [of_image.cpu() if isinstance(of_image, Tensor) else of_image for of_image in boxes]
     return as_rois(boxes, torch.empty((), dtype=images.dtype, device="cpu").expand(images.shape))
+
+
+def _array(values: Tensor) -> np.ndarray:
+    """Values on the CPU as NumPy's; torch.func wraps all tensors, and wrappers have no memory."""
+    values = torch.func.debug_unwrap(values)
+    with torch._C._DisableFuncTorch():  # it would wrap them again
+        return values.numpy()
 
 
 def _in_order(losses: Sequence[Tensor], rows: Sequence[int]) -> Tensor:

@@ -29,6 +29,14 @@ PLANS = (
     "ROIPerceptualLoss plans its windows from the boxes' values, which torch.export hasn't got. "
     "To fix: export extractors.LayerExtractor and roi_perceptual_loss",
 )
+HIDDEN = (
+    "ROIPerceptualLoss plans its windows from the boxes' values, which torch.vmap hides. To fix: pass boxes on the CPU"
+)
+NO_VALUES = (
+    "ROIPerceptualLoss plans its windows from the boxes' values, which meta tensors don't have. "
+    "To fix: pass boxes on the CPU"
+)
+INSIDE = "You are attempting to call Tensor.requires_grad_()"
 WALKS = "torch.autograd.grad", "set torch._functorch.config.donated_buffer=False"
 
 
@@ -39,8 +47,10 @@ def refuses(sentence: str, *cells: str) -> dict[str, str]:
 
 LOSS = refuses(TWICE, "double backward")
 PERCEPTUAL = LOSS | refuses(PLANS[0], "torch.compile(fullgraph=True)") | refuses(PLANS[1], "torch.export")
+PERCEPTUAL |= refuses(HIDDEN, "torch.vmap of the boxes") | refuses(NO_VALUES, "tensors of the meta device")
 MULTITASK = (
     refuses(OF_INFERENCE, "torch.inference_mode and no_grad")
+    | refuses(INSIDE, "torch.vmap", "torch.vmap of the boxes")
     | refuses(WALKS[0], "torch.compile(fullgraph=True)")
     | refuses(WALKS[1], "torch.compile, boxes in changing numbers")
 )

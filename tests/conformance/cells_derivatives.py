@@ -2,10 +2,113 @@
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from .cases import Case
-from .cells import assert_near, cell, check, run, upstream_of, with_gradient
+from .cases import Case, Function
+from .cells import assert_near, cell, check, run, upstream_of, with_float_boxes, with_gradient
+
+
+@cell("torch.func.grad and vjp", with_gradient)
+def _(case: Case) -> None:
+    """Value and gradient."""
+    x, t, b = case.tensors(torch.float64)
+    function = case.build(torch.float64)
+    right, right_gradient = run(case.expected, x, t, b)
+    value, pull = torch.func.vjp(lambda x: function(x, t, b), x)
+    assert_near(value, right, x.dtype)
+    assert_near(pull(upstream_of(value))[0], right_gradient, x.dtype, "vjp")
+    weights = upstream_of(right)
+    gradient = torch.func.grad(lambda x: (function(x, t, b) * weights).sum())(x)
+    assert_near(gradient, right_gradient, x.dtype, "grad")
+
+
+def right_tangent(case: Case, x: Tensor, t: Tensor, b: Tensor | None, tangent: Tensor) -> Tensor:
+    jacobian = torch.autograd.functional.jacobian(lambda x: case.expected(x, t, b), x)
+    return jacobian.flatten(jacobian.ndim - x.ndim) @ tangent.flatten()
+
+
+@cell("torch.func.jvp", with_gradient)
+def _(case: Case) -> None:
+    """Value and tangent."""
+    x, t, b = case.tensors(torch.float64)
+    tangent = upstream_of(x)
+    function = case.build(torch.float64)
+    value, actual = torch.func.jvp(lambda x: function(x, t, b), (x,), (tangent,))
+    assert_near(value, case.expected(x, t, b), x.dtype)
+    assert_near(actual, right_tangent(case, x, t, b, tangent), x.dtype, "tangent")
+
+
+@cell("torch.autograd.forward_ad", with_gradient)
+def _(case: Case) -> None:
+    """Value and tangent."""
+    x, t, b = case.tensors(torch.float64)
+    tangent = upstream_of(x)
+    function = case.build(torch.float64)
+    with forward_ad.dual_level():
+        value, actual = forward_ad.unpack_dual(function(forward_ad.make_dual(x, tangent), t, b))
+        assert actual is not None, "tangent: there is none"
+    assert_near(value, case.expected(x, t, b), x.dtype)
+    assert_near(actual, right_tangent(case, x, t, b, tangent), x.dtype, "tangent")
+
+
+@cell("torch.vmap")
+def _(case: Case) -> None:
+    """The value of each of three x."""
+    x, t, b = case.tensors(torch.float64)
+    function = case.build(torch.float64)
+    several = torch.stack((x, x.flip(-1), 2 * x))
+    value = torch.vmap(lambda x: function(x, t, b))(several)
+    assert_near(value, torch.stack([case.expected(x, t, b) for x in several]), x.dtype)
+
+
+@cell("torch.vmap of torch.func.grad", with_gradient)
+def _(case: Case) -> None:
+    """The gradient of each of three x."""
+    x, t, b = case.tensors(torch.float64)
+    function = case.build(torch.float64)
+    several = torch.stack((x, x.flip(-1), 2 * x))
+    weights = upstream_of(case.expected(x, t, b))
+    gradients = torch.vmap(torch.func.grad(lambda x: (function(x, t, b) * weights).sum()))(several)
+    right = torch.stack([run(case.expected, x, t, b)[1] for x in several])
+    assert_near(gradients, right, x.dtype, "gradients")
+
+
+@cell("upstream gradients in batches: is_grads_batched, jacobian(vectorize=True), jacrev", with_gradient)
+def _(case: Case) -> None:
+    """One gradient for each row; the whole Jacobian."""
+    x, t, b = case.tensors(torch.float64)
+    function = case.build(torch.float64)
+    leaf = x.clone().requires_grad_()
+    value = function(leaf, t, b)
+    upstream = torch.stack([upstream_of(value, number) for number in range(3)])
+    (gradients,) = torch.autograd.grad(value, leaf, upstream, is_grads_batched=True)
+    right = case.expected(leaf, t, b)
+    rows = [torch.autograd.grad(right, leaf, of_row, retain_graph=True)[0] for of_row in upstream]
+    assert_near(gradients, torch.stack(rows), x.dtype, "is_grads_batched")
+    right_jacobian = torch.autograd.functional.jacobian(lambda x: case.expected(x, t, b), x)
+    jacobian = torch.autograd.functional.jacobian(lambda x: function(x, t, b), x, vectorize=True)
+    assert_near(jacobian, right_jacobian, x.dtype, "jacobian(vectorize=True)")
+    assert_near(torch.func.jacrev(lambda x: function(x, t, b))(x), right_jacobian, x.dtype, "jacrev")
+
+
+@cell("torchjd.autojac.backward", with_gradient)
+def _(case: Case) -> None:
+    """The Jacobian of two losses, at TorchJD's defaults."""
+    from torchjd import autojac
+
+    x, t, b = case.tensors(torch.float64)
+    function = case.build(torch.float64)
+
+    def losses(function: Function, leaf: Tensor) -> list[Tensor]:
+        value = function(leaf, t, b)
+        return [(value * upstream_of(value, number)).sum() for number in range(2)]
+
+    leaf = x.clone().requires_grad_()
+    autojac.backward(losses(function, leaf))
+    same = x.clone().requires_grad_()
+    rows = [torch.autograd.grad(loss, same, retain_graph=True)[0] for loss in losses(case.expected, same)]
+    assert_near(leaf.jac, torch.stack(rows), x.dtype, "Jacobian")
 
 
 @cell("double backward", with_gradient)
@@ -75,3 +178,13 @@ def _(case: Case) -> None:
             return function(*tensors)
 
     check(case, hooked, x, t, b)
+
+
+@cell("torch.vmap of the boxes", with_float_boxes)
+def _(case: Case) -> None:
+    """The value for each of three sets of boxes."""
+    x, t, _ = case.tensors(torch.float64)
+    several = torch.stack([case.tensors(torch.float64, seed=seed)[2] for seed in range(3)])
+    function = case.build(torch.float64)
+    value = torch.vmap(lambda b: function(x, t, b))(several)
+    assert_near(value, torch.stack([case.expected(x, t, b) for b in several]), x.dtype)

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from .cases import Case
-from .cells import TOLERANCES, assert_near, cell, check, run, upstream_of, with_boxes, with_gradient
+from .cases import BOXES, Case
+from .cells import TOLERANCES, assert_near, cell, check, run, upstream_of, with_boxes, with_float_boxes, with_gradient
 
 
 @cell("eager, float64 to bfloat16")
@@ -34,6 +34,13 @@ def _(case: Case) -> None:
     check(case, function, x, t, b)
     x, t, b = case.tensors(boxes=1)
     check(case, function, x, t, b)
+
+
+@cell("a gradient in the boxes", with_float_boxes, refuses=BOXES)
+def _(case: Case) -> None:
+    """Boxes get no gradient."""
+    x, t, b = case.tensors()
+    case.build()(x, t, b.requires_grad_())
 
 
 @cell("a graph walked twice", with_gradient)

@@ -17,10 +17,10 @@ def _(case: Case) -> None:
 
 @cell("torch.compile, boxes in changing numbers", with_boxes, fresh=True)
 def _(case: Case) -> None:
-    """Value and gradient for eleven calls, in at most four graphs."""
+    """Value and gradient for seven calls, in at most four graphs."""
     function = case.build()
     compiled = torch.compile(function, backend="aot_eager")
-    counts = (3, 5, 0, 7, 1, 4, 9, 2, 6, 0, 8)
+    counts = (3, 5, 0, 7, 1, 4, 9)
     for boxes in counts:
         check(case, compiled, *case.tensors(boxes=boxes, seed=boxes))
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
