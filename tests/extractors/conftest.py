@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from lidnet_fast.extractors import windows
 
@@ -9,3 +10,8 @@ def _windows_pay(monkeypatch):
     monkeypatch.setattr(windows, "COST_PER_CALL", 0)
     monkeypatch.setattr(windows, "COST_PER_WEIGHT", 0)
     monkeypatch.setattr(windows, "WINDOW_PENALTY", 1)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)

@@ -37,6 +37,7 @@ class Network(nn.Module):
 
 def losses():
     """The same loss in windows and on whole images."""
+    torch.manual_seed(0)
     network = Network().eval()
     normalised = {"mean": (0.4, 0.5, 0.6), "std": (0.1, 0.2, 0.3)}
     return [
@@ -260,7 +261,21 @@ def test_captured_outputs_outlive_the_next_call(monkeypatch):
     assert memory
 
 
-def test_another_default_device_and_dtype():
+def test_another_default_dtype():
+    loss, _ = losses()
+    pair = [image.float() for image in images()]
+    expected = loss.float()(*pair, BOXES)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(loss(*pair, BOXES), expected)
+        again, _ = losses()
+        assert again.float()(*pair, BOXES).dtype == torch.float32
+        assert again.extractor.mean.dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_another_default_device():
     expected = check(*losses())
     torch.set_default_device("meta")
     try:
