@@ -44,11 +44,19 @@ def _seed() -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Tests of an op that has kernels run on every backend there is here."""
-    name = metafunc.module.__name__
+    """Tests of an op that has kernels run on every backend there is here.
+
+    Those named test_bad_... run on one, as arguments are checked before a backend is chosen; test_fused_... on kernels.
+    """
+    module, test = metafunc.module.__name__, metafunc.function.__name__
     ops = ("roi_align", "roi_perceptual", "roi_windows", "multi_loss", "gradients", "derivatives")
-    if any(op in name for op in ops) and "fused" not in name:
-        metafunc.parametrize("_backend", backend.available(), indirect=True)
+    if any(op in module for op in ops) and "fused" not in module:
+        names = backend.available()
+        if test.startswith("test_bad_"):
+            names = names[-1:]
+        elif test.startswith("test_fused_"):
+            names = tuple(name for name in names if name != "reference")
+        metafunc.parametrize("_backend", names, indirect=True)
 
 
 @pytest.fixture(autouse=True)

@@ -1,10 +1,5 @@
 """What holds for the kernels beyond their agreement with the definition, which test_multi_loss.py shows."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -148,19 +143,6 @@ def test_every_pixel_of_a_gradient_is_written():
             del poison
             assert evaluate(*pair, weights)[2].isfinite().all()
             assert multi_loss_jacobian(*pair, list(weights)).isfinite().all()
-
-
-@pytest.mark.parametrize("instructions", ["avx2", "baseline"])
-def test_instruction_sets_agree(instructions):
-    """The loops are compiled for AVX-512, for AVX2 and without: tests of them pass on all that are here."""
-    if os.environ.get("LIDNET_FAST_CPU"):
-        pytest.skip("this is the run on other instructions")
-    tests = "panels or scales or same_bits or blocks or rounding"
-    files = [__file__, str(Path(__file__).with_name("test_gradients.py"))]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", tests, *files]
-    environment = {**os.environ, "LIDNET_FAST_CPU": instructions}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stdout[-2000:]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,9 +1,5 @@
 """What holds for the kernels beyond their agreement with the definition, which test_roi_perceptual*.py show."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch.library import opcheck
@@ -130,16 +126,6 @@ def test_boxes_as_large_as_numbers_go_take_no_time_and_no_memory():
     losses, gradient = losses_and_gradient(input, target, boxes, torch.ones(3), sampling_ratio=-1)
     assert losses.isfinite().all()
     assert gradient.isfinite().all()
-
-
-def test_portable_and_vector_instructions_agree():
-    """The loops are compiled for AVX2 and without: the tests of this file pass on both."""
-    if os.environ.get("LIDNET_FAST_CPU"):
-        pytest.skip("this is the run without AVX2")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", "fill_the_vectors or same_bits", __file__]
-    environment = {**os.environ, "LIDNET_FAST_CPU": "baseline"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stdout[-2000:]
 
 
 def op_arguments(dtype=torch.float32):

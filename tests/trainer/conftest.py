@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from lidnet_fast.trainer.config import (
     PhaseConfig,
     RunConfig,
 )
+from lidnet_fast.trainer.run import train
 from tests.conftest import Once
 
 
@@ -49,3 +51,11 @@ def tiny_config(tiny_store: Path, tmp_path: Path) -> RunConfig:
     # Untrained detectors score nothing above the default: regions would never hold proposals.
     objective = replace(config.collaborate.objective, proposal_score=0.0)
     return replace(config, collaborate=replace(config.collaborate, objective=objective))
+
+
+@pytest.fixture
+def trained_config(tiny_config: RunConfig, once: Once) -> RunConfig:
+    """The tiny configuration, and in its folder a run of it trained to its end: a copy of one that all tests share."""
+    run = once("tiny_run", lambda path: train(replace(tiny_config, out=str(path))))
+    shutil.copytree(run, tiny_config.out)
+    return tiny_config

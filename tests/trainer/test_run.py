@@ -55,29 +55,29 @@ def test_a_model_file_says_what_it_was_trained_on_and_nothing_of_this_machine(ti
     ("phase", "step"), [(DetectorPhase, 2), (DenoiserPhase, 3), (CollaboratePhase, 3), (CollaboratePhase, 5)]
 )
 def test_interrupted_run_continues_bit_exactly(
-    tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: type, step: int
+    trained_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: type, step: int
 ) -> None:
-    assert_continues_bit_exactly(tiny_config, tmp_path, monkeypatch, phase, step)
+    assert_continues_bit_exactly(trained_config, tmp_path, monkeypatch, phase, step)
 
 
 def test_run_with_cached_features_continues_bit_exactly(
     tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though the cache is empty when it goes on."""
-    objective = replace(tiny_config.collaborate.objective, roi_extractor=0.1, extractor="vgg11:relu2_1")
+    objective = replace(tiny_config.collaborate.objective, roi_extractor=0.1, extractor="squeezenet1_1:features.3")
     cached = replace(
         tiny_config,
         data=replace(tiny_config.data, crop=None, augment=False),
         collaborate=replace(tiny_config.collaborate, detector_steps=0, objective=objective),
     )
+    train(cached)
     assert_continues_bit_exactly(cached, tmp_path, monkeypatch, CollaboratePhase, 5)
 
 
 def assert_continues_bit_exactly(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: type, step: int
 ) -> None:
-    train(config)
-
+    """The run of this configuration, trained to its end, is what the interrupted one is compared with."""
     again = replace(config, out=str(tmp_path / "interrupted"))
     training_step = phase.training_step
 
@@ -118,10 +118,9 @@ def test_ctrl_c_ends_as_an_interruption_and_the_run_goes_on(
     train(tiny_config)
 
 
-def test_finished_phases_are_not_trained_again(tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    train(tiny_config)
+def test_finished_phases_are_not_trained_again(trained_config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_module.L.Trainer, "fit", lambda *_, **__: pytest.fail("trained again"))
-    train(tiny_config)
+    train(trained_config)
 
 
 def test_other_configuration_in_the_same_folder_is_refused(tiny_config: RunConfig) -> None:
@@ -137,11 +136,10 @@ def test_folder_with_other_content_is_refused(tiny_config: RunConfig) -> None:
         run_module.Run(tiny_config)
 
 
-def test_both_networks_train_in_collaborate(tiny_config: RunConfig) -> None:
-    train(tiny_config)
-    collaborate = weights(tiny_config.out, "collaborate")
+def test_both_networks_train_in_collaborate(trained_config: RunConfig) -> None:
+    collaborate = weights(trained_config.out, "collaborate")
     for phase in ("denoiser", "detector"):
-        before = weights(tiny_config.out, phase)
+        before = weights(trained_config.out, phase)
         assert any(not torch.equal(collaborate[k], v) for k, v in before.items())
 
 
@@ -162,9 +160,8 @@ def test_bf16_autocast_trains_near_float32(tiny_config: RunConfig, tmp_path: Pat
 
 
 @pytest.mark.parametrize("balance", ["sum", "upgrad"])
-def test_balanced_steps_log_how_the_losses_agree(tiny_config: RunConfig, tmp_path: Path, balance: str) -> None:
-    train(tiny_config)
-    balanced = replace(tiny_config, balance=balance, out=str(tmp_path / balance))
+def test_balanced_steps_log_how_the_losses_agree(trained_config: RunConfig, tmp_path: Path, balance: str) -> None:
+    balanced = replace(trained_config, balance=balance, out=str(tmp_path / balance))
     train(balanced)
     logged = run_module.curves(Path(balanced.out) / "collaborate")
     losses = ("pixel", "detection", "roi_perceptual")
@@ -173,7 +170,7 @@ def test_balanced_steps_log_how_the_losses_agree(tiny_config: RunConfig, tmp_pat
         assert all(weight >= 0 for weight in logged[f"collaborate/weight/{loss}"][1])
     for pair in ("pixel_detection", "pixel_roi_perceptual", "detection_roi_perceptual"):
         assert all(-1.0001 <= cosine <= 1.0001 for cosine in logged[f"collaborate/cosine/{pair}"][1])
-    plain, found = weights(tiny_config.out, "collaborate"), weights(balanced.out, "collaborate")
+    plain, found = weights(trained_config.out, "collaborate"), weights(balanced.out, "collaborate")
     if balance == "sum":  # the same gradient, summed in another order
         for key, value in found.items():
             torch.testing.assert_close(value, plain[key], rtol=1e-3, atol=1e-4)
@@ -190,18 +187,17 @@ def test_missing_weighting_package_is_told_before_anything_is_built(
     assert not Path(tiny_config.out).exists()
 
 
-def test_logs_hold_the_curves_of_every_phase(tiny_config: RunConfig) -> None:
-    train(tiny_config)
+def test_logs_hold_the_curves_of_every_phase(trained_config: RunConfig) -> None:
     logged = {
-        phase: run_module.curves(Path(tiny_config.out) / phase) for phase in ("detector", "denoiser", "collaborate")
+        phase: run_module.curves(Path(trained_config.out) / phase) for phase in ("detector", "denoiser", "collaborate")
     }
     assert logged["detector"]["detector/total"][0] == [0, 1, 2, 3]
     assert "val/ap50" in logged["detector"]
     assert {"denoiser/mse", "val/psnr", "val/lesion_psnr"} <= set(logged["denoiser"])
     terms = {"mse", "roi_perceptual", "detection", "total"}
     assert {f"collaborate/{term}" for term in terms} <= set(logged["collaborate"])
-    cost = json.loads((Path(tiny_config.out) / "collaborate" / "cost.json").read_text())
+    cost = json.loads((Path(trained_config.out) / "collaborate" / "cost.json").read_text())
     assert cost["steps"] == 8
     assert cost["seconds"] > 0
     assert cost["peak_memory_mb"] > 100
-    assert list((Path(tiny_config.out) / "collaborate").rglob("events.out.tfevents*"))
+    assert list((Path(trained_config.out) / "collaborate").rglob("events.out.tfevents*"))
