@@ -1,5 +1,10 @@
 """Every case in every cell: right, or refused with the sentence that docs/operators.md has."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 import lidnet_fast
@@ -7,6 +12,8 @@ import lidnet_fast
 from .cases import CASES
 from .cells import Cell, examine
 from .table import CELLS, DOCUMENT, written
+
+ROOT = Path(__file__).parents[2]
 
 
 def pairs(*, fresh: bool) -> list:
@@ -28,6 +35,15 @@ def test_right_or_refused(case, cell):
 def test_right_or_refused_in_a_fresh_process(case, cell, fresh_errors):
     error = fresh_errors[case.name, cell.name]
     assert not error, error
+
+
+@pytest.mark.slow
+def test_one_graph_of_all_ops_through_the_default_compiler(tmp_path):
+    """Nothing compiled before is reused."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "tests.conformance.inductor"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_public_op_and_module_is_a_case():
