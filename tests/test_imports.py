@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1] / "lidnet_fast"
 # Rooms (modules and folders of the package) by floor: a room imports from its own and from lower floors only.
 FLOORS = (
-    {"errors", "reference"},
+    {"errors", "_constants"},
+    {"reference"},
     {"files", "_checks", "kernels", "device", "build_record", "strangers_text", "_C", "_C_cuda", "__version__"},
     {"ops", "progress", "runtime"},
     {"backend"},
@@ -22,6 +23,8 @@ FLOORS = (
     {"evaluation", "inference"},
     {"cli"},
 )
+# An op's derivative asks, when it runs, which implementation is chosen; backend registers the ops when it is asked.
+EXCEPTIONS = {("ops", "backend")}
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 
@@ -49,7 +52,7 @@ def test_imports_point_down(path: Path) -> None:
     for name in imported(path):
         other = name.split(".")[1]
         assert {room, other} <= FLOOR.keys(), f"give {room} and {other} a place in FLOORS"
-        assert other == room or FLOOR[other] < FLOOR[room], f"{name} isn't below {room}"
+        assert other == room or (room, other) in EXCEPTIONS or FLOOR[other] < FLOOR[room], f"{name} isn't below {room}"
 
 
 @pytest.mark.parametrize(

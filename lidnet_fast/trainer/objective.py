@@ -1,7 +1,9 @@
 """The joint objective of a denoiser step (arXiv:2104.08845): pixel terms and the frozen detector's opinion."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +50,7 @@ class Regions:
 
 
 @dataclass(frozen=True)
-class SeenInNormalDose:
+class NormalDoseReading:
     """What the detector makes of the normal-dose images of one batch."""
 
     features: dict[str, Tensor]
@@ -58,6 +60,106 @@ class SeenInNormalDose:
 
 
 _PROPOSALS = "proposals"
+
+
+@dataclass(frozen=True)
+class TermInputs:
+    """What the terms read of one batch; a field that no term needs is empty."""
+
+    images: Tensor
+    """The denoised images, windowed and clamped, [N,1,H,W]."""
+    normal_images: Tensor
+    """The normal-dose images, likewise."""
+    boxes: list[Tensor]
+    """Per image [L,4] ground-truth lesion boxes."""
+    detector: LesionDetector
+    features: dict[str, Tensor]
+    """The detector's features of the denoised images, [N,C,h,w] by level."""
+    normal_features: dict[str, Tensor]
+    """Its features of normal dose, of the levels that are compared."""
+    scales: dict[str, Tensor]
+    """The variance of each level's normal-dose features: weights are per unit of it, whatever the detector's scale."""
+    regions: Regions
+    ids: Sequence[Hashable] | None
+    """What each normal-dose image is known by in caches."""
+
+
+class Term(ABC):
+    """A loss on features of the denoised images; `weight` times its value enters the objective.
+
+    A new term is a subclass and its line in `JointObjective`.
+    """
+
+    name: ClassVar[str]
+    reads: ClassVar[frozenset[str]]
+    """Which costly fields of `TermInputs` it needs: "features", "normal_features", "regions"."""
+
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+
+    @abstractmethod
+    def __call__(self, inputs: TermInputs) -> Tensor:
+        """The unweighted loss, a scalar."""
+
+
+class Detection(Term):
+    """The detector's own loss on the denoised images."""
+
+    name, reads = "detection", frozenset({"features"})
+
+    def __call__(self, inputs: TermInputs) -> Tensor:
+        """The sum of the detector's losses."""
+        losses = inputs.detector.losses(inputs.images, inputs.boxes, inputs.features)
+        return torch.stack(list(losses.values())).sum()
+
+
+class Perceptual(Term):
+    """The mean square difference of the detector's feature maps."""
+
+    name, reads = "perceptual", frozenset({"features", "normal_features"})
+
+    def __call__(self, inputs: TermInputs) -> Tensor:
+        """The mean over levels."""
+        pairs = [(inputs.features[k], f, inputs.scales[k]) for k, f in inputs.normal_features.items()]
+        return torch.stack([(found.float() - f.float()).square().mean() / scale for found, f, scale in pairs]).mean()
+
+
+class ROIPerceptual(Term):
+    """The ROI perceptual loss of the detector's features."""
+
+    name, reads = "roi_perceptual", frozenset({"features", "normal_features", "regions"})
+
+    def __init__(self, weight: float, roi_size: int) -> None:
+        super().__init__(weight)
+        self.roi_size = roi_size
+
+    def __call__(self, inputs: TermInputs) -> Tensor:
+        """The mean over levels."""
+        values = []
+        for level, target in inputs.normal_features.items():
+            stride, regions = inputs.detector.feature_strides[level], inputs.regions
+            loss = functional.roi_perceptual_loss(
+                inputs.features[level], target, regions.boxes, self.roi_size, 1 / stride, box_weights=regions.weights
+            )
+            values.append(loss / inputs.scales[level])
+        return torch.stack(values).mean()
+
+
+class ROIExtractor(Term):
+    """The ROI perceptual loss of another network's features, in windows around the regions."""
+
+    name, reads = "roi_extractor", frozenset({"regions"})
+
+    def __init__(self, weight: float, loss: ROIPerceptualLoss) -> None:
+        super().__init__(weight)
+        self.loss = loss
+
+    def __call__(self, inputs: TermInputs) -> Tensor:
+        """The loss of the extractor's layers."""
+        if next(self.loss.parameters()).device != inputs.images.device:  # moving derives all windows again
+            self.loss.to(inputs.images.device)
+        images, normal_images, regions = inputs.images.float(), inputs.normal_images.float(), inputs.regions
+        return self.loss(images, normal_images, regions.boxes, regions.weights, inputs.ids)
 
 
 class JointObjective:
@@ -87,7 +189,15 @@ class JointObjective:
     ) -> None:
         self.config, self.window = config, window
         self.cache = FeatureCache(detector_cache_mib) if detector_cache_mib else None
-        self._extractor_loss = _extractor_loss(config, extractor_cache_mib) if config.roi_extractor else None
+        terms: list[Term] = [
+            Detection(config.detection),
+            Perceptual(config.perceptual),
+            ROIPerceptual(config.roi_perceptual, config.roi_size),
+        ]
+        self.terms = [term for term in terms if term.weight]
+        if config.roi_extractor:
+            self.terms.append(ROIExtractor(config.roi_extractor, _extractor_loss(config, extractor_cache_mib)))
+        self._reads = frozenset[str]().union(*(term.reads for term in self.terms))
 
     def __call__(
         self,
@@ -109,65 +219,45 @@ class JointObjective:
             ids: what each normal-dose image is known by in the caches; the same id has to mean the same pixels.
             clock: gets the laps "detector" and "losses", in the backward pass too.
         """
-        config, clock = self.config, clock or StepClock(denoised.device)
-        pixel, terms = self.pixel(denoised, normal_dose, boxes)
+        clock = clock or StepClock(denoised.device)
+        pixel, values = self.pixel(denoised, normal_dose, boxes)
         clock.lap("losses")
         losses = {"pixel": pixel}
-        if not (config.perceptual or config.roi_perceptual or config.detection or config.roi_extractor):
-            clock.lap_in_backward(denoised, "losses")
-            return Objective(losses, terms)
-
-        clock.lap_in_backward(denoised, "detector")
-        images = self.window.clamp(denoised)
-        if config.perceptual or config.roi_perceptual or config.detection:
-            features = detector.features(images)
-        if config.detection:
-            detection = torch.stack(list(detector.losses(images, boxes, features).values())).sum()
-            clock.lap_in_backward(detection, "losses")  # the other losses, made later, have been walked by then
-            losses["detection"] = config.detection * detection
-            terms["detection"] = detection.detach()
-        normal_images = self.window.clamp(normal_dose)
-        proposed = config.roi_extractor and config.regions != "boxes"
-        if config.perceptual or config.roi_perceptual or proposed:
-            seen = self._normal_dose(normal_images, detector, ids)
-            # Weights are per unit of feature variance, whatever the detector's scale.
-            scales = {k: f.float().var((0, 2, 3)).mean().clamp_min(1e-12) for k, f in seen.features.items()}
-        else:
-            seen = SeenInNormalDose({}, images.new_empty(len(images), 0, 5))
+        clock.lap_in_backward(denoised, "detector" if self.terms else "losses")
+        if not self.terms:
+            return Objective(losses, values)
+        inputs = self._inputs(denoised, normal_dose, boxes, detector, ids)
         clock.lap("detector")
-        if config.perceptual:
-            whole = torch.stack(
-                [(features[k].float() - f.float()).square().mean() / scales[k] for k, f in seen.features.items()]
-            ).mean()
-            losses["perceptual"] = config.perceptual * whole
-            terms["perceptual"] = whole.detach()
-        if config.roi_perceptual or config.roi_extractor:
-            regions = self.regions(normal_images, boxes, seen.proposals)
-        if config.roi_perceptual:
-            roi = torch.stack(
-                [
-                    functional.roi_perceptual_loss(
-                        features[k],
-                        f,
-                        regions.boxes,
-                        config.roi_size,
-                        1 / detector.feature_strides[k],
-                        box_weights=regions.weights,
-                    )
-                    / scales[k]
-                    for k, f in seen.features.items()
-                ]
-            ).mean()
-            losses["roi_perceptual"] = config.roi_perceptual * roi
-            terms["roi_perceptual"] = roi.detach()
-        if self._extractor_loss is not None:
-            if next(self._extractor_loss.parameters()).device != images.device:  # moving derives all windows anew
-                self._extractor_loss.to(images.device)
-            found = self._extractor_loss(images.float(), normal_images.float(), regions.boxes, regions.weights, ids)
-            losses["roi_extractor"] = config.roi_extractor * found
-            terms["roi_extractor"] = found.detach()
+        for term in self.terms:
+            value = term(inputs)
+            if isinstance(term, Detection):
+                clock.lap_in_backward(value, "losses")  # the other losses, made later, have been walked by then
+                clock.lap("detector")
+            losses[term.name] = term.weight * value
+            values[term.name] = value.detach()
         clock.lap("losses")
-        return Objective(losses, terms)
+        return Objective(losses, values)
+
+    def _inputs(
+        self,
+        denoised: Tensor,
+        normal_dose: Tensor,
+        boxes: list[Tensor],
+        detector: LesionDetector,
+        ids: Sequence[Hashable] | None,
+    ) -> TermInputs:
+        """What the terms of this objective read of one batch."""
+        images, normal_images = self.window.clamp(denoised), self.window.clamp(normal_dose)
+        features = detector.features(images) if "features" in self._reads else {}
+        reading = NormalDoseReading({}, images.new_empty(len(images), 0, 5))
+        proposed = "regions" in self._reads and self.config.regions != "boxes"
+        if "normal_features" in self._reads or proposed:
+            reading = self.read_normal_dose(normal_images, detector, ids)
+        scales = {k: f.float().var((0, 2, 3)).mean().clamp_min(1e-12) for k, f in reading.features.items()}
+        regions = Regions([], images.new_empty(0))
+        if "regions" in self._reads:
+            regions = self.regions(normal_images, boxes, reading.proposals)
+        return TermInputs(images, normal_images, boxes, detector, features, reading.features, scales, regions, ids)
 
     def pixel(self, denoised: Tensor, normal_dose: Tensor, boxes: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The pixel terms alone: their weighted sum and each term's detached value."""
@@ -199,18 +289,18 @@ class JointObjective:
         return Regions(self._grown(regions, images), torch.cat(weights))
 
     @torch.no_grad()
-    def _normal_dose(
+    def read_normal_dose(
         self, images: Tensor, detector: LesionDetector, ids: Sequence[Hashable] | None
-    ) -> SeenInNormalDose:
+    ) -> NormalDoseReading:
         """What the detector makes of normal-dose images, from the cache where it is known."""
         if self.cache is None or ids is None:
-            found = self._see(images, detector)
+            found = self._detect(images, detector)
         else:
             self.cache.keep_for((*detector.parameters(), *detector.buffers()))
-            found = self.cache.features(ids, lambda number: self._see(images[number : number + 1], detector))
-        return SeenInNormalDose(proposals=found.pop(_PROPOSALS), features=found)
+            found = self.cache.features(ids, lambda number: self._detect(images[number : number + 1], detector))
+        return NormalDoseReading(proposals=found.pop(_PROPOSALS), features=found)
 
-    def _see(self, images: Tensor, detector: LesionDetector) -> dict[str, Tensor]:
+    def _detect(self, images: Tensor, detector: LesionDetector) -> dict[str, Tensor]:
         """The features of the levels that are compared, and under a name of its own [N,P,5] proposals."""
         config = self.config
         features = detector.features(images)

@@ -78,7 +78,7 @@ def test_regions(detector, images, regions: str, count: int) -> None:
     _, normal = images
     config = ObjectiveConfig(regions=regions, proposal_score=0.0, proposals_per_image=3, grow=2.0)
     joint = objective(config)
-    found = joint.regions(normal, BOXES, joint._normal_dose(normal, detector, None).proposals)
+    found = joint.regions(normal, BOXES, joint.read_normal_dose(normal, detector, None).proposals)
     assert sum(len(boxes) for boxes in found.boxes) == len(found.weights) == count
     for boxes in found.boxes:
         assert (boxes >= 0).all() and (boxes <= 64).all()
@@ -107,9 +107,9 @@ def test_cached_normal_dose_changes_nothing_and_is_computed_once(detector, image
     config = replace(PLAIN, roi_perceptual=1.0, perceptual=0.5, regions=regions, proposal_score=0.0)
     plain = objective(config)(denoised, normal, BOXES, detector)
     cached = JointObjective(config, HUWindow(), detector_cache_mib=16)
-    see = JointObjective._see
+    detect = JointObjective._detect
     seen = []
-    monkeypatch.setattr(JointObjective, "_see", lambda self, x, d: (seen.append(len(x)), see(self, x, d))[1])
+    monkeypatch.setattr(JointObjective, "_detect", lambda self, x, d: (seen.append(len(x)), detect(self, x, d))[1])
     for ids in (["a", "b"], ["b", "a"], ["a", "c"]):
         order = [0, 1] if ids[0] == "a" else [1, 0]
         boxes = [BOXES[n] for n in order]
