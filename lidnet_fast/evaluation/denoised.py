@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lidnet_fast.data.formats.dicom.series import CTSeries, read_volume, scan
+from lidnet_fast.data.formats.find import files_below
 from lidnet_fast.data.formats.geometry import Geometry
 from lidnet_fast.data.formats.itk.files import has_8_bits, is_volume, read_header, read_voxels, volume_stem
 from lidnet_fast.data.formats.itk.series import VolumeSeries, volume_series
@@ -117,14 +118,14 @@ def match(folder: Path, store: Store, wanted: Sequence[int]) -> dict[int, Denois
 def denoised_series(folder: Path) -> list[DenoisedSeries]:
     """Find the volumes below a folder: files that SimpleITK reads, or where there are none, DICOM series.
 
-    Volumes of 8 bits (masks) are left aside.
+    Volumes of 8 bits (masks) are skipped.
 
     Raises:
         InputError: there are none, or a header can't be read.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder")
-    files = sorted(path for path in folder.rglob("*") if is_volume(path))
+    files = sorted(path for path in files_below([folder]).paths if is_volume(path))
     if files:
         headers = [read_header(path) for path in progress(files, f"headers of {folder.name}")]
         return [

@@ -18,13 +18,14 @@ import numpy as np
 from lidnet_fast import __version__
 from lidnet_fast.data.formats.dicom.values import without_pydicom_warnings
 from lidnet_fast.data.formats.dicom.writer import CTImage, Derivation, read_image, write_derived
+from lidnet_fast.data.formats.find import counted
 from lidnet_fast.data.formats.geometry import LOWEST_HU
 from lidnet_fast.data.formats.itk.files import is_volume
 from lidnet_fast.device import Device, Precision, choose_device
 from lidnet_fast.errors import InputError
 from lidnet_fast.files import lock, move_whole, remove_temporary, write_text
 from lidnet_fast.inference.slices import SliceDenoiser
-from lidnet_fast.inference.sources import DicomSeries, counted, find
+from lidnet_fast.inference.sources import DicomSeries, find
 from lidnet_fast.inference.volumes import (
     VolumeFile,
     check_free,
@@ -48,7 +49,7 @@ class DenoiseSummary:
 
     Attributes:
         out: where the results are.
-        left_aside: files that were left aside, by reason.
+        skipped: how many files were skipped for which reason.
         failures: one sentence for everything that couldn't be denoised.
         denoised: series and volumes that this call denoised.
         slices: how many slices it denoised.
@@ -56,7 +57,7 @@ class DenoiseSummary:
     """
 
     out: Path
-    left_aside: Counter[str]
+    skipped: Counter[str]
     failures: list[str]
     denoised: int = 0
     slices: int = 0
@@ -66,7 +67,7 @@ class DenoiseSummary:
         """Return the summary as lines of text."""
         already = f", {self.already} were there already" if self.already else ""
         lines = [f"{self.out}: {self.denoised} series ({self.slices} slices) denoised{already}"]
-        return lines + ([f"  left aside: {counted(self.left_aside)}"] if self.left_aside else [])
+        return lines + ([f"  skipped: {counted(self.skipped)}"] if self.skipped else [])
 
 
 def denoise(
@@ -116,20 +117,23 @@ def denoise(
     if one_volume and out.exists():
         raise InputError(f"{out}: exists already")
     found = find(source, out)
-    if not (found.series or found.volumes):
-        raise InputError(found.failures[0])
+    failures = [fault.reason for fault in found.rejected]
+    if not found.series:
+        raise InputError(failures[0])
     settings = {"model": _fingerprint(file), "precision": denoiser.precision, "blend": float(blend)}
     try:
         created = datetime.now() if one_volume else _claim(out, settings)
         with nullcontext() if one_volume else _locked(out):
             derivation = _derivation(file, settings, created)
             base = source if source.is_dir() else source.parent
-            targets: dict[Path, DicomSeries | VolumeFile] = {
-                out / one.folder.relative_to(base) / derivation.uid(one.uid): one for one in found.series
-            }
-            targets |= {out if one_volume else out / one.path.relative_to(base): one for one in found.volumes}
-            worker = _Worker(denoiser, derivation, DenoiseSummary(out, found.left_aside, found.failures))
-            total = sum(len(one.files) for one in found.series) + sum(one.slices for one in found.volumes)
+            targets: dict[Path, DicomSeries | VolumeFile] = {}
+            for one in found.series:
+                if isinstance(one, DicomSeries):
+                    targets[out / one.folder.relative_to(base) / derivation.uid(one.uid)] = one
+                else:
+                    targets[out if one_volume else out / one.path.relative_to(base)] = one
+            worker = _Worker(denoiser, derivation, DenoiseSummary(out, found.skipped, failures))
+            total = sum(one.slices if isinstance(one, VolumeFile) else len(one.files) for one in found.series)
             with without_pydicom_warnings():
                 for _ in progress(worker.run(targets), "denoising", total=total):
                     pass

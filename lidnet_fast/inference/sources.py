@@ -1,14 +1,13 @@
-"""What there is to denoise in a folder: CT series in DICOM, volumes, and what is left aside."""
+"""What there is to denoise in a folder: CT series in DICOM and volumes, however irregular."""
 
 import os
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lidnet_fast.data.formats.dicom.headers import frame_count, parse_header
 from lidnet_fast.data.formats.dicom.values import without_pydicom_warnings
-from lidnet_fast.data.formats.find import files_below
+from lidnet_fast.data.formats.find import Found, files_below
+from lidnet_fast.data.formats.geometry import Rejected
 from lidnet_fast.data.formats.itk.files import is_volume
 from lidnet_fast.errors import InputError
 from lidnet_fast.inference.volumes import VolumeFile, inspect_volume
@@ -17,7 +16,13 @@ from lidnet_fast.progress import progress
 
 @dataclass
 class DicomSeries:
-    """The files of one series, by SOPInstanceUID, and whether one of them holds several slices."""
+    """The files of one series.
+
+    Attributes:
+        uid: SeriesInstanceUID.
+        files: by SOPInstanceUID.
+        multiframe: whether one of them holds several slices.
+    """
 
     uid: str
     files: dict[str, Path] = field(default_factory=dict)
@@ -30,30 +35,13 @@ class DicomSeries:
 
 
 @dataclass(frozen=True)
-class Sources:
-    """What `find` found.
-
-    Attributes:
-        series: CT series, in the order of their first files.
-        volumes: volume files.
-        left_aside: how many files for which reason.
-        failures: one sentence for each file that can't be used and that can't be told to belong to a series.
-    """
-
-    series: list[DicomSeries]
-    volumes: list[VolumeFile]
-    left_aside: Counter[str]
-    failures: list[str]
-
-
-@dataclass(frozen=True)
 class _Image:
     series_uid: str
     uid: str
     frames: int
 
 
-def find(source: Path, out: Path) -> Sources:
+def find(source: Path, out: Path) -> Found[DicomSeries | VolumeFile]:
     """Look through a file, or a folder with everything below it.
 
     Files are recognised by their content, whatever their names; volumes by their names. Nothing is asked of a series
@@ -63,42 +51,37 @@ def find(source: Path, out: Path) -> Sources:
         source: the file or folder.
         out: a folder to leave out, wherever it lies.
 
+    Returns:
+        DICOM series in the order of their first files, then volumes. What was rejected are files that can't be used and
+        of which nobody can say to which series they belong.
+
     Raises:
         InputError: `source` doesn't exist, or holds no CT.
     """
     series: dict[str, DicomSeries] = {}
-    found = Sources([], [], Counter(), [])
-    for path in progress(list(_files_outside(source, out)), "reading headers"):
+    volumes: list[DicomSeries | VolumeFile] = []
+    rejected: list[Rejected] = []
+    files = files_below([source], without=out)
+    for path in progress(files.paths, "reading headers"):
         try:
             what = inspect_volume(path) if is_volume(path) else _identify(path)
         except InputError as error:
-            found.failures.append(str(error))
+            rejected.append(Rejected("", path, str(error)))
             continue
         if isinstance(what, VolumeFile):
-            found.volumes.append(what)
+            volumes.append(what)
         elif isinstance(what, _Image):
             one = series.setdefault(what.series_uid, DicomSeries(what.series_uid))
             if what.uid in one.files:
-                found.left_aside["copies of another"] += 1
+                files.skipped["copies of another"] += 1
             else:
                 one.files[what.uid] = path
                 one.multiframe |= what.frames > 1
         else:
-            found.left_aside[what] += 1
-    found.series.extend(series.values())
-    if not (found.series or found.volumes or found.failures):
-        raise InputError(f"{source}: no CT found ({counted(found.left_aside) or 'no files at all'})")
+            files.skipped[what] += 1
+    found = Found([*series.values(), *volumes], files.skipped, rejected)
+    found.check_any([source])
     return found
-
-
-def counted(left_aside: Counter[str]) -> str:
-    """In words: "3 files not CT, 1 files localiser"."""
-    return ", ".join(f"{count} files {why}" for why, count in sorted(left_aside.items()))
-
-
-def _files_outside(source: Path, out: Path) -> Iterator[Path]:
-    out = out.resolve()
-    return (path for path in files_below([source]) if out not in path.resolve().parents)
 
 
 @without_pydicom_warnings()

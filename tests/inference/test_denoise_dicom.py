@@ -65,7 +65,7 @@ def real_out(tmp_path_factory, run):
     assert summary.failures == []
     # The head is there twice: uncompressed and in JPEG 2000, as one image of one series.
     assert summary.slices == 5
-    assert summary.left_aside == {"copies of another": 1}
+    assert summary.skipped == {"copies of another": 1}
     return out
 
 
@@ -291,7 +291,7 @@ def test_a_tree_of_studies(tmp_path, run, studies, capsys):
         output = capsys.readouterr()
         assert f"{denoised} series ({9 if denoised else 0} slices) denoised" in output.out
         assert ("3 were there already" in output.out) == bool(already)
-        assert "left aside: 1 files localiser, 2 files not CT, 1 files not DICOM" in output.out
+        assert "skipped: 1 files localiser, 2 files not CT, 1 files not DICOM" in output.out
         first, last = output.err.splitlines()
         assert re.search(r"studies/bert/old/4_\d+\.dcm: its pixels can't be decoded \(truncated\?\)", first)
         assert last == f"lidnet-fast: {out}: 1 series or files could not be denoised, see above"

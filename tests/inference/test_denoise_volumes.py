@@ -139,7 +139,7 @@ def test_bad_volumes(tmp_path, run, make_hu):
     write(source / "mask.nii.gz", np.ones((2, 32, 32), np.uint8))
     summary = run_on(source, out, run)
     assert {path.name for path in out.iterdir()} == {"denoise.json", "good.mha"}
-    assert (summary.denoised, summary.left_aside) == (1, {"of 8 bits, which can't hold HU (masks?)": 1})
+    assert (summary.denoised, summary.skipped) == (1, {"of 8 bits, which can't hold HU (masks?)": 1})
     assert len(summary.failures) == len(bad)
     for name, (_, message) in bad.items():
         (failure,) = (failure for failure in summary.failures if failure.startswith(f"{source / name}:"))

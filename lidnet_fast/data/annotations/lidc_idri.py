@@ -56,7 +56,7 @@ def read_boxes(path: Path, series: Sequence[Series], readers: int) -> dict[str, 
     """
     if not 1 <= readers <= 4:
         raise InputError(f"readers must be 1 to 4, got {readers}")
-    files = [file for file in files_below([path]) if file.suffix.lower() == ".xml"]
+    files = [file for file in files_below([path]).paths if file.suffix.lower() == ".xml"]
     known = {one.series_uid: one for one in series}
     found: dict[str, tuple[Path, list[_Outline]]] = {}
     count = 0

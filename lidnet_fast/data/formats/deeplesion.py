@@ -1,7 +1,7 @@
 """DeepLesion (Yan et al. 2018): ``DL_info.csv`` and ``Images_png/<patient>_<study>_<series>/<slice>.png`` of 16 bits.
 
 The rule: HU are the PNG's values minus 32768. The slices of a folder that are numbered without a gap make a series,
-named as the authors name their volumes (``000001_01_01_103-115``); runs without a key slice are left aside. Boxes are
+named as the authors name their volumes (``000001_01_01_103-115``); runs without a key slice are skipped. Boxes are
 the column Bounding_boxes of the key slice, as they are (measured diameters and a margin of 5 pixels), clipped to the
 image; lines flagged in Possibly_noisy are left out. Splits are the authors' (Train_Val_Test), by patient. Spacing is
 Spacing_mm_px_; where the slices lie in space isn't published, so the slice's number gives the position.
@@ -85,7 +85,7 @@ def scan_deeplesion(root: Path) -> tuple[list[PNGSeries], list[Rejected]]:
     """
     keys = _read_table(root / TABLE)
     images: defaultdict[str, dict[int, Path]] = defaultdict(dict)
-    for file in files_below([root]):
+    for file in files_below([root]).paths:
         if file.suffix.lower() == ".png" and _NUMBER.fullmatch(file.stem) and _FOLDER.fullmatch(file.parent.name):
             images[file.parent.name][int(file.stem)] = file
     series: list[PNGSeries] = []

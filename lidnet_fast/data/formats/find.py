@@ -1,36 +1,111 @@
-"""The files of a study, wherever they lie below its folders."""
+"""The one gate for input files: what lies below a user's folders, and what a search of it found.
 
+Only regular files pass. A link below a folder is followed where it leads to somewhere inside the folders given, since
+it could otherwise bring in whatever its author can name. What is skipped is counted by its reason.
+"""
+
+import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Generic, TypeVar
 
+from lidnet_fast.data.formats.geometry import Rejected
 from lidnet_fast.errors import InputError
 
+T = TypeVar("T")
 
-def files_below(sources: Sequence[Path]) -> Iterator[Path]:
-    """Yield every file below some folders (or the files themselves) once, in a stable order; links are followed.
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Files to read.
+
+    Attributes:
+        paths: regular files, each once, in a stable order.
+        skipped: how many files were skipped for which reason.
+    """
+
+    paths: list[Path]
+    skipped: Counter[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Found(Generic[T]):
+    """What a search for CT found.
+
+    Attributes:
+        series: the series or volumes.
+        skipped: how many files were skipped for which reason.
+        rejected: CT that can't be used.
+    """
+
+    series: list[T]
+    skipped: Counter[str]
+    rejected: list[Rejected]
+
+    def check_any(self, sources: Sequence[Path]) -> None:
+        """Refuse sources in which there is no CT, be it usable or not.
+
+        Raises:
+            InputError: says what was found instead.
+        """
+        if not self.series and not self.rejected:
+            looked = ", ".join(str(source) for source in sources)
+            raise InputError(f"{looked}: no CT found ({counted(self.skipped) or 'no files at all'})")
+
+
+def counted(skipped: Counter[str]) -> str:
+    """In words: "1 files localiser, 3 files not CT"."""
+    return ", ".join(f"{count} files {why}" for why, count in sorted(skipped.items()))
+
+
+def files_below(sources: Sequence[Path], without: Path | None = None) -> Files:
+    """List every file below some folders (or the files themselves) once, in a stable order.
+
+    Args:
+        sources: folders or files; a source that is itself a link is followed.
+        without: a folder to leave out, wherever it lies.
 
     Raises:
         InputError: a source doesn't exist, or a folder can't be listed.
     """
-    seen: set[str] = set()
+    roots = [source.resolve() for source in sources]
+    left_out = [] if without is None else [without.resolve()]
+    seen: set[Path] = set()
+    files = Files([], Counter())
 
-    def new(path: str | Path) -> bool:
-        real = os.path.realpath(path)
-        known = real in seen
+    def passes(path: Path, *, given: bool = False) -> bool:
+        """Whether a file or folder is new and may be read; counts what may not."""
+        real = Path(os.path.realpath(path))  # a loop of links leads to nothing, where Path.resolve raises
+        if real in seen or any(real.is_relative_to(folder) for folder in left_out):
+            return False
+        if not given and path.is_symlink():
+            reason = "that are links to outside of the folder" if real.exists() else "that are links to nothing"
+            if not real.exists() or not any(real.is_relative_to(root) for root in roots):
+                files.skipped[reason] += 1
+                return False
         seen.add(real)
-        return not known
+        return True
+
+    def add(path: Path, *, given: bool = False) -> None:
+        if passes(path, given=given):
+            if path.is_file():
+                files.paths.append(path)
+            else:
+                files.skipped["that aren't regular files"] += 1
 
     for source in sources:
-        if source.is_file():
-            if new(source):
-                yield source
-            continue
-        if not source.is_dir():
+        if source.is_dir():
+            for folder, folders, names in os.walk(source, onerror=_refuse, followlinks=True):
+                folders[:] = [name for name in sorted(folders) if passes(Path(folder, name))]
+                for name in sorted(names):
+                    add(Path(folder, name))
+        elif source.exists():
+            add(source, given=True)
+        else:
             raise InputError(f"{source}: there is no such file or folder")
-        for folder, folders, names in os.walk(source, onerror=_refuse, followlinks=True):
-            folders[:] = sorted(name for name in folders if new(Path(folder, name)))
-            yield from (Path(folder, name) for name in sorted(names) if new(Path(folder, name)))
+    return files
 
 
 def _refuse(error: OSError) -> None:

@@ -1,38 +1,22 @@
 """All CT below a user's folders, in whatever of the known forms it is."""
 
-import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
 from lidnet_fast.data.formats.deeplesion import is_deeplesion, scan_deeplesion
-from lidnet_fast.data.formats.dicom.series import check_regular, no_ct, scan_files
-from lidnet_fast.data.formats.find import files_below
+from lidnet_fast.data.formats.dicom.series import check_regular, scan_files
+from lidnet_fast.data.formats.find import Found, files_below
 from lidnet_fast.data.formats.geometry import Rejected, Rejections, Series
 from lidnet_fast.data.formats.itk.files import DATA_SUFFIXES, is_volume
 from lidnet_fast.data.formats.itk.series import scan_volumes
 from lidnet_fast.errors import InputError
 
 
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """What `find_series` found.
-
-    Attributes:
-        series: the series, sorted by UID.
-        skipped: how many files were left aside for which reason.
-        rejected: CT that can't be used.
-    """
-
-    series: list[Series]
-    skipped: dict[str, int]
-    rejected: list[Rejected]
-
-
 def find_series(
     sources: Sequence[Path], what: str, *, strict: bool, resample: bool, executor: Executor | None = None
-) -> Found:
+) -> Found[Series]:
     """Find the CT series below some folders: DICOM, volumes that SimpleITK reads, DeepLesion.
 
     Args:
@@ -48,29 +32,29 @@ def find_series(
     """
     rejections = Rejections(strict)
     series: list[Series] = []
-    skipped: dict[str, int] = {}
+    skipped: Counter[str] = Counter()
     for root in filter(is_deeplesion, sources):
         images, faulty = scan_deeplesion(root)
         series += images
         rejections.add(faulty)
     others = [source for source in sources if not is_deeplesion(source)]
     if others:
-        files = list(files_below(others))
-        volumes, faulty = scan_volumes([file for file in files if is_volume(file)], others, executor)
+        files = files_below(others)
+        volumes, faulty = scan_volumes([file for file in files.paths if is_volume(file)], others, executor)
         series += volumes
         rejections.add(faulty)
         data = DATA_SUFFIXES if volumes else ()
-        dicom = [file for file in files if not is_volume(file) and not file.name.lower().endswith(data)]
+        dicom = [file for file in files.paths if not is_volume(file) and not file.name.lower().endswith(data)]
         scan = scan_files(dicom, what, strict=strict, accept="resampleable", executor=executor)
         series += scan.series
         rejections.add(scan.rejected)
-        skipped = scan.skipped
+        skipped = scan.skipped + files.skipped
     series = rejections.drop(_repeated(series), series)
     if not resample:
         series = rejections.drop(_irregular(series), series)
-    if not series and not rejections.all:
-        raise no_ct(sources, skipped)
-    return Found(sorted(series, key=lambda one: one.series_uid), skipped, rejections.all)
+    found = Found(sorted(series, key=lambda one: one.series_uid), skipped, rejections.all)
+    found.check_any(sources)
+    return found
 
 
 def _repeated(series: Sequence[Series]) -> list[Rejected]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from lidnet_fast.data.annotations import read_annotations
+from lidnet_fast.data.formats.find import counted
 from lidnet_fast.data.formats.geometry import Rejected, Rejections, Series
 from lidnet_fast.data.formats.sources import find_series
 from lidnet_fast.data.prepare.jobs import executor, run
@@ -49,7 +50,7 @@ class PrepareSummary:
         slices: number of slices by split.
         slices_with_boxes: number of slices with a lesion box by split.
         boxes: number of lesion boxes by split.
-        skipped: number of files that were left aside, by reason.
+        skipped: how many files were skipped for which reason.
         rejected: CT that couldn't be used.
         warnings: what the user should know, one sentence each.
     """
@@ -60,7 +61,7 @@ class PrepareSummary:
     slices: dict[str, int]
     slices_with_boxes: dict[str, int]
     boxes: dict[str, int]
-    skipped: dict[str, int]
+    skipped: Counter[str]
     rejected: tuple[Rejected, ...]
     warnings: tuple[str, ...]
 
@@ -73,7 +74,7 @@ class PrepareSummary:
                 f"{self.slices[split]} slices, {self.boxes[split]} boxes on {self.slices_with_boxes[split]} of them"
             )
         if self.skipped:
-            lines.append("  left aside: " + ", ".join(f"{count} files {why}" for why, count in self.skipped.items()))
+            lines.append(f"  skipped: {counted(self.skipped)}")
         if self.rejected:
             lines.append(f"  rejected: {len(self.rejected)}")
             lines += [f"    {fault.reason}" for fault in self.rejected[:_SHOWN]]
@@ -294,7 +295,7 @@ def _paired(
     else:
         return series, {}, []
     pairs, unpaired, unused = pair(series, low_dose)
-    left = f"{unused} low-dose series belong to no normal-dose series and are left aside"
+    left = f"{unused} low-dose series belong to no normal-dose series and are skipped"
     return rejections.drop(unpaired, series), pairs, [left] if unused else []
 
 
@@ -416,7 +417,7 @@ def _write_report(path: Path, rejected: Sequence[Rejected]) -> None:
 def _summary(
     out: Path,
     jobs: Sequence[_Job],
-    skipped: dict[str, int],
+    skipped: Counter[str],
     rejected: Sequence[Rejected],
     warnings: Sequence[str],
     remedy: str,

@@ -156,7 +156,7 @@ def test_paired_low_dose(tmp_path, study, low_dose, write_series):
             expected = np.maximum(low_dose[1][info.series_uid][z], -1024)
             np.testing.assert_array_equal(store.read(index, z, low_dose=True), expected)
             np.testing.assert_array_equal(store.read(index, z), volumes[info.series_uid][z])
-    assert "1 low-dose series belong to no normal-dose series and are left aside" in summary.warnings
+    assert "1 low-dose series belong to no normal-dose series and are skipped" in summary.warnings
 
 
 def fail(tmp_path, message, *arguments, **options):

@@ -16,7 +16,7 @@ import numpy as np
 
 from lidnet_fast.data.formats.dicom.headers import HeaderResult, SliceHeader, read_headers
 from lidnet_fast.data.formats.dicom.pixels import decode
-from lidnet_fast.data.formats.find import files_below
+from lidnet_fast.data.formats.find import Found, files_below
 from lidnet_fast.data.formats.geometry import Rejected, Rejections, Series, hu_volume, spacing_fault, tilt_fault
 from lidnet_fast.data.prepare.jobs import run
 from lidnet_fast.errors import InputError
@@ -46,29 +46,14 @@ class CTSeries(Series):
         return read_volume(self)
 
 
-@dataclasses.dataclass(frozen=True)
-class Scan:
-    """What `scan` found.
-
-    Attributes:
-        series: the CT series, sorted by UID.
-        skipped: how many files were left aside for which reason.
-        rejected: CT that can't be used.
-    """
-
-    series: list[CTSeries]
-    skipped: dict[str, int]
-    rejected: list[Rejected]
-
-
 def scan(
     sources: Sequence[Path], what: str = "reading headers", *, strict: bool = True, accept: Accept = "regular"
-) -> Scan:
+) -> Found[CTSeries]:
     """Find the CT series below some folders.
 
     Files are recognised by their content, whatever their names; series by their SeriesInstanceUID, wherever their
-    files lie. What isn't a CT image (other modalities, localisers, reports, DICOMDIR, other files) is left aside. Of
-    slices that are there twice, alike to the pixel, the first is kept.
+    files lie. What isn't a CT image (other modalities, localisers, reports, DICOMDIR, other files) is skipped. Where
+    two slices are alike to the pixel, the first is kept.
 
     Args:
         sources: folders, searched with everything below them, or single files.
@@ -82,22 +67,16 @@ def scan(
             value, or a series isn't of the accepted kind or has slices of different size, spacing or orientation.
             The message names the file or the series.
     """
-    found = scan_files(list(files_below(sources)), what, strict=strict, accept=accept)
-    if not found.series and not found.rejected:
-        raise no_ct(sources, found.skipped)
+    files = files_below(sources)
+    found = scan_files(files.paths, what, strict=strict, accept=accept)
+    found.skipped.update(files.skipped)
+    found.check_any(sources)
     return found
-
-
-def no_ct(sources: Sequence[Path], skipped: dict[str, int]) -> InputError:
-    """Make the error of sources that hold no CT."""
-    looked = ", ".join(str(source) for source in sources)
-    others = "; ".join(f"{count} files {reason}" for reason, count in skipped.items()) or "no files at all"
-    return InputError(f"{looked}: no CT images found ({others})")
 
 
 def scan_files(
     files: Sequence[Path], what: str, *, strict: bool, accept: Accept, executor: Executor | None = None
-) -> Scan:
+) -> Found[CTSeries]:
     """Find the CT series in some files, their headers read by `executor`; see `scan`."""
     by_series: dict[str, list[SliceHeader]] = {}
     damaged: dict[str, Rejected] = {}
@@ -119,7 +98,7 @@ def scan_files(
             series.append(_assemble(by_series[uid], accept))
         except InputError as error:
             rejections.add([Rejected(uid, by_series[uid][0].path.parent, str(error))])
-    return Scan(series, dict(sorted(skipped.items())), rejections.all)
+    return Found(series, skipped, rejections.all)
 
 
 def _check_alike(slices: Sequence[SliceHeader]) -> None:

@@ -189,7 +189,7 @@ def test_values_beyond_int16_are_clipped(tmp_path, write_series, make_hu):
     np.testing.assert_array_equal(read_volume(only_series(tmp_path)), expected)
 
 
-def test_what_is_not_ct_is_left_aside(tmp_path, write_series, make_hu):
+def test_what_is_not_ct_is_skipped(tmp_path, write_series, make_hu):
     write_series(tmp_path, make_hu())
 
     def localiser(z, dataset):
@@ -241,16 +241,10 @@ def test_a_single_slice(tmp_path, write_series, make_hu):
 def test_no_ct(tmp_path):
     with pytest.raises(InputError, match=r"nowhere: there is no such file or folder"):
         scan([tmp_path / "nowhere"])
-    with pytest.raises(InputError, match=r"no CT images found \(no files at all\)"):
+    with pytest.raises(InputError, match=r"no CT found \(no files at all\)"):
         scan([tmp_path])
     (tmp_path / "notes.txt").write_text("a note")
-    with pytest.raises(InputError, match=rf"{tmp_path}: no CT images found \(1 files not DICOM\)"):
-        scan([tmp_path])
-
-
-def test_a_link_to_nowhere(tmp_path):
-    (tmp_path / "a.dcm").symlink_to(tmp_path / "gone.dcm")
-    with pytest.raises(InputError, match=r"a\.dcm: can't be read: No such file or directory"):
+    with pytest.raises(InputError, match=rf"{tmp_path}: no CT found \(1 files not DICOM\)"):
         scan([tmp_path])
 
 

@@ -141,7 +141,7 @@ def test_a_missing_frame_a_truncated_file_and_no_groups(tmp_path, converted):
         scan([file])
 
 
-def test_frames_that_are_localisers_are_left_aside(tmp_path, converted):
+def test_frames_that_are_localisers_are_skipped(tmp_path, converted):
     _, hu, file = converted()
     image = pydicom.dcmread(file)
     image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage

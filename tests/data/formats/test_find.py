@@ -1,0 +1,109 @@
+"""The gate for input files: regular files inside the given folders pass, and what doesn't is counted."""
+
+import os
+import shutil
+import socket
+
+import pytest
+
+from lidnet_fast.data.annotations.lidc_idri import read_boxes
+from lidnet_fast.data.formats.dicom.series import scan
+from lidnet_fast.data.formats.find import files_below
+from lidnet_fast.data.formats.sources import find_series
+from lidnet_fast.errors import InputError
+from lidnet_fast.evaluation.denoised import denoised_series
+from lidnet_fast.inference.sources import find
+
+OUTSIDE = "that are links to outside of the folder"
+
+
+def names(found, root):
+    return [path.relative_to(root).as_posix() for path in found.paths]
+
+
+def test_each_file_once_in_a_stable_order(tmp_path):
+    for name in ("b/2", "b/1", "a/3", "c"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "a" / "again").symlink_to(tmp_path / "c")
+    (tmp_path / "a" / "round").symlink_to(tmp_path, target_is_directory=True)
+    found = files_below([tmp_path, tmp_path / "b", tmp_path / "c"])
+    assert names(found, tmp_path) == ["c", "a/3", "b/1", "b/2"]
+    assert found.skipped == {}
+    (tmp_path / "a" / "to_b").symlink_to(tmp_path / "b" / "1")
+    assert names(files_below([tmp_path], without=tmp_path / "b"), tmp_path) == ["c", "a/3"]
+
+
+def test_links_are_followed_inside_the_given_folders_only(tmp_path):
+    inside, outside = tmp_path / "in", tmp_path / "in_other"
+    for folder in (inside / "deep", outside):
+        folder.mkdir(parents=True)
+        (folder / "file").write_text("x")
+    (inside / "near").symlink_to("deep/file")
+    (inside / "far").symlink_to(outside / "file")
+    (inside / "far_folder").symlink_to(outside, target_is_directory=True)
+    (inside / "nowhere").symlink_to(inside / "gone")
+    (inside / "loop").symlink_to(inside / "loop")
+    found = files_below([inside])
+    assert names(found, inside) == ["near"]  # and its target is the same file
+    assert found.skipped == {OUTSIDE: 2, "that are links to nothing": 2}
+    assert len(files_below([inside, outside]).paths) == 2
+    (tmp_path / "link").symlink_to(inside, target_is_directory=True)
+    assert names(files_below([tmp_path / "link"]), tmp_path / "link") == ["near"]
+    assert files_below([inside / "far"]).paths == [inside / "far"]
+
+
+def test_what_is_no_regular_file_is_never_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.dcm")
+    with socket.socket(socket.AF_UNIX) as server:
+        here = os.open(".", os.O_RDONLY)
+        os.chdir(tmp_path)  # names of sockets are short
+        server.bind("socket.dcm")
+        os.chdir(here)
+        os.close(here)
+    (tmp_path / "device.dcm").symlink_to("/dev/zero")
+    (tmp_path / "file").write_text("x")
+    found = files_below([tmp_path])
+    assert names(found, tmp_path) == ["file"]
+    assert found.skipped == {"that aren't regular files": 2, OUTSIDE: 1}
+    assert files_below([tmp_path / "pipe.dcm"]).skipped == {"that aren't regular files": 1}
+
+
+def test_a_source_that_does_not_exist(tmp_path):
+    with pytest.raises(InputError, match=r"gone: there is no such file or folder"):
+        files_below([tmp_path / "gone"])
+
+
+READERS = {
+    "scan": lambda folder: scan([folder]),
+    "prepare": lambda folder: find_series([folder], "", strict=True, resample=False),
+    "denoise": lambda folder: find(folder, folder / "out"),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_every_reader_of_ct_passes_the_gate(tmp_path, write_series, make_hu, name):
+    write_series(tmp_path / "theirs", make_hu(3), series_uid="1.2.3.4")
+    write_series(tmp_path / "mine", make_hu(3))
+    (tmp_path / "mine" / "link").symlink_to(tmp_path / "theirs", target_is_directory=True)
+    os.mkfifo(tmp_path / "mine" / "pipe")
+    found = READERS[name](tmp_path / "mine")
+    assert len(found.series) == 1
+    assert found.skipped == {OUTSIDE: 1, "that aren't regular files": 1}
+    shutil.rmtree(tmp_path / "mine")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "link").symlink_to(tmp_path / "theirs", target_is_directory=True)
+    with pytest.raises(InputError, match=rf"mine: no CT found \(1 files {OUTSIDE}\)"):
+        READERS[name](tmp_path / "mine")
+
+
+def test_annotations_and_denoised_images_pass_the_gate(tmp_path):
+    (tmp_path / "theirs.xml").write_text("<LidcReadMessage/>")
+    (tmp_path / "theirs.nii").write_bytes(b"")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.xml").symlink_to(tmp_path / "theirs.xml")
+    (tmp_path / "mine" / "a.nii").symlink_to(tmp_path / "theirs.nii")
+    with pytest.raises(InputError, match="holds no XML file"):
+        read_boxes(tmp_path / "mine", [], 2)
+    with pytest.raises(InputError, match="no CT found"):
+        denoised_series(tmp_path / "mine")
