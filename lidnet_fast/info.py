@@ -92,18 +92,15 @@ def _slices_with_lesions(path: Path | None) -> tuple[list[np.ndarray], str]:
         slices, source = boxes_of_slices(), "LIDC-IDRI"
     else:
         from lidnet_fast.data.annotations.boxes import COLUMNS, SLICE_COLUMNS
-        from lidnet_fast.data.annotations.csv import read_rows
+        from lidnet_fast.data.annotations.csv import number, read_rows
 
         column, rows = read_rows(path, COLUMNS, SLICE_COLUMNS)
         if not rows:
             raise InputError(f"{path}: there are no boxes in it")
         places = [f"{row['series_uid']} {row[str(column)]}" for _, row in rows]
         _, slice_of_box = np.unique(places, return_inverse=True)
-        try:
-            corners = np.array([[float(row[name]) for name in COLUMNS[1:]] for _, row in rows])
-        except ValueError as error:
-            raise InputError(f"{path}: {error}") from error
-        slices, source = [corners[slice_of_box == number] for number in range(slice_of_box.max() + 1)], str(path)
+        corners = np.array([[number(row, name, f"{path}, line {line}") for name in COLUMNS[1:]] for line, row in rows])
+        slices, source = [corners[slice_of_box == place] for place in range(slice_of_box.max() + 1)], str(path)
     drawn = np.random.default_rng(0).permutation(len(slices))[:_MOST_SLICES]
     return [slices[number] for number in drawn], f"{len(drawn)} slices of {source}"
 

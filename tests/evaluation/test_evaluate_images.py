@@ -230,7 +230,7 @@ def test_missing_and_ambiguous_volumes_are_refused(
     folder = tmp_path / "images"
     folder.mkdir()
     arguments = ["evaluate", "--store", str(exported / "store"), "--images", f"tool={folder}", *SAMPLES]
-    assert "no CT images found" in refused(capsys, arguments)
+    assert "no CT found" in refused(capsys, arguments)
     shutil.copy(source, folder / "somebody.nii.gz")
     assert f"no images of series {series.series_uid} of patient {series.patient_id}" in refused(capsys, arguments)
     for name in ("one", "two"):

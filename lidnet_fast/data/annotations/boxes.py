@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lidnet_fast.data.annotations.csv import number, read_rows
+from lidnet_fast.data.annotations.csv import number, read_rows, whole_number
 from lidnet_fast.data.formats.geometry import Series
-from lidnet_fast.data.store.reader import box_fault
 from lidnet_fast.errors import InputError
 
 COLUMNS = ("series_uid", "x1", "y1", "x2", "y2")
@@ -48,7 +47,7 @@ def read_boxes(path: Path, series: Sequence[Series], rejected: frozenset[str] = 
         elif slice_column == "z_mm":
             z = slice_at(one, number(row, "z_mm", where), where)
         else:
-            z = _slice_index(row, where)
+            z = whole_number(row, "slice", where)
         box = np.array([number(row, name, where) for name in COLUMNS[1:]]).astype(np.float32)
         fault = box_fault(z, box, one.shape)
         if fault:
@@ -59,11 +58,26 @@ def read_boxes(path: Path, series: Sequence[Series], rejected: frozenset[str] = 
     return {uid: np.array(boxes, np.float32).reshape(-1, 5) for uid, boxes in found.items()}
 
 
-def _slice_index(row: dict[str, str], where: str) -> int:
-    try:
-        return int(np.int32(int(row["slice"])))
-    except (ValueError, OverflowError):
-        raise InputError(f"{where}: slice {row['slice']!r} isn't a whole number") from None
+def box_fault(z: float, box: np.ndarray, shape: tuple[int, int, int]) -> str | None:
+    """Say what is wrong with one lesion box, or None when it is sound.
+
+    Args:
+        z: slice index of the box.
+        box: [4] (x1, y1, x2, y2), pixel-edge coordinates.
+        shape: (Z, H, W) of the series.
+    """
+    depth, height, width = shape
+    x1, y1, x2, y2 = (float(value) for value in box)
+    text = f"box ({x1:g}, {y1:g}, {x2:g}, {y2:g})"
+    if not np.isfinite([z, x1, y1, x2, y2]).all():
+        return f"{text} on slice {z:g} isn't finite"
+    if z != int(z) or not 0 <= z < depth:
+        return f"{text}: slice {z:g} isn't one of 0..{depth - 1}"
+    if x2 <= x1 or y2 <= y1:
+        return f"{text} is empty: x1 < x2 and y1 < y2 are needed"
+    if x1 < 0 or y1 < 0 or x2 > width or y2 > height:
+        return f"{text} reaches outside its {width} x {height} image"
+    return None
 
 
 def slice_at(series: Series, z_mm: float, where: str) -> int:

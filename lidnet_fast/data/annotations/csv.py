@@ -1,8 +1,11 @@
 """Reading the CSV files that users write, with errors that name the file, the line and the cause."""
 
 import csv
+import re
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from lidnet_fast.errors import InputError
 
@@ -54,12 +57,37 @@ def read_rows(
 
 
 def number(row: dict[str, str], column: str, where: str) -> float:
-    """Return a row's value as a number.
+    """Return a row's value as a finite number.
 
     Raises:
         InputError: it isn't one; `where` begins the message.
     """
+    return numbers(row, column, 1, where)[0]
+
+
+def numbers(row: dict[str, str], column: str, count: int, where: str) -> tuple[float, ...]:
+    """Return a row's value as finite numbers with commas between them.
+
+    Raises:
+        InputError: it isn't `count` of them; `where` begins the message.
+    """
+    text = row[column] or ""
     try:
-        return float(row[column])
+        values = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise InputError(f"{where}: {column} {row[column]!r} isn't a number") from None
+        values = ()
+    if len(values) != count or not np.isfinite(values).all() or "_" in text:
+        wanted = "a number" if count == 1 else f"{count} numbers"
+        raise InputError(f"{where}: {column} {row[column]!r} isn't {wanted}")
+    return values
+
+
+def whole_number(row: dict[str, str], column: str, where: str) -> int:
+    """Return a row's value as a whole number of 32 bits.
+
+    Raises:
+        InputError: it isn't one; `where` begins the message.
+    """
+    if not re.fullmatch(r"[+-]?[0-9]{1,10}", row[column]) or abs(int(row[column])) >= 2**31:
+        raise InputError(f"{where}: {column} {row[column]!r} isn't a whole number")
+    return int(row[column])

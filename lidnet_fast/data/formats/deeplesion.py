@@ -18,9 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
+from lidnet_fast.data.annotations.csv import numbers
 from lidnet_fast.data.formats.find import files_below
 from lidnet_fast.data.formats.geometry import Rejected, Series, hu_volume
-from lidnet_fast.data.store.reader import SPLITS
+from lidnet_fast.data.store.index import SPLITS
 from lidnet_fast.errors import InputError
 
 TABLE = "DL_info.csv"
@@ -126,7 +127,7 @@ def _key_slice(row: dict[str, str], where: str, line: int) -> _KeySlice:
     folder, _, number = name.removesuffix(".png").rpartition("_")
     if not _FOLDER.fullmatch(folder) or not _NUMBER.fullmatch(number):
         raise InputError(f"{where}: File_name {name!r} isn't like 000001_01_01_109.png")
-    box, spacing = (_numbers(row, name, count, where) for name, count in (("Bounding_boxes", 4), ("Spacing_mm_px_", 3)))
+    box, spacing = (numbers(row, name, count, where) for name, count in (("Bounding_boxes", 4), ("Spacing_mm_px_", 3)))
     if min(spacing) <= 0:
         raise InputError(f"{where}: Spacing_mm_px_ {row['Spacing_mm_px_']!r} isn't positive")
     split = (row["Train_Val_Test"] or "").strip()
@@ -134,16 +135,6 @@ def _key_slice(row: dict[str, str], where: str, line: int) -> _KeySlice:
         raise InputError(f"{where}: Train_Val_Test {split!r} isn't 1, 2 or 3")
     noisy = (row["Possibly_noisy"] or "").strip() != "0"
     return _KeySlice(line, folder, int(number), box, noisy, spacing, SPLITS[int(split) - 1])
-
-
-def _numbers(row: dict[str, str], column: str, count: int, where: str) -> tuple[float, ...]:
-    try:
-        values = tuple(float(value) for value in row[column].split(","))
-    except (AttributeError, ValueError):
-        values = ()
-    if len(values) != count or not np.isfinite(values).all():
-        raise InputError(f"{where}: {column} {row[column]!r} isn't {count} numbers")
-    return values
 
 
 def _series(folder: str, slices: dict[int, Path], keys: Sequence[_KeySlice]) -> list[PNGSeries]:

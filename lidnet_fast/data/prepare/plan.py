@@ -24,7 +24,7 @@ from lidnet_fast.data.prepare.pairing import pair
 from lidnet_fast.data.prepare.resample import Resampling, resampling
 from lidnet_fast.data.prepare.splits import check_fractions, read_splits, split_of
 from lidnet_fast.data.simulation.dose import DoseSimulation
-from lidnet_fast.data.store.reader import SPLITS, SeriesInfo
+from lidnet_fast.data.store.index import SPLITS, SeriesInfo
 from lidnet_fast.data.store.writer import SeriesWriter, StoreWriter
 from lidnet_fast.errors import InputError
 from lidnet_fast.files import write_text

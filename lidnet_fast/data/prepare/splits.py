@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lidnet_fast.data.annotations.csv import read_rows
-from lidnet_fast.data.store.reader import SPLITS
+from lidnet_fast.data.store.index import SPLITS
 from lidnet_fast.errors import InputError
 
 

@@ -4,14 +4,15 @@ A *draw* is the running number of a sample within a phase. Slice, field of view,
 seed and the draw, so a run can be continued at any step, on any number of workers, with bit-identical samples.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
 import torch
+from cachetools import LRUCache
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -133,9 +134,7 @@ class LesionPatches(Dataset[Sample]):
         self.augment = augment
         self.seed = seed
         self.simulation = None if self.store.simulation is None else DoseSimulation.from_dict(self.store.simulation)
-        self._cache: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
-        self._cached_bytes = 0
-        self._cache_bytes = cache_mib * 2**20
+        self._cache: LRUCache[tuple[int, int], Tensor] = LRUCache(cache_mib * 2**20, getsizeof=attrgetter("nbytes"))
 
         self._draws = BalancedDraws(self.store.index, split)
         index, ours = self.store.index, self._draws.series
@@ -191,15 +190,12 @@ class LesionPatches(Dataset[Sample]):
     def _attenuation(self, index: int, z: int) -> Tensor:
         assert self.simulation is not None
         key = (index, z)
-        if key in self._cache:
-            self._cache.move_to_end(key)
-            return self._cache[key]
+        if (known := self._cache.get(key)) is not None:
+            return known
         hu = torch.from_numpy(self.store.read(index, z))[None]
         attenuation = coarse_attenuation(hu, self.store.series[index].spacing[2], self.simulation)[0]
-        self._cache[key] = attenuation
-        self._cached_bytes += attenuation.nbytes
-        while self._cached_bytes > self._cache_bytes and len(self._cache) > 1:
-            self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
+        if attenuation.nbytes <= self._cache.maxsize:
+            self._cache[key] = attenuation
         return attenuation
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from scipy.fft import next_fast_len
 from torch import Tensor
 
 from lidnet_fast.data.simulation import projection
@@ -252,18 +253,9 @@ def _sector_filters(height: int, width: int, sectors: int, device: torch.device)
     return (share / gain.clamp(min=1e-300)).sqrt().float().to(device)
 
 
-@functools.cache
 def _fft_size(length: int) -> int:
-    """Return the next size of at least ``length`` that has only the factors 2, 3 and 5 and is even."""
-    size = length + length % 2
-    while True:
-        rest = size
-        for factor in (2, 3, 5):
-            while rest % factor == 0:
-                rest //= factor
-        if rest == 1:
-            return size
-        size += 2
+    """Return the next even size of at least `length` that has only the factors 2, 3 and 5."""
+    return 2 * next_fast_len((length + 1) // 2, real=True)
 
 
 def sector_noise(

@@ -13,43 +13,21 @@ the folder there (``aws s3 cp --recursive store s3://bucket/store``) and open it
 
 import json
 import os
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cachetools import LRUCache
 from fsspec.core import url_to_fs
 
 from lidnet_fast.data.store.backends import FORMATS, Volume
-from lidnet_fast.data.store.index import SPLITS, Index, SeriesInfo, box_keys
+from lidnet_fast.data.store.index import Index, SeriesInfo, box_keys
 from lidnet_fast.errors import InputError
 
 STORE_FORMAT = "lidnet_fast-store"
 STORE_VERSION = 2
 
 _OPEN_VOLUMES = 64
-
-
-def box_fault(z: float, box: np.ndarray, shape: tuple[int, int, int]) -> str | None:
-    """Say what is wrong with one lesion box, or None when it is sound.
-
-    Args:
-        z: slice index of the box.
-        box: [4] (x1, y1, x2, y2), pixel-edge coordinates.
-        shape: (Z, H, W) of the series.
-    """
-    depth, height, width = shape
-    x1, y1, x2, y2 = (float(value) for value in box)
-    text = f"box ({x1:g}, {y1:g}, {x2:g}, {y2:g})"
-    if not np.isfinite([z, x1, y1, x2, y2]).all():
-        return f"{text} on slice {z:g} isn't finite"
-    if z != int(z) or not 0 <= z < depth:
-        return f"{text}: slice {z:g} isn't one of 0..{depth - 1}"
-    if x2 <= x1 or y2 <= y1:
-        return f"{text} is empty: x1 < x2 and y1 < y2 are needed"
-    if x1 < 0 or y1 < 0 or x2 > width or y2 > height:
-        return f"{text} reaches outside its {width} x {height} image"
-    return None
 
 
 class Store:
@@ -91,7 +69,7 @@ class Store:
             raise InputError(f"{self.path}: the store's index is damaged: {error}") from error
         self.series = self.index.infos()
         self._key = box_keys(self.index.box_series, self.index.box_z)
-        self._volumes: OrderedDict[tuple[int, bool], Volume] = OrderedDict()
+        self._volumes: LRUCache[tuple[int, bool], Volume] = LRUCache(_OPEN_VOLUMES)
         self._process = os.getpid()
 
     def _read_file(self, name: str) -> bytes:
@@ -114,7 +92,7 @@ class Store:
         return header
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_volumes": OrderedDict()}
+        return {**self.__dict__, "_volumes": LRUCache(_OPEN_VOLUMES)}
 
     def _location(self, series_index: int, low_dose: bool) -> str:
         name = volume_name(int(self.index.volume[series_index]), low_dose)
@@ -138,9 +116,6 @@ class Store:
                     f"the index says int16 {list(self.series[series_index].shape)}"
                 )
             self._volumes[key] = volume
-            if len(self._volumes) > _OPEN_VOLUMES:
-                self._volumes.popitem(last=False)
-        self._volumes.move_to_end(key)
         return volume
 
     def read(
@@ -186,28 +161,6 @@ class Store:
         key = (int(series_index) << 32) | int(z)
         first, last = np.searchsorted(self._key, [key, key + 1])
         return self.index.box[first:last].copy()
-
-    def slices(self, split: str, with_boxes: bool | None = None) -> np.ndarray:
-        """List the slices of a split.
-
-        Args:
-            split: "train", "val" or "test".
-            with_boxes: True for slices that have a lesion box, False for those that have none, None for all.
-
-        Returns:
-            int32 [M, 2] (series index, z), sorted.
-        """
-        if split not in SPLITS:
-            raise ValueError(f"split {split!r} isn't one of {', '.join(SPLITS)}")
-        chosen = [index for index, info in enumerate(self.series) if info.split == split]
-        depths = np.array([self.series[index].shape[0] for index in chosen], dtype=np.int64)
-        series = np.repeat(np.array(chosen, dtype=np.int32), depths)
-        # Counts 0, 1, ... anew within each series.
-        z = (np.arange(depths.sum()) - np.repeat(np.cumsum(depths) - depths, depths)).astype(np.int32)
-        if with_boxes is not None:
-            keep = np.isin(box_keys(series, z), self._key, invert=not with_boxes)
-            series, z = series[keep], z[keep]
-        return np.stack([series, z], axis=1)
 
 
 def volume_name(number: int, low_dose: bool) -> str:

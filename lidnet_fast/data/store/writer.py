@@ -21,9 +21,10 @@ from typing import Any, Self
 import numpy as np
 
 import lidnet_fast
+from lidnet_fast.data.annotations.boxes import box_fault
 from lidnet_fast.data.store.backends import FORMATS
 from lidnet_fast.data.store.index import SPLITS, Index, SeriesInfo
-from lidnet_fast.data.store.reader import STORE_FORMAT, STORE_VERSION, box_fault, volume_name
+from lidnet_fast.data.store.reader import STORE_FORMAT, STORE_VERSION, volume_name
 from lidnet_fast.errors import InputError
 from lidnet_fast.files import lock, make_folder, move_whole, remove, whole_path, write_text
 

@@ -88,7 +88,7 @@ BAD = {
     "empty value": ((HEADER, GOOD, "", f"{UID}.1,2,,2,3,4"), "line 4: x1 is empty"),
     "text": ((HEADER, f"{UID}.1,2,left,2,3,4"), "line 2: x1 'left' isn't a number"),
     "slice text": ((HEADER, f"{UID}.1,2.0,1,2,3,4"), r"line 2: slice '2\.0' isn't a whole number"),
-    "NaN": ((HEADER, f"{UID}.1,2,1,nan,3,4"), r"line 2: box \(1, nan, 3, 4\) on slice 2 isn't finite"),
+    "NaN": ((HEADER, f"{UID}.1,2,1,nan,3,4"), r"line 2: y1 'nan' isn't a number"),
     "series": ((HEADER, "1.2.3,2,1,2,3,4"), r"line 2: there is no series 1\.2\.3 among the 2 CT series"),
     "slice": ((HEADER, f"{UID}.2,3,1,2,3,4"), r"line 2: .*slice 3 isn't one of 0\.\.2"),
     "position": (

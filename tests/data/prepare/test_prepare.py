@@ -9,7 +9,8 @@ from pydicom.uid import JPEG2000Lossless
 from lidnet_fast.data.prepare.plan import prepare
 from lidnet_fast.data.prepare.splits import read_splits, split_of
 from lidnet_fast.data.simulation.dose import DoseSimulation
-from lidnet_fast.data.store.reader import SPLITS, Store
+from lidnet_fast.data.store.index import SPLITS
+from lidnet_fast.data.store.reader import Store
 from lidnet_fast.errors import InputError
 
 UID = "1.2.826.0.1.3680043.8.498"
@@ -54,7 +55,7 @@ def test_prepare(tmp_path, study, splits_csv):
         np.testing.assert_array_equal(stack, volumes[info.series_uid])
     np.testing.assert_array_equal(store.boxes(1, 4), [[1, 2, 3, 4], [11, 12, 13, 14.5]])
     np.testing.assert_array_equal(store.boxes(3, 0), [[0, 0, 64, 64]])
-    assert store.slices("train", with_boxes=True).tolist() == [[1, 4]]
+    assert np.unique(store.index.box_z[store.index.box_series == 1]).tolist() == [4]
     assert store.simulation is None
     assert store.split == {"by": "table", "patients": {"anna": "train", "bert": "val", "carla": "test"}}
     assert summary.out == out
@@ -188,7 +189,7 @@ def test_bad_arguments(tmp_path, study, splits_csv):
     fail(tmp_path, r"ct: exists already", [folder], folder)
     fail(tmp_path, r"sources: at least one folder", [], out)
     fail(tmp_path, r"nowhere: there is no such file or folder", [folder, tmp_path / "nowhere"], out)
-    fail(tmp_path, r"no CT images found", [splits_csv], out)
+    fail(tmp_path, r"no CT found", [splits_csv], out)
     fail(tmp_path, r"boxes\.csv: there is no such file", [folder], out, boxes=tmp_path / "boxes.csv")
     fail(tmp_path, r"simulate_dose: dose_fraction must be in \(0, 1\], got 1\.5", [folder], out, simulate_dose=1.5)
     fail(tmp_path, r"low_dose .*and simulate_dose .*one of the two", [folder], out, simulate_dose=0.5, low_dose=folder)

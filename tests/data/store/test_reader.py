@@ -99,28 +99,6 @@ def test_window_decodes_only_its_blocks(study):
         store.read(2, 0)
 
 
-def test_slices(study):
-    store = Store(study[0])
-    train = [(0, z) for z in range(5)] + [(2, z) for z in range(4)]
-    assert [tuple(row) for row in store.slices("train")] == train
-    assert [tuple(row) for row in store.slices("train", with_boxes=True)] == [(0, 0), (0, 3)]
-    assert [tuple(row) for row in store.slices("train", with_boxes=False)] == [
-        row for row in train if row not in [(0, 0), (0, 3)]
-    ]
-    assert [tuple(row) for row in store.slices("val", with_boxes=True)] == [(1, 2)]
-    assert store.slices("test").shape == (0, 2)
-    assert store.slices("test", with_boxes=True).dtype == np.int32
-    with pytest.raises(ValueError, match="'training'"):
-        store.slices("training")
-
-
-@pytest.mark.parametrize("with_boxes", [None, True, False])
-def test_no_slices_in_an_empty_split(tmp_path, with_boxes):
-    with StoreWriter(tmp_path / "s") as writer:
-        writer.add_series(make_info(), make_volume(), NO_BOXES)
-    assert Store(tmp_path / "s").slices("val", with_boxes).shape == (0, 2)
-
-
 def test_reading_outside(study):
     store = Store(study[0])
     with pytest.raises(IndexError, match=r"series_index 3 isn't one of 0\.\.2"):
@@ -138,7 +116,7 @@ def test_opening_reads_no_volume(study):
     shutil.rmtree(path / "volumes")
     store = Store(path)
     assert len(store.series) == 3
-    assert len(store.slices("train", with_boxes=True)) == 2
+    assert len(np.unique(store.index.box_z[store.index.box_series == 0])) == 2
     assert len(store.boxes(0, 3)) == 2
     with pytest.raises(InputError, match=r"00000\.b2nd: can't be opened"):
         store.read(0, 0)
