@@ -8,7 +8,6 @@ looks at the values. Kernels rely on neither: they clamp a batch index into [0, 
 """
 
 import math
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -240,18 +239,39 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> None:
 
 def check_positive(name: str, value: float) -> None:
     """`value` is a finite number above 0."""
+    _check_scalar(name, value)
     if not is_finite_number(value) or value <= 0:
         raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
 
 
+def check_finite(name: str, value: float) -> None:
+    """`value` is a finite number."""
+    _check_scalar(name, value)
+    if not is_finite_number(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+
+
 def is_finite_number(value: Any) -> bool:
-    """Whether `value` is a number that a float can hold; True and False aren't meant as numbers here."""
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    return is_number and abs(value) <= sys.float_info.max
+    """Whether `value` is a number, NumPy's and a Tensor's included, that a float can hold; True and False aren't."""
+    if isinstance(value, Tensor):
+        value = value.item() if value.ndim == 0 else None
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False
 
 
-def _is_integer(value: object) -> bool:
-    """Whether `value` is an int or NumPy integer; True and False, ints to Python, aren't meant as numbers here."""
+def _check_scalar(name: str, value: Any) -> None:
+    if isinstance(value, Tensor):
+        check_constant(name, value)
+
+
+def _is_integer(value: Any) -> bool:
+    """Whether `value` is an int, or an integer of NumPy or in a Tensor; True and False aren't."""
+    if isinstance(value, Tensor):
+        value = value.item() if value.ndim == 0 else None
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 

@@ -8,7 +8,8 @@ given, the environment variable LIDNET_FAST_BACKEND, and "fused" where any kerne
 import functools
 import importlib.util
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,13 @@ def missing_kernels() -> Mapping[str, str | None]:
     return {"cpu": _load_extension(), "cuda, Triton": _missing_triton(), "cuda, C++": _load_cuda_extension()}
 
 
-def use(name: str | None) -> None:
-    """Choose the implementation for this process.
+def use(name: str | None) -> AbstractContextManager[None]:
+    """Choose the implementation for this process, or in a `with` statement until its end.
+
+        backend.use("reference")  # from now on
+
+        with backend.use("reference"):  # for these lines
+            loss = multi_loss(...)
 
     Args:
         name: One of `available()`, or None to go back to the environment variable or the default.
@@ -44,7 +50,17 @@ def use(name: str | None) -> None:
     global _used
     if name is not None:
         _check(name, "backend.use")
-    _used = name
+    before, _used = _used, name
+    return _restored(before)
+
+
+@contextmanager
+def _restored(name: str | None) -> Iterator[None]:
+    global _used
+    try:
+        yield
+    finally:
+        _used = name
 
 
 def current() -> str:
@@ -79,9 +95,11 @@ def implementation(op: str, device: torch.device) -> Callable[..., Any]:
     Raises:
         ValueError: As `current`.
     """
-    if current() == "fused":
+    if current() == "fused" or device.type == "meta":
         from lidnet_fast import ops
 
+        if device.type == "meta":  # shapes alone, which the ops know without kernels
+            return getattr(torch.ops.lidnet_fast, op)
         for kind, computed in ops.KERNELS.items():
             if kind.split(",")[0] == device.type and op in computed and _has_kernels(kind):
                 return getattr(torch.ops.lidnet_fast, op)

@@ -393,9 +393,9 @@ class MultiLoss(nn.Module):
         fast.check_term_weights(weights)
         check_positive("roi_weight", roi_weight)
         check_positive("data_range", data_range)
-        self.weights = dict(weights)
-        self.roi_weight = roi_weight
-        self.data_range = data_range
+        self.weights = {name: float(weight) for name, weight in weights.items()}
+        self.roi_weight = float(roi_weight)
+        self.data_range = float(data_range)
 
     def forward(self, denoised: Tensor, normal_dose: Tensor, boxes: Boxes | None = None) -> MultiLossOutput:
         """The loss of a batch: MultiLossOutput(total, terms), as `functional.multi_loss`.

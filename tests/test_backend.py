@@ -59,6 +59,19 @@ def test_use_goes_before_the_environment(monkeypatch):
     assert backend.reason() == "chosen by lidnet_fast.backend.use"
 
 
+def test_use_in_a_with_statement_ends_with_it(kernels):
+    backend.use("fused")
+    with backend.use("reference"):
+        assert backend.current() == "reference"
+        with backend.use(None):
+            assert backend.reason() == "the default"
+        assert backend.current() == "reference"
+    assert backend.current() == "fused"
+    with pytest.raises(RuntimeError), backend.use("reference"):
+        raise RuntimeError
+    assert backend.current() == "fused"
+
+
 def test_environment(monkeypatch):
     monkeypatch.setenv("LIDNET_FAST_BACKEND", "reference")
     assert backend.current() == "reference"

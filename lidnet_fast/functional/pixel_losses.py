@@ -11,14 +11,14 @@ from lidnet_fast._checks import (
     Boxes,
     as_rois,
     check_choice,
+    check_finite,
     check_pair,
     check_positive,
     has_tangent,
     in_forward_mode,
-    is_finite_number,
 )
 
-from ._autocast import without_autocast
+from ._autocast import promote, without_autocast
 
 # Term -> the smallest image side that it is defined for: its filter's size; for ms_ssim the window still has to fit
 # after four halvings, as pytorch-msssim demands.
@@ -68,8 +68,8 @@ def multi_loss(
 
     Args:
         input: Images [N, C, H, W] or volumes [N, C, D, H, W]. Differentiable.
-        target: Images of `input`'s shape, dtype and device. Never gets a gradient, so it mustn't require one. NaN in
-            either image makes the total and the terms that read the pixel NaN.
+        target: Images of `input`'s shape, dtype (within autocast of any) and device. Never gets a gradient, so it
+            mustn't require one. NaN in either image makes the total and the terms that read the pixel NaN.
         weights: Term -> finite weight. A term of weight 0 is measured without contributing.
         boxes: As in `roi_perceptual_loss`, in pixel-edge coordinates; no minimal size.
         roi_weight: Weight of a pixel inside the boxes, above 0.
@@ -86,6 +86,7 @@ def multi_loss(
     if not isinstance(weights, Mapping):
         raise TypeError(f"weights must map terms to numbers, got {type(weights).__name__}")
     check_term_weights(weights)
+    input, target = promote(input, target)
     rois = _check_images(input, target, tuple(weights), boxes, roi_weight, data_range)
     terms, factors = list(weights), [float(weight) for weight in weights.values()]
     with_gradient = in_forward_mode() or (torch.is_grad_enabled() and input.requires_grad)
@@ -126,6 +127,7 @@ def multi_loss_jacobian(
     if isinstance(terms, str):
         raise TypeError(f"terms must be a sequence of names, got the string {terms!r}")
     _check_terms("terms", terms)
+    input, target = promote(input, target)
     rois = _check_images(input, target, terms, boxes, roi_weight, data_range)
     if has_tangent(input):
         raise NotImplementedError("multi_loss_jacobian has no derivative in input. To fix: pass input.detach()")
@@ -143,8 +145,7 @@ def check_term_weights(weights: Mapping[str, float]) -> None:
     """
     _check_terms("weights", tuple(weights))
     for name, weight in weights.items():
-        if not is_finite_number(weight):
-            raise ValueError(f"weights[{name!r}] must be a finite number, got {weight!r}")
+        check_finite(f"weights[{name!r}]", weight)
 
 
 def _check_terms(argument: str, names: Sequence[str]) -> None:

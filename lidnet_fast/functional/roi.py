@@ -25,7 +25,7 @@ from lidnet_fast._checks import (
     check_sampling_ratio,
 )
 
-from ._autocast import without_autocast
+from ._autocast import promote, without_autocast
 from ._pooling import Pooling, pool_pyramid, reduce_boxes
 
 CRITERIA = ("mse", "l1", "smooth_l1", "charbonnier")
@@ -56,7 +56,8 @@ def roi_perceptual_loss(
 
     Args:
         input: Features [N, C, H, W], or of volumes [N, C, D, H, W]. Differentiable.
-        target: Features of `input`'s shape, dtype and device. Never gets a gradient, so it mustn't require one.
+        target: Features of `input`'s shape, dtype (within autocast of any) and device. Never gets a gradient, so it
+            mustn't require one.
         boxes: As torchvision.ops.roi_align takes them, of any floating-point dtype and with no gradient:
             Tensor[K, 5] of (batch index, x1, y1, x2, y2), or N Tensors [L_i, 4] of (x1, y1, x2, y2). For volumes
             Tensor[K, 7] of (batch index, x1, y1, z1, x2, y2, z2), or N Tensors [L_i, 6]; z is along D. In pixels of
@@ -83,6 +84,7 @@ def roi_perceptual_loss(
         RuntimeError: For such a box or weight on CUDA tensors, where the device reports it without a synchronisation
             here, and inside torch.compile and torch.export. Kernels clamp the batch index rather than read outside.
     """
+    input, target = promote(input, target)
     check_pair(input, target, volumes=True)
     check_positive("spatial_scale", spatial_scale)
     rois = as_rois(boxes, input, spatial_scale)
@@ -139,9 +141,11 @@ def multiscale_roi_perceptual_loss(
         ValueError: As `roi_perceptual_loss`, and for no levels, names that differ, image sizes that don't number N, or
             strides that don't double from level to level.
     """
-    first = check_levels(inputs)
     if set(inputs) != set(targets):
         raise ValueError(f"targets must have the levels of inputs, {sorted(inputs)}, got {sorted(targets)}")
+    pairs = {name: promote(level, targets[name]) for name, level in inputs.items()}
+    inputs, targets = ({name: pair[place] for name, pair in pairs.items()} for place in (0, 1))
+    first = check_levels(inputs)
     for name, level in inputs.items():
         check_pair(level, targets[name], f"inputs[{name!r}]", f"targets[{name!r}]")
     rois = as_rois(boxes, first)

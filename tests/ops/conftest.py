@@ -49,7 +49,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     Those named test_bad_... run on one, as arguments are checked before a backend is chosen; test_fused_... on kernels.
     """
     module, test = metafunc.module.__name__, metafunc.function.__name__
-    ops = ("roi_align", "roi_perceptual", "roi_windows", "multi_loss", "gradients", "derivatives")
+    ops = ("roi_align", "roi_perceptual", "roi_windows", "multi_loss", "gradients", "derivatives", "arguments")
     if any(op in module for op in ops) and "fused" not in module:
         names = backend.available()
         if test.startswith("test_bad_"):
