@@ -141,7 +141,7 @@ def multiscale_roi_perceptual_loss(
         ValueError: As `roi_perceptual_loss`, and for no levels, names that differ, image sizes that don't number N, or
             strides that don't double from level to level.
     """
-    if set(inputs) != set(targets):
+    if inputs and set(inputs) != set(targets):
         raise ValueError(f"targets must have the levels of inputs, {sorted(inputs)}, got {sorted(targets)}")
     pairs = {name: promote(level, targets[name]) for name, level in inputs.items()}
     inputs, targets = ({name: pair[place] for name, pair in pairs.items()} for place in (0, 1))
