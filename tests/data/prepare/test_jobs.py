@@ -107,7 +107,7 @@ def test_interrupted(tmp_path, study, expected, monkeypatch):
     """The same call goes on; what is finished isn't written again."""
     arguments = {"sources": [study / "ct"], "out": tmp_path / "store", "boxes": study / "boxes.csv", "workers": 1}
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("lidnet_fast.data.prepare.plan.run", interrupt_after(7))
+        patch.setattr("lidnet_fast.data.prepare.writing.run", interrupt_after(7))
         prepare(**arguments)
     written = []
     with monkeypatch.context() as patch:
@@ -152,7 +152,7 @@ def test_another_study_starts_anew(tmp_path, study, expected, write_series, make
 
     write_series(tmp_path / "ct", make_hu(), series_uid=f"{UID}.77")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("lidnet_fast.data.prepare.plan.run", interrupt_after(1))
+        patch.setattr("lidnet_fast.data.prepare.writing.run", interrupt_after(1))
         prepare([tmp_path / "ct"], tmp_path / "store", workers=1, **TO_TRAIN)
     assert (tmp_path / ".store.partial").exists()
     prepare([study / "ct"], tmp_path / "store", boxes=study / "boxes.csv", workers=1)

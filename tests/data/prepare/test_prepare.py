@@ -193,7 +193,7 @@ def test_bad_arguments(tmp_path, study, splits_csv):
     fail(tmp_path, r"boxes\.csv: there is no such file", [folder], out, boxes=tmp_path / "boxes.csv")
     fail(tmp_path, r"simulate_dose: dose_fraction must be in \(0, 1\], got 1\.5", [folder], out, simulate_dose=1.5)
     fail(tmp_path, r"low_dose .*and simulate_dose .*one of the two", [folder], out, simulate_dose=0.5, low_dose=folder)
-    fail(tmp_path, r"photons: means something only together with simulate_dose", [folder], out, photons=1e5)
+    fail(tmp_path, r"photons needs simulate_dose. To fix: give both or neither", [folder], out, photons=1e5)
     fail(tmp_path, r"val_fraction must be in \[0, 1\), got -0\.1", [folder], out, val_fraction=-0.1)
     fail(tmp_path, r"must be below 1, got 0\.5 \+ 0\.5", [folder], out, val_fraction=0.5, test_fraction=0.5)
 

@@ -1,0 +1,88 @@
+"""What a user chooses when a store is prepared."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lidnet_fast.data.prepare.report import check_report
+from lidnet_fast.data.prepare.splits import check_fractions
+from lidnet_fast.data.simulation.dose import DoseSimulation
+from lidnet_fast.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    """How sources become a store.
+
+    Attributes:
+        boxes: lesion boxes: CSV (docs/box_csv.md), LUNA16's annotations.csv, LIDC-IDRI XML (a file or folder); None
+            prepares a study without boxes, or with those that the data set itself brings.
+        readers: of LIDC-IDRI: how many readers must have outlined a nodule on a slice.
+        low_dose: folder with low-dose CT of the same scans. A low-dose series belongs to the normal-dose series of the
+            same patient with the same size, spacing and slice positions.
+        low_dose_description: the low-dose CT lies among the sources: series whose SeriesDescription has this text in
+            it, in capitals or not.
+        simulate_dose: dose of the simulated low dose over that of the images, in (0, 1]. The store keeps the parameters
+            only; training draws new noise for every sample.
+        photons: of the simulation: incident photons per ray at the images' dose; None is `DoseSimulation`'s default.
+        electronic_noise: of the simulation: variance of the electronic noise, photons squared; None as above.
+        splits: CSV file with the columns patient_id, split; None takes the data set's own splits and draws the others.
+        val_fraction: expected fraction of patients drawn for validation.
+        test_fraction: expected fraction of patients drawn for testing.
+        seed: of the draw.
+        resample: make tilted and unevenly spaced series regular (`lidnet_fast.data.prepare.resample`), not reject them.
+        strict: refuse at the first series that can't be used, instead of leaving it out.
+        report: CSV file for what was rejected and why.
+        volume_format: how the store keeps its volumes, "blosc2" or "zarr"; see `StoreWriter`.
+        workers: processes that read and write, by default one per core.
+        dask: address of a Dask scheduler whose workers do it instead; they must see the same files.
+
+    Raises:
+        InputError: a value can't work, or a file isn't there; the message names the option and the value.
+    """
+
+    boxes: str | Path | None = None
+    readers: int = 2
+    low_dose: str | Path | None = None
+    low_dose_description: str | None = None
+    simulate_dose: float | None = None
+    photons: float | None = None
+    electronic_noise: float | None = None
+    splits: str | Path | None = None
+    val_fraction: float = 0.1
+    test_fraction: float = 0.1
+    seed: int = 0
+    resample: bool = False
+    strict: bool = False
+    report: str | Path | None = None
+    volume_format: str = "blosc2"
+    workers: int | None = None
+    dask: str | None = None
+
+    def __post_init__(self) -> None:
+        self.simulation()
+        check_fractions(self.val_fraction, self.test_fraction)
+        for table, present in ((self.boxes, Path.exists), (self.splits, Path.is_file)):
+            if table is not None and not present(Path(table)):
+                raise InputError(f"{table}: there is no such file")
+        if self.report is not None:
+            check_report(Path(self.report))
+
+    def simulation(self) -> dict[str, Any] | None:
+        """The parameters of the simulated low dose, as the store keeps them; None where it is measured or absent."""
+        sources = ("low_dose", "low_dose_description", "simulate_dose")
+        low_dose = [f"{name} ({getattr(self, name)})" for name in sources if getattr(self, name) is not None]
+        if len(low_dose) > 1:
+            raise InputError(f"{' and '.join(low_dose[:2])}: give one of the two")
+        if self.low_dose_description is not None and not self.low_dose_description.strip():
+            raise InputError("low_dose_description is empty")
+        chosen = {"photons": self.photons, "electronic_noise": self.electronic_noise}
+        given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
+        if self.simulate_dose is None:
+            if given:
+                raise InputError(f"{next(iter(given))} needs simulate_dose. To fix: give both or neither")
+            return None
+        try:
+            return DoseSimulation(dose_fraction=self.simulate_dose, **given).to_dict()
+        except ValueError as error:
+            raise InputError(f"simulate_dose: {error}") from error

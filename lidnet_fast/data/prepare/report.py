@@ -1,0 +1,118 @@
+"""What `prepare` says of its work: the summary, and the CSV of what was rejected."""
+
+import csv
+import dataclasses
+import io
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lidnet_fast.data.formats.find import counted
+from lidnet_fast.data.formats.geometry import Rejected
+from lidnet_fast.data.prepare.writing import Job
+from lidnet_fast.data.store.index import SPLITS
+from lidnet_fast.errors import InputError
+from lidnet_fast.files import write_text
+from lidnet_fast.strangers_text import csv_cell
+
+REPORT_COLUMNS = ("series_uid", "path", "reason")
+_SHOWN = 5
+"""How many rejected series the summary names."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareSummary:
+    """What `prepare` wrote.
+
+    Attributes:
+        out: the store.
+        patients: number of patients by split.
+        series: number of series by split.
+        slices: number of slices by split.
+        slices_with_boxes: number of slices with a lesion box by split.
+        boxes: number of lesion boxes by split.
+        skipped: how many files were skipped for which reason.
+        rejected: CT that couldn't be used.
+        warnings: what the user should know, one sentence each.
+    """
+
+    out: Path
+    patients: dict[str, int]
+    series: dict[str, int]
+    slices: dict[str, int]
+    slices_with_boxes: dict[str, int]
+    boxes: dict[str, int]
+    skipped: Counter[str]
+    rejected: tuple[Rejected, ...]
+    warnings: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """Return the summary as lines of text."""
+        lines = [f"{self.out}:"]
+        for split in SPLITS:
+            lines.append(
+                f"  {split}: {self.patients[split]} patients, {self.series[split]} series, "
+                f"{self.slices[split]} slices, {self.boxes[split]} boxes on {self.slices_with_boxes[split]} of them"
+            )
+        if self.skipped:
+            lines.append(f"  skipped: {counted(self.skipped)}")
+        if self.rejected:
+            lines.append(f"  rejected: {len(self.rejected)}")
+            lines += [f"    {fault.reason}" for fault in self.rejected[:_SHOWN]]
+            if len(self.rejected) > _SHOWN:
+                lines.append(f"    and {len(self.rejected) - _SHOWN} more; --report FILE lists them")
+        return lines + [f"  warning: {warning}" for warning in self.warnings]
+
+
+def check_report(path: Path) -> None:
+    """Refuse to overwrite a file that isn't a report of ours."""
+    if path.is_dir() or (path.is_file() and not path.read_bytes().startswith(",".join(REPORT_COLUMNS).encode())):
+        raise InputError(f"report ({path}): exists already and isn't a report of an earlier call")
+
+
+def write_report(path: Path, rejected: Sequence[Rejected]) -> None:
+    """Write what was rejected and why."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(REPORT_COLUMNS)
+    table.writerows(map(csv_cell, (fault.series_uid, fault.path, fault.reason)) for fault in rejected)
+    write_text(path, text.getvalue())
+
+
+def summarise(
+    out: Path,
+    jobs: Sequence[Job],
+    skipped: Counter[str],
+    rejected: Sequence[Rejected],
+    warnings: Sequence[str],
+    remedy: str,
+) -> PrepareSummary:
+    """Count what the jobs wrote; `remedy` says what to do about an empty split."""
+    counts: dict[str, Counter[str]] = {name: Counter() for name in ("series", "slices", "slices_with_boxes", "boxes")}
+    for job in jobs:
+        counts["series"][job.split] += 1
+        counts["slices"][job.split] += job.shape[0]
+        counts["slices_with_boxes"][job.split] += len(np.unique(job.boxes[:, 0]))
+        counts["boxes"][job.split] += len(job.boxes)
+    split_of_patient = {job.series.patient_id: job.split for job in jobs}
+    patients = Counter(split_of_patient.values())
+    empty = [
+        f"none of the {count_patients(split_of_patient)} is in the split {split}; {remedy}"
+        for split in SPLITS
+        if not patients[split]
+    ]
+    return PrepareSummary(
+        out=out,
+        patients={split: patients[split] for split in SPLITS},
+        skipped=skipped,
+        rejected=tuple(rejected),
+        warnings=(*warnings, *empty),
+        **{name: {split: counter[split] for split in SPLITS} for name, counter in counts.items()},
+    )
+
+
+def count_patients(split_of_patient: dict[str, str]) -> str:
+    """In words: "1 patient", "12 patients"."""
+    return f"{len(split_of_patient)} patient{'s' if len(split_of_patient) > 1 else ''}"
