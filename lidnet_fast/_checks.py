@@ -16,17 +16,14 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from lidnet_fast._tensors import compute_dtype, in_forward_mode
+
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 # What the features or images with so many dimensions are.
 LAYOUTS = {4: "[N, C, H, W]", 5: "[N, C, D, H, W]"}
 
 Boxes = Tensor | Sequence[Tensor]
-
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that an op computes in and returns: float64 for float64, float32 for everything else."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def check_float(name: str, tensor: Tensor) -> None:
@@ -77,11 +74,6 @@ def check_constant(name: str, tensor: Tensor) -> None:
 def has_tangent(tensor: Tensor) -> bool:
     """Whether forward-mode differentiation (torch.func.jvp, dual numbers) moves `tensor`."""
     return in_forward_mode() and forward_ad.unpack_dual(tensor).tangent is not None
-
-
-def in_forward_mode() -> bool:
-    """Whether tensors may have tangents now: within torch.autograd.forward_ad.dual_level, torch.func.jvp or jacfwd."""
-    return forward_ad._current_level >= 0
 
 
 def check_levels(inputs: Mapping[str, Tensor], *, same_channels: bool = False) -> Tensor:

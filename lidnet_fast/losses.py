@@ -10,17 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from . import functional as fast
-from ._checks import (
-    Boxes,
-    _is_batched,
-    as_box_weights,
-    as_rois,
-    check_choice,
-    check_float,
-    check_pair,
-    check_positive,
-    compute_dtype,
-)
+from ._checks import Boxes, _is_batched, as_box_weights, as_rois, check_choice, check_float, check_pair, check_positive
+from ._tensors import compute_dtype
 from .extractors.cache import FeatureCache
 from .extractors.layers import LayerExtractor, spatial_scale
 from .extractors.networks import node_names

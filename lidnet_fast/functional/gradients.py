@@ -3,7 +3,8 @@
 from torch import Tensor
 
 from lidnet_fast import backend
-from lidnet_fast._checks import check_bool, check_float, compute_dtype
+from lidnet_fast._checks import check_bool, check_float
+from lidnet_fast._tensors import compute_dtype
 
 from ._autocast import without_autocast
 

@@ -7,16 +7,8 @@ import torch
 from torch import Tensor
 
 from lidnet_fast import backend
-from lidnet_fast._checks import (
-    Boxes,
-    as_rois,
-    check_choice,
-    check_finite,
-    check_pair,
-    check_positive,
-    has_tangent,
-    in_forward_mode,
-)
+from lidnet_fast._checks import Boxes, as_rois, check_choice, check_finite, check_pair, check_positive, has_tangent
+from lidnet_fast._tensors import in_forward_mode
 
 from ._autocast import promote, without_autocast
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lidnet_fast._checks import compute_dtype, in_forward_mode
+from lidnet_fast._tensors import compute_dtype, in_forward_mode
 
 from ._library import (
     define,

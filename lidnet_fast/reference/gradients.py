@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lidnet_fast._checks import compute_dtype
+from lidnet_fast._tensors import compute_dtype
 
 
 def gradient_gramian(gradients: Tensor, per_sample: bool) -> Tensor:

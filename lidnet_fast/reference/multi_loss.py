@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lidnet_fast._checks import compute_dtype
 from lidnet_fast._constants import CHARBONNIER_EPS
+from lidnet_fast._tensors import compute_dtype
 
 _WINDOW_SIZE = 11
 _WINDOW_SIGMA = 1.5

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align as roi_align_2d
 
-from lidnet_fast._checks import in_forward_mode
+from lidnet_fast._tensors import in_forward_mode
 
 from .roi_align_3d import roi_align_3d
 
