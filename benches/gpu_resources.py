@@ -135,7 +135,7 @@ def nvidia_resources(kernel: Any, target: str) -> dict[str, Any]:
 
 
 def occupancy(target: str, warps: int, registers: int, shared: int) -> float:
-    """Share of an SM's warps that blocks of so many can fill."""
+    """Share of an SM's warps that blocks of this many can fill."""
     per_warp = -(-registers * 32 // 256) * 256
     blocks = min(REGISTERS_PER_SM // (per_warp * warps), WARPS_PER_SM // warps, 32)
     if shared:

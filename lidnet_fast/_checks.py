@@ -20,7 +20,7 @@ from lidnet_fast._tensors import compute_dtype, in_forward_mode
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
-# What the features or images with so many dimensions are.
+# Number of dimensions -> what features or images with that many are.
 LAYOUTS = {4: "[N, C, H, W]", 5: "[N, C, D, H, W]"}
 
 Boxes = Tensor | Sequence[Tensor]

@@ -29,7 +29,7 @@ def available() -> tuple[str, ...]:
 
 
 def missing_kernels() -> Mapping[str, str | None]:
-    """Kind of kernels -> None where they can run, else why they can't and how to mend it."""
+    """Kind of kernels -> None where they can run, else why they can't and how to fix it."""
     return {"cpu": _load_extension(), "cuda, Triton": _missing_triton(), "cuda, C++": _load_cuda_extension()}
 
 

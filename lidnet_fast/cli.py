@@ -26,7 +26,7 @@ commands:
 lidnet-fast COMMAND --help says more.
 """
 
-# Errors of the system that a user can mend, and no fault of ours.
+# System errors that a user can fix.
 _OF_THE_SYSTEM = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -43,7 +43,7 @@ _OF_THE_SYSTEM = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command; what the user can mend ends as one line on stderr and exit status 2."""
+    """Run a command; what the user can fix ends as one line on stderr and exit status 2."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     # Processes that a command starts would look for every module in the working directory first.
     os.environ["PYTHONSAFEPATH"] = "1"
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if command not in COMMANDS:
             raise InputError(f"there is no command {command!r}; the commands are {', '.join(COMMANDS)}")
         if command != "train" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise InputError(f"{command} runs in one process: of all commands, torchrun is for train alone")
+            raise InputError(f"{command} runs in one process; only train runs under torchrun")
         COMMANDS[command](rest)
     except InputError as error:
         print(f"lidnet-fast: {printable(' '.join(str(error).split()))}", file=sys.stderr)
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"lidnet-fast: {printable(place)}{error.strerror}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("lidnet-fast: interrupted; the same command goes on from what is finished", file=sys.stderr)
+        print("lidnet-fast: interrupted; the same command resumes from what is finished", file=sys.stderr)
         sys.exit(130)
 
 
@@ -159,7 +159,7 @@ def demo(arguments: Sequence[str]) -> None:
 
 def train(arguments: Sequence[str]) -> None:
     """`lidnet-fast train`."""
-    parser = _run_parser("train", "Train detector, denoiser and both together; goes on where an earlier call stopped.")
+    parser = _run_parser("train", "Train detector, denoiser and both together; resumes an interrupted run.")
     config = _run_config(_parse(parser, arguments))
     from lidnet_fast.trainer import ranks
 
@@ -233,7 +233,7 @@ def export(arguments: Sequence[str]) -> None:
 
 def prepare(arguments: Sequence[str]) -> None:
     """`lidnet-fast prepare`."""
-    parser = _parser("prepare", "Turn CT and lesion boxes into a store to train on; goes on where it was interrupted.")
+    parser = _parser("prepare", "Turn CT and lesion boxes into a store to train on; resumes an interrupted call.")
     add = parser.add_argument
     add("sources", nargs="+", help="folders with normal-dose CT, searched with everything below them, or files")
     add("--out", required=True, help="the store's folder; must not exist yet")
@@ -248,7 +248,11 @@ def prepare(arguments: Sequence[str]) -> None:
     add("--val-fraction", type=float, default=0.1, help="expected fraction of patients drawn for validation")
     add("--test-fraction", type=float, default=0.1, help="expected fraction of patients drawn for testing")
     add("--seed", type=int, default=0, help="of the draw")
-    add("--resample", action="store_true", help="mend tilted and unevenly spaced series instead of rejecting them")
+    add(
+        "--resample",
+        action="store_true",
+        help="make tilted and unevenly spaced series regular, not reject them",
+    )
     add("--strict", action="store_true", help="stop at the first series that can't be used instead of leaving it out")
     add("--report", default=None, help="CSV file to be written: what was rejected and why")
     add("--format", default="blosc2", choices=["blosc2", "zarr"], help="of the volumes; zarr for object storage")
@@ -263,7 +267,7 @@ def prepare(arguments: Sequence[str]) -> None:
 
 def denoise(arguments: Sequence[str]) -> None:
     """`lidnet-fast denoise`."""
-    parser = _parser("denoise", "Denoise CT studies with a trained model; goes on where an earlier call stopped.")
+    parser = _parser("denoise", "Denoise CT studies with a trained model; resumes an interrupted call.")
     add = parser.add_argument
     add("source", metavar="IN", help="a folder with CT, searched with everything below it, or a file")
     add("out", metavar="OUT", help="a new folder, or one that this command made; for a volume also a file")

@@ -85,7 +85,7 @@ def describe_extractor(extractor: str, boxes: Path | None, image_size: int) -> s
 
 
 def _slices_with_lesions(path: Path | None) -> tuple[list[np.ndarray], str]:
-    """Boxes [n, 4] of each slice that has some, a sample of so many at most, and where they are from."""
+    """Boxes [n, 4] of each slice that has some, a sample of at most `_MOST_SLICES`, and where they are from."""
     if path is None:
         from lidnet_fast.data.phantoms.lidc import boxes_of_slices
 

@@ -54,7 +54,7 @@ def cpu_name() -> str:
 
 
 def machine_facts() -> dict[str, str]:
-    """What a reader needs beside any measured number: processor, cores, GPU, versions and date."""
+    """What a reader needs with any measured number: processor, cores, GPU, versions and date."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),

@@ -1,4 +1,4 @@
-"""The demo: LIDnet beside honest controls, on phantoms, from nothing to a report."""
+"""The demo: LIDnet and honest controls, on phantoms, from nothing to a report."""
 
 import json
 import statistics

@@ -88,10 +88,10 @@ def build_report(
         rows: arm -> flat metrics, as in the result table.
         evaluation: examples and FROC curves (of one seed, where there are several).
         phases: curve label -> folder of the phase's logs.
-        facts: shown beside the machine's.
+        facts: shown together with the machine's.
         highlight: the arm the report is about, if it's about one.
-        others: the arms shown beside it in the panels.
-        notes: arm -> a remark beside its name.
+        others: the arms shown next to it in the panels.
+        notes: arm -> a remark next to its name.
     """
     columns = present_columns(rows)
     known = {c.key for c in columns}

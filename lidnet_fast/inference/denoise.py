@@ -84,7 +84,7 @@ def denoise(
 ) -> DenoiseSummary:
     """Denoise every CT series below a folder, slice by slice; see docs/denoise.md.
 
-    Each series and volume appears whole or not at all. The same call again goes on where an earlier one stopped.
+    Each series and volume appears whole or not at all. The same call again resumes an interrupted one.
 
     Args:
         source: a folder, searched with everything below it, or a file: DICOM, NIfTI, MetaImage or NRRD.

@@ -96,7 +96,7 @@ class SliceDenoiser:
                 break
             except torch.OutOfMemoryError as error:
                 if self._memory < self._bytes_per_pixel:
-                    raise InputError(f"{self.device}: memory doesn't suffice for a single pixel") from error
+                    raise InputError(f"{self.device}: there isn't enough memory for a single pixel") from error
                 self._memory //= 2
         if not np.isfinite(denoised).all():
             raise InputError("the denoiser made values that aren't finite")
@@ -131,7 +131,7 @@ class SliceDenoiser:
         around = self._reach.before + self._reach.after + 2 * self._reach.alignment
         side = int(pixels**0.5) - around
         if side < 1:
-            raise InputError(f"{self.device}: memory doesn't suffice for tiles of {around} x {around} pixels")
+            raise InputError(f"{self.device}: there isn't enough memory for tiles of {around} x {around} pixels")
         return max(1, at_once), min(side, self.tile or side)
 
     def _network(self, images: Tensor) -> Tensor:

@@ -86,10 +86,10 @@ def find(source: Path, out: Path) -> Found[DicomSeries | VolumeFile]:
 
 @without_pydicom_warnings()
 def _identify(path: Path) -> _Image | str:
-    """Read as much of a file as tells which image it is; a string says why it isn't a CT image.
+    """Read as much of a file as shows which image it is; a string says why it isn't a CT image.
 
     Raises:
-        InputError: it is too damaged to tell.
+        InputError: it is too damaged to know.
     """
     parsed = parse_header(path)
     if isinstance(parsed, str):

@@ -22,9 +22,9 @@ class Reach:
     """Which pixels an output pixel depends on, along either axis.
 
     Attributes:
-        before: so many pixels towards the first.
-        after: so many towards the last.
-        alignment: a shift of the image by so many pixels shifts the output.
+        before: pixels towards the first.
+        after: pixels towards the last.
+        alignment: a shift of the image by this many pixels shifts the output.
     """
 
     before: int

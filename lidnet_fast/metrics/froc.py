@@ -41,7 +41,7 @@ def froc(
     DeepLesion). As in LUNA16, a lesion counts once, at the score of its best hit; further hits on it are neither true
     nor false positives; a detection that hits no lesion is a false positive. Going down the scores gives one point per
     distinct score; where several have the same false positives, the highest sensitivity counts. Before the first point
-    the curve starts at (0, 0); between points it is linear; beyond the last one (a detector that never makes so many
+    the curve starts at (0, 0); between points it is linear; beyond the last one (a detector that never makes that many
     false positives) it stays at its last sensitivity.
 
     Args:

@@ -179,7 +179,7 @@ class LesionDetector(nn.Module, ABC):
             images: windowed images [N, 1, H, W].
             features: what `features(images)` returned, to share it.
             score_threshold: drop what scores less.
-            max_per_image: keep at most so many per image.
+            max_per_image: keep at most this many per image.
             nms_threshold: IoU above which the lower-scoring of two boxes is dropped.
 
         Returns:

@@ -49,7 +49,7 @@ class Arm:
     """One row of the result table: a trained arm, or a `reference` (low dose, normal dose) with nothing trained.
 
     `metrics` maps column keys to values; a missing key and None both show as a dash. `highlight` marks the arm the
-    report is about. `note` is a short remark beside the name.
+    report is about. `note` is a short remark next to the name.
     """
 
     name: str

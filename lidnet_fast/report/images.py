@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-# Blue below zero, near-black at zero (calm beside dark CT images), orange above; readable with red-green blindness.
+# Blue below zero, near-black at zero (calm next to dark CT images), orange above; readable with red-green blindness.
 DIVERGING: dict[float, tuple[int, int, int]] = {
     -1.0: (150, 214, 255),
     -0.5: (34, 112, 190),
@@ -46,7 +46,7 @@ def difference_png(image: ArrayLike, limit: float) -> str:
 
 
 def difference_gradient() -> str:
-    """The diverging map as a CSS gradient, for the scale beside the panels."""
+    """The diverging map as a CSS gradient, for the scale next to the panels."""
     stops = ", ".join(f"rgb{colour} {(position + 1) * 50:g}%" for position, colour in DIVERGING.items())
     return f"linear-gradient(to right, {stops})"
 

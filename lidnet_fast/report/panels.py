@@ -1,6 +1,6 @@
 """The page's image panels: slices side by side with their boxes, lesions magnified, and the tools above them.
 
-Every column carries its HU values, which `panels.js` shows through the reader's window; the 8-bit pictures beside them
+Every column carries its HU values, which `panels.js` shows through the reader's window; the 8-bit pictures next to them
 are what a browser without scripts shows.
 """
 

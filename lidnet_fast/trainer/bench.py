@@ -40,7 +40,7 @@ class Speed:
 
 
 class _StopAfter(L.Callback):
-    """Ends training so many seconds after the first cycle of steps, at the end of another."""
+    """Ends training at the end of a cycle, once the given seconds have passed since the first."""
 
     def __init__(self, seconds: float, cycle: int) -> None:
         self.seconds, self.cycle = seconds, cycle
@@ -113,7 +113,7 @@ def variants(config: RunConfig) -> dict[str, RunConfig]:
 
 
 def measured(config: RunConfig, seconds: float) -> Speed:
-    """Train a cycle to warm up, and others for about so many seconds, at least one; read the logged speeds."""
+    """Train a cycle to warm up, then at least one more for about the given seconds; read the logged speeds."""
     joint = config.collaborate
     cycle = joint.denoiser_steps + joint.detector_steps
     config = replace(

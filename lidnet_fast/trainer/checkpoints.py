@@ -41,7 +41,7 @@ class PhaseCheckpoints(TorchCheckpointIO):
         Raises:
             InputError: it can't be read, or is not of a phase.
         """
-        advice = "delete it to begin its phase anew"
+        advice = "delete it to start its phase again"
         try:
             checkpoint = torch.load(path, map_location=map_location or "cpu", weights_only=True)
             diverged = diverged_weights(checkpoint["state_dict"])

@@ -97,7 +97,7 @@ class PatchData(L.LightningDataModule):
         before, now = state_dict["processes"], self.trainer.world_size
         if before != now and self.trainer.is_global_zero:
             print(
-                f"The {self.stream} phase goes on at step {self._steps_done}, its processes changed from {before} to "
+                f"The {self.stream} phase resumes at step {self._steps_done}, its processes changed from {before} to "
                 f"{now}: every step sees the same samples in parts of another size, so results differ by rounding, "
                 "and where BatchNorm, sampled anchors or a mean over boxes see a part of the batch."
             )

@@ -323,7 +323,7 @@ class JointObjective:
 
 
 def check_extractor(config: ObjectiveConfig, side: int) -> None:
-    """Refuse an extractor that can't be used on images of so many pixels a side; fetches and computes nothing.
+    """Refuse an extractor that can't be used on images of `side` pixels a side; fetches and computes nothing.
 
     Raises:
         InputError: as `JointObjective`.

@@ -40,7 +40,7 @@ def cosine_schedule(steps: int) -> Callable[[int], float]:
 
 
 def scheduled_adamw(network: nn.Module, learning_rate: float, weight_decay: float, steps: int) -> tuple[Any, Any]:
-    """AdamW in one fused kernel, and its cosine schedule over so many steps."""
+    """AdamW in one fused kernel, and its cosine schedule over `steps` steps."""
     optimizer = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=weight_decay, fused=True)
     return optimizer, LambdaLR(optimizer, cosine_schedule(steps))
 
@@ -264,7 +264,7 @@ class Phase(L.LightningModule):
 
 
 def micro_batches(batch: Batch, size: int | None) -> Iterator[Batch]:
-    """The batch in parts of at most so many samples; whole for None."""
+    """The batch in parts of at most `size` samples; whole for None."""
     samples = len(batch["normal_dose"])
     step = samples if size is None else size
     for start in range(0, samples, step):

@@ -134,7 +134,7 @@ class CollaboratePhase(DenoisingPhase):
 
     Args:
         denoiser: windowed low dose to windowed normal dose.
-        detector: whose opinion reaches the denoiser.
+        detector: its losses and features train the denoiser.
         objective: what a denoiser step minimises.
         joint: lengths and learning rates of this phase.
         config: of the run.

@@ -125,7 +125,7 @@ def launch(command: Sequence[str], config: RunConfig) -> None:
             name = signal.Signals(-failure.exitcode).name
             raise InputError(
                 f"the process of rank {rank} was ended by {name} (too little memory?); "
-                "the same command goes on from the last checkpoint"
+                "the same command resumes from the last checkpoint"
             ) from error
         sys.exit(failure.exitcode)
 

@@ -63,13 +63,13 @@ class Run:
     """The phases of one configuration in the folder `config.out`.
 
     Every phase leaves its networks (`<phase>/denoiser.pt`, `<phase>/detector.pt`), its logs and its cost
-    (`<phase>/cost.json`). A finished phase is loaded instead of trained again; an interrupted one goes on from its last
+    (`<phase>/cost.json`). A finished phase is loaded instead of trained again; an interrupted one resumes from its last
     checkpoint, with the same samples, noise and random numbers as if it had not been interrupted: on the CPU to the
     same bits.
 
     Args:
         config: of the run.
-        callbacks: of Lightning's, for every phase, beside the run's own.
+        callbacks: of Lightning's, for every phase, added to the run's own.
 
     Raises:
         InputError: a value can't work, or the folder holds a run of another configuration.

@@ -69,7 +69,7 @@ def test_halves_when_memory_runs_out():
     np.testing.assert_allclose(greedy(hu), expected, rtol=0, atol=1e-2)
     assert 10 <= len(network.sizes) <= 40
     network.pixels = 3
-    with pytest.raises(InputError, match="memory doesn't suffice"):
+    with pytest.raises(InputError, match="there isn't enough memory"):
         greedy(hu)
 
 

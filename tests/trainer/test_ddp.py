@@ -136,7 +136,7 @@ def test_a_run_goes_on_in_any_number_of_processes_and_all_end_with_one(
     failed = command(config, by=CLI, folder=tmp_path, devices=2)
     assert failed.returncode == 2
     assert failed.stderr == "lidnet-fast: a fault of rank 1\n"
-    assert "The denoiser phase goes on at step 2, its processes changed from 1 to 2:" in failed.stdout
+    assert "The denoiser phase resumes at step 2, its processes changed from 1 to 2:" in failed.stdout
     assert torch.load(last, weights_only=True)["global_step"] == 4
 
     Path("fault").write_text("1 1 kill")
@@ -171,6 +171,4 @@ def test_other_commands_refuse_torchrun(monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit, match="2"):
         cli.main(["demo"])
-    assert capsys.readouterr().err == (
-        "lidnet-fast: demo runs in one process: of all commands, torchrun is for train alone\n"
-    )
+    assert capsys.readouterr().err == ("lidnet-fast: demo runs in one process; only train runs under torchrun\n")

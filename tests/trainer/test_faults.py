@@ -222,7 +222,7 @@ def test_signals_end_the_run_as_an_interruption(
 ) -> None:
     with monkeypatch.context() as patch:
         at_step(2, lambda: os.kill(os.getpid(), number), patch)
-        assert "goes on from what is finished" in sentence(denoising, status=130)
+        assert "resumes from what is finished" in sentence(denoising, status=130)
     assert_goes_on(denoising)
 
 
@@ -272,7 +272,7 @@ def test_pickles_are_not_executed(
     checkpoint = folder / "last.ckpt"
     checkpoint.write_bytes(content)
     message = sentence(denoising)
-    assert f"{checkpoint} is not a readable checkpoint (UnpicklingError): delete it to begin its phase anew" in message
+    assert f"{checkpoint} is not a readable checkpoint (UnpicklingError): delete it to start its phase again" in message
     checkpoint.unlink()
 
     network = folder / "denoiser.pt"
@@ -318,5 +318,5 @@ def test_damaged_checkpoint(
     message = sentence(denoising)
     assert says in message
     assert str(checkpoint) in message
-    assert message.endswith("delete it to begin its phase anew\n")
+    assert message.endswith("delete it to start its phase again\n")
     assert checkpoint.read_bytes() == damaged

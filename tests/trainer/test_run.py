@@ -114,7 +114,7 @@ def test_ctrl_c_ends_as_an_interruption_and_the_run_goes_on(
             cli.main(["train"])
     signal.signal(signal.SIGINT, handler)  # Lightning ignores further ones
     assert stop.value.code == 130
-    assert "goes on from what is finished" in capsys.readouterr().err
+    assert "resumes from what is finished" in capsys.readouterr().err
     train(tiny_config)
 
 

@@ -88,7 +88,9 @@ def slice_at(series: Series, z_mm: float, where: str) -> int:
     others = np.abs(np.delete(z, nearest) - z[nearest])
     step = float(others.min()) if len(others) else series.spacing[0] or 1.0
     if step < 1e-3:
-        raise InputError(f"{where}: z_mm doesn't tell the slices of series {series.series_uid} apart; use slice")
+        raise InputError(
+            f"{where}: slices of series {series.series_uid} share their z_mm. To fix: use the column slice"
+        )
     if not away[nearest] <= step / 2:
         raise InputError(
             f"{where}: series {series.series_uid} has no slice at z_mm {z_mm:g}; "

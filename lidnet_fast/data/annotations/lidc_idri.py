@@ -52,7 +52,7 @@ def read_boxes(path: Path, series: Sequence[Series], readers: int) -> dict[str, 
 
     Raises:
         InputError: no file is one of LIDC-IDRI's, one is damaged or speaks of a slice that its series doesn't have, or
-            two tell different things of one series. The message names the file.
+            two contradict each other about one series. The message names the file.
     """
     if not 1 <= readers <= 4:
         raise InputError(f"readers must be 1 to 4, got {readers}")
@@ -66,7 +66,7 @@ def read_boxes(path: Path, series: Sequence[Series], readers: int) -> dict[str, 
         if uid in known:
             earlier, same = found.setdefault(uid, (file, outlines))
             if same != outlines:
-                raise InputError(f"{file}: tells something else of series {uid} than {earlier}")
+                raise InputError(f"{file}: contradicts {earlier} about series {uid}")
     if not count:
         raise InputError(f"{path}: holds no XML file with LIDC-IDRI's readings of CT")
     boxes = {uid: _merge(known[uid], outlines, readers, file) for uid, (file, outlines) in found.items()}

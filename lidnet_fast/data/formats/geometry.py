@@ -16,7 +16,7 @@ LOWEST_HU = -1024
 _SMALLEST_TILT = 0.02
 """Slices are tilted where they move sideways by more than this fraction of what they move along their normal ..."""
 _STRAIGHT = 0.5
-"""... and by more than this in all, in pixels; nor may one lie further than this beside the line of the others."""
+"""... and by more than this in all, in pixels; nor may one lie further than this from the line of the others."""
 _UNEVEN = 0.1
 """Slice distances are uneven where one differs from their median by more than this fraction of it ..."""
 _ROUNDED_MM = 0.1
@@ -269,5 +269,5 @@ def spacing_fault(series: Series) -> str | None:
 
 
 def sideways(series: Series) -> np.ndarray:
-    """Return how far each slice lies beside the normal through the first one, [Z, 2] (x, y) in pixels."""
+    """Return how far each slice lies from the normal through the first one, [Z, 2] (x, y) in pixels."""
     return series.to_pixels(np.array(series.positions))[:, :2]

@@ -30,7 +30,7 @@ def load_lidc_boxes(min_readers: int = 1) -> np.ndarray:
     """Load the LIDC-IDRI lesion boxes (Armato et al. 2011), one row per nodule and axial slice.
 
     Args:
-        min_readers: keep the rows that at least so many of the four radiologists outlined, 1 to 4.
+        min_readers: keep the rows that at least this many of the four radiologists outlined, 1 to 4.
 
     Returns:
         Read-only structured array with the fields ``scan`` (int32), ``z`` (float32, mm), ``x1, y1, x2, y2`` (float32,

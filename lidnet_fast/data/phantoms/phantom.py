@@ -152,7 +152,7 @@ def _paint_distractors(rng: np.random.Generator, chest: Chest, count: int) -> No
             length = rng.uniform(3, 9) + radius
             window, mask = canvas.segment((x, y), (x + length * cos, y + length * sin), (radius * 0.75, 0.6))
             canvas.paint((window, mask * chest.lung[window]), chest.blood - 15)
-        elif kind == 1:  # an artery beside its bronchus
+        elif kind == 1:  # an artery next to its bronchus
             radius = rng.uniform(1.6, 3.2)
             paint_airway(rng, chest, (x + 2.1 * radius * cos, y + 2.1 * radius * sin), radius * 0.8)
             canvas.paint(canvas.ellipse(x, y, radius, radius), chest.blood - 15)

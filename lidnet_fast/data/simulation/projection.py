@@ -84,7 +84,7 @@ def projection_matrix(
     """Return the matrix of what `project` does to images of one size.
 
     A ray meets few pixels of a small image, so for one image after another this is an order of magnitude cheaper than
-    sampling each anew.
+    sampling each again.
     """
     height, width = size
     offsets = (torch.arange(detectors, device=angles.device) - (detectors - 1) / 2) * pitch

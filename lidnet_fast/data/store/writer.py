@@ -1,4 +1,4 @@
-"""Writing a store: in a hidden folder beside it, by one process or many, gone on with after an interruption.
+"""Writing a store: in a hidden folder next to it, by one process or many, resumed after an interruption.
 
 What is unfinished lies in the sibling folder ``.{name}.partial``::
 
@@ -83,8 +83,8 @@ class StoreWriter:
         split: how the patients were split (JSON-able), for the record.
         volume_format: how the volumes are kept: "blosc2" for a local disk, or "zarr", which can also be read from
             object storage. Either is written to a local folder; copy a finished store of zarr to where it belongs.
-        key: whatever tells this store's content from another's (JSON-able), or None to start anew in any case and to
-            leave nothing behind on an error.
+        key: whatever distinguishes this store's content from another's (JSON-able), or None to always start again
+            and to leave nothing behind on an error.
 
     Attributes:
         done: series that are written already, their index by their id.

@@ -133,7 +133,7 @@ def test_positions_that_tell_nothing(tmp_path, write_series, make_hu, table):
     """The slices of a coronal series have one z."""
     write_series(tmp_path / "ct", make_hu(4), orientation=(1, 0, 0, 0, 0, -1))
     path = table("series_uid,z_mm,x1,y1,x2,y2", f"{UID}.1,100,1,2,3,4")
-    with pytest.raises(InputError, match=r"line 2: z_mm doesn't tell the slices of series .* apart"):
+    with pytest.raises(InputError, match=r"line 2: slices of series .* share their z_mm. To fix: use the column slice"):
         read_boxes(path, scan([tmp_path / "ct"]).series)
 
 

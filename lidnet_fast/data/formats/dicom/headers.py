@@ -109,7 +109,7 @@ def parse_header(path: Path) -> tuple[pydicom.Dataset, int] | str:
     """Parse one file's header, and say where its pixels start; a string says why the file isn't one of those wanted.
 
     Raises:
-        InputError: it is too damaged to tell.
+        InputError: it is too damaged to know.
     """
     try:
         with path.open("rb") as file:

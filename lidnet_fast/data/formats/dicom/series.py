@@ -1,6 +1,6 @@
 """CT series from folders of DICOM files: found by their headers, put into order, decoded to Hounsfield units.
 
-Two passes: `scan` reads headers only and checks everything that headers can tell, so that a study with a missing slice
+Two passes: `scan` reads headers only and checks everything that headers can show, so that a study with a missing slice
 is refused before anything is decoded; `read_volume` decodes one series. Compressed transfer syntaxes are decoded by
 pydicom with GDCM and OpenJPEG.
 """
@@ -188,7 +188,9 @@ def check_regular(series: Series) -> None:
         InputError: naming the series and what is irregular.
     """
     if fault := spacing_fault(series) or tilt_fault(series):
-        raise InputError(f"series {series.series_uid} in {series.files[0].parent}: {fault}; --resample mends that")
+        raise InputError(
+            f"series {series.series_uid} in {series.files[0].parent}: {fault}. To fix: --resample makes it regular"
+        )
 
 
 def read_volume(series: CTSeries) -> np.ndarray:

@@ -53,7 +53,7 @@ class Derivation:
     Attributes:
         model: the model's name, for people.
         description: what was done, one sentence.
-        identity: what tells this processing from any other; UIDs of what it makes depend on it.
+        identity: what distinguishes this processing from any other; UIDs of what it makes depend on it.
         created: when it was begun.
     """
 
