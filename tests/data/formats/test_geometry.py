@@ -46,7 +46,7 @@ def test_a_tilted_gantry(tmp_path, write_series, make_hu, mirrored):
     orientation = (-1, 0, 0, *TILTED[3:]) if mirrored else TILTED
     hu = make_hu(12)
     write_series(tmp_path / "ct", hu, orientation=orientation, edit=along_the_table)
-    message = rf"series {UID}\.1 in .*ct: its slices are tilted by 20\.0 degrees \(gantry tilt\); --resample mends that"
+    message = rf"series {UID}\.1 in .*ct: its slices are tilted by 20\.0 degrees \(gantry tilt\). To fix: --resample makes it regular"
     with pytest.raises(InputError, match=message):
         scan([tmp_path / "ct"])
     (series,) = scan([tmp_path / "ct"], accept="resampleable").series
@@ -101,7 +101,7 @@ def test_uneven_spacing(tmp_path, write_series, make_hu):
     """5 mm apart and then 2.5 mm, as heads are scanned."""
     hu = np.broadcast_to(np.array([0, 10, 20, 30, 35, 40, 45], np.int16)[:, None, None] * 2, (7, 16, 16))
     write_series(tmp_path / "ct", hu, edit=at(100, 105, 110, 115, 117.5, 120, 122.5))
-    with pytest.raises(InputError, match=r"unevenly spaced, 2\.5 to 5 mm apart; --resample mends that"):
+    with pytest.raises(InputError, match=r"unevenly spaced, 2\.5 to 5 mm apart. To fix: --resample makes it regular"):
         find_series([tmp_path / "ct"], "", strict=True, resample=False)
     summary = prepare([tmp_path / "ct"], tmp_path / "store", resample=True, val_fraction=0, test_fraction=0)
     store = Store(tmp_path / "store")
