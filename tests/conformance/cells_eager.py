@@ -56,6 +56,30 @@ def _(case: Case) -> None:
         assert_near(gradient, right_gradient, x.dtype, f"gradient {number + 1}")
 
 
+@cell("autocast, x in bfloat16 and targets in float32")
+def _(case: Case) -> None:
+    """Value and gradient as if both came in float32, and the other way round."""
+    x, t, b = case.tensors()
+    x = x.to(torch.bfloat16)
+    function = case.build()
+    with torch.autocast("cpu", torch.bfloat16):
+        check(case, function, x, t, b, torch.bfloat16)
+        check(case, function, x.float(), t.to(torch.bfloat16), b, torch.bfloat16)
+
+
+@cell("tensors of the meta device")
+def _(case: Case) -> None:
+    """Shape, dtype and device of the result."""
+    x, t, b = case.tensors()
+    right = case.build()(x, t, b)
+    x, t, b = (None if tensor is None else tensor.to("meta") for tensor in (x, t, b))
+    function = case.build()
+    if isinstance(function, nn.Module):
+        function.to("meta")
+    value = function(x.requires_grad_(), t, b)
+    assert (value.device.type, value.shape, value.dtype) == ("meta", right.shape, right.dtype)
+
+
 @cell("torch.use_deterministic_algorithms(True)")
 def _(case: Case) -> None:
     """Value and gradient, the same bits twice."""
