@@ -1,5 +1,6 @@
 """Ways to differentiate, and what else has a hand in the graph."""
 
+import pytest
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -95,8 +96,7 @@ def _(case: Case) -> None:
 @cell("torchjd.autojac.backward", with_gradient)
 def _(case: Case) -> None:
     """The Jacobian of two losses, at TorchJD's defaults."""
-    from torchjd import autojac
-
+    autojac = pytest.importorskip("torchjd.autojac")
     x, t, b = case.tensors(torch.float64)
     function = case.build(torch.float64)
 

@@ -1,12 +1,31 @@
 """Watches what Triton kernels do to memory while the interpreter runs them."""
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+
+
+def _release(package: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in re.findall(r"\d+", version(package))[:2])
+    except PackageNotFoundError:
+        return ()
+
+
+@pytest.fixture(autouse=True)
+def _interpreter_that_works(request: pytest.FixtureRequest) -> None:
+    """Skips tests of Triton kernels where there is no Triton, or neither a GPU nor an interpreter that works."""
+    if request.node.get_closest_marker("interpreter") is None:
+        return
+    pytest.importorskip("triton")
+    if not torch.cuda.is_available() and _release("triton") < (3, 7) and _release("numpy") >= (2, 4):
+        pytest.skip("the interpreter of triton 3.6 needs numpy < 2.4")
 
 
 class Traffic:

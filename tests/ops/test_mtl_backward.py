@@ -3,9 +3,10 @@ import sys
 import pytest
 import torch
 from torch import nn
-from torchjd import aggregation
 
 from lidnet_fast import mtl_backward
+
+aggregation = pytest.importorskip("torchjd.aggregation")
 
 
 def network_and_losses():

@@ -1,7 +1,5 @@
 import pytest
-import pytorch_msssim
 import torch
-from scipy import ndimage
 from torch.nn import functional as F
 
 from lidnet_fast import multi_loss, multi_loss_jacobian
@@ -17,6 +15,7 @@ def volumes(dtype=torch.float64, shape=(2, 2, 13, 16, 15)):
 
 def sobel(image, axis):
     """SciPy's Sobel filter, without the border that it pads."""
+    ndimage = pytest.importorskip("scipy.ndimage")
     responses = [ndimage.sobel(volume, axis) for volume in image.flatten(0, 1).numpy()]
     return torch.stack([torch.from_numpy(r)[1:-1, 1:-1, 1:-1] for r in responses])
 
@@ -28,6 +27,7 @@ def window(channels):
 
 
 def test_terms_are_the_peers():
+    pytorch_msssim = pytest.importorskip("pytorch_msssim")
     input, target = volumes()
     terms = multi_loss(input, target, WEIGHTS, data_range=1.5).terms
     expected = {
