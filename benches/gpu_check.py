@@ -1,294 +1,110 @@
-"""Parity, determinism, capture and speed of the kernels on a GPU. Run by gpu_check.sh; writes one JSON."""
+"""Everything that only a GPU can show, in parts of less than eight minutes: benches/gpu_check.sh [PART...].
+
+Needs torch, torchvision, triton and pytest, and to build, setuptools, ninja, g++ and nvcc; nothing is downloaded.
+Without the name of a part it runs those that haven't passed yet, so a run that was interrupted is resumed by the same
+command. All that they find is in one JSON file, gpu_check.json.
+"""
 
 import argparse
-import itertools
+import importlib.util
 import json
-import math
-import statistics
+import os
+import shutil
+import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
-import boxes as box_sets
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-from torchvision.models import vgg19
-from torchvision.ops import roi_align
-
-from lidnet_fast import (
-    ROIPerceptualLoss,
-    backend,
-    combine_gradients,
-    gradient_gramian,
-    multi_loss,
-    multi_loss_jacobian,
-    reference,
-    roi_perceptual_loss,
-)
-from lidnet_fast.files import write_text
-from lidnet_fast.runtime import machine_facts
-
-TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
-ROUNDS, WARM_UP = 30, 5
-STRIDE = 4
-PIXEL_TERMS = {"l1": 0.5, "mse": 1.0, "charbonnier": 0.3, "ssim": 0.4, "edge": 0.2, "tv": 0.1}
-
-
-def features(images: int, channels: int, side: int, dtype: torch.dtype, channels_last: bool) -> list[Tensor]:
-    form = torch.channels_last if channels_last else torch.contiguous_format
-    return [
-        torch.randn(images, channels, side, side, device="cuda").to(dtype).contiguous(memory_format=form) for _ in "ab"
-    ]
-
-
-def images(*shape: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    target = torch.rand(shape, device="cuda", dtype=torch.float64)
-    return [(target + 0.1 * torch.randn_like(target)).to(dtype), target.to(dtype)]
-
-
-def ours(input: Tensor, target: Tensor, boxes: Tensor) -> Tensor:
-    return roi_perceptual_loss(input, target, boxes, 7, 1 / STRIDE)
-
-
-def torchvision(input: Tensor, target: Tensor, boxes: Tensor) -> Tensor:
-    pooled = [roi_align(x.float(), boxes, 7, 1 / STRIDE, 2, True) for x in (input, target)]
-    return F.mse_loss(*pooled)
-
-
-def with_gradient(loss: Callable[..., Tensor], input: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
-    leaf = input.detach().requires_grad_()
-    value = loss(leaf, *rest)
-    return value.detach(), torch.autograd.grad(value, leaf)[0]
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    return float((actual.double() - expected).norm() / expected.norm())
-
-
-def parity() -> dict[str, Any]:
-    results = {}
-    for dtype, channels_last in itertools.product(TOLERANCES, (False, True)):
-        input, target = features(2, 70, 64, dtype, channels_last)
-        boxes = box_sets.as_rois(box_sets.proposals((256, 256), 2, 64)).cuda()
-        upstream = torch.randn(len(boxes), device="cuda", dtype=torch.float64)
-        leaf = input.detach().requires_grad_()
-        losses = roi_perceptual_loss(leaf, target, boxes, 7, 1 / STRIDE, reduction="none")
-        (gradient,) = torch.autograd.grad(losses, leaf, upstream.to(losses.dtype))
-        wide = input.double().requires_grad_()
-        pooling = (boxes.double(), None, [1 / STRIDE], (7, 7), 2, True)
-        expected = reference.roi_perceptual_losses([wide], [target.double()], *pooling, "mse")
-        (expected_gradient,) = torch.autograd.grad(expected, wide, upstream)
-        errors = {
-            "losses": relative_error(losses, expected.detach()),
-            "gradient": relative_error(gradient, expected_gradient),
-        }
-        ok = max(errors.values()) < TOLERANCES[dtype]
-        results[f"{dtype}{' channels_last' if channels_last else ''}"] = {**errors, "ok": ok}
-    return results
-
-
-def pixel_parity() -> dict[str, Any]:
-    """multi_loss, its jacobian and the gradients' algebra against their definitions in float64."""
-    results = {}
-    shapes = {"images": (2, 2, 175, 203), "volumes": (2, 1, 14, 33, 45)}
-    for dtype, (name, shape) in itertools.product(TOLERANCES, shapes.items()):
-        weights = PIXEL_TERMS if name == "volumes" else {**PIXEL_TERMS, "ms_ssim": 0.7}
-        input, target = images(*shape, dtype=dtype)
-        total, gradient = with_gradient(lambda x, y: multi_loss(x, y, weights).total, input, target)  # noqa: B023
-        terms, options, wide = list(weights), (None, 1.0, 1.0), target.double()
-        arguments = (terms, list(weights.values()), *options)
-        expected = with_gradient(lambda x, y: reference.multi_loss(x, y, *arguments)[0], input.double(), wide)  # noqa: B023
-        rows = multi_loss_jacobian(input, target, list(weights))
-        exact_rows = reference.multi_loss_jacobian(input.double(), wide, terms, *options)
-        flat = rows.double().flatten(1)
-        coefficients = torch.arange(1.0, len(weights) + 1, device="cuda", dtype=rows.dtype)
-        combined = combine_gradients(rows, coefficients)
-        errors = {
-            "total": relative_error(total, expected[0]),
-            "gradient": relative_error(gradient, expected[1]),
-            "jacobian": relative_error(rows, exact_rows),
-            "gramian": relative_error(gradient_gramian(rows), flat @ flat.T),
-            "combined": relative_error(combined, torch.tensordot(coefficients.double(), rows.double(), 1)),
-        }
-        results[f"{name}, {dtype}"] = {**errors, "ok": max(errors.values()) < TOLERANCES[dtype]}
-    return results
-
-
-def window_parity() -> dict[str, Any]:
-    """Losses on windows against those of whole images."""
-    results = {}
-    boxes = [of_image.cuda() for of_image in box_sets.lidc_slices(4)]
-    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-2)):
-        pair = images(4, 1, 512, 512, dtype=dtype)
-        losses = window_losses("relu2_2", dtype)
-        expected = with_gradient(lambda x, y: losses["whole image"](x, y, boxes), *pair)  # noqa: B023
-        for name in ("ours", "ours, compiled"):
-            actual = with_gradient(lambda x, y: losses[name](x, y, boxes), *pair)  # noqa: B023
-            errors = [relative_error(*values) for values in zip(actual, expected, strict=True)]
-            results[f"ROI windows, {name}, vgg19 relu2_2, {dtype}"] = {"errors": errors, "ok": max(errors) <= tolerance}
-    return results
-
-
-def window_losses(layer: str, dtype: torch.dtype) -> dict[str, ROIPerceptualLoss]:
-    """A loss on windows, also compiled (CUDA graphs), and the same one on whole images."""
-    torch.manual_seed(0)
-    network = vgg19()
-    losses = {
-        "ours": ROIPerceptualLoss(network, layer),
-        "ours, compiled": ROIPerceptualLoss(network, layer, compiled=True),
-        "whole image": ROIPerceptualLoss(network, layer, "whole"),
-    }
-    return {name: loss.to("cuda", dtype) for name, loss in losses.items()}
-
-
-def behaviour(step: Callable[..., tuple[Tensor, ...]], arguments: list[Tensor]) -> dict[str, bool]:
-    """What must hold of a step whatever it computes."""
-
-    def same(actual: tuple[Tensor, ...]) -> bool:
-        return all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(expected, actual, strict=True))
-
-    expected = step(*arguments)
-    results = {"repeats bitwise": same(step(*arguments))}
-
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        step(*arguments)
-        results["never synchronises"] = True
-    except RuntimeError:
-        results["never synchronises"] = False
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        on_stream = step(*arguments)
-    stream.synchronize()
-    results["other stream"] = same(on_stream)
-
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step(*arguments)
-    for tensor in captured:
-        tensor.zero_()
-    graph.replay()
-    torch.cuda.synchronize()
-    results["CUDA graph"] = same(captured)
-
-    if torch.cuda.device_count() > 1:
-        results["second device"] = same(step(*(x.to("cuda:1") for x in arguments)))
-    return results
-
-
-def behaviours() -> dict[str, bool]:
-    boxes = box_sets.as_rois(box_sets.proposals((256, 256), 2, 64)).cuda()
-    weights = {**PIXEL_TERMS, "ms_ssim": 0.7}
-
-    def roi_step(input: Tensor, target: Tensor, boxes: Tensor) -> tuple[Tensor, ...]:
-        return with_gradient(ours, input, target, boxes)
-
-    def pixel_step(input: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-        rows = multi_loss_jacobian(input, target, list(weights))
-        pixel = with_gradient(lambda x, y: multi_loss(x, y, weights).total, input, target)
-        return (*pixel, rows, gradient_gramian(rows), combine_gradients(rows, rows.new_ones(len(rows))))
-
-    steps = {
-        "ROI perceptual": behaviour(roi_step, [*features(2, 64, 64, torch.float32, False), boxes]),
-        "pixel losses": behaviour(pixel_step, list(images(2, 1, 181, 203))),
-    }
-    return {f"{name}: {what}": ok for name, results in steps.items() for what, ok in results.items()}
-
-
-def median_ms(run: Callable[[int], Any]) -> float:
-    times = []
-    for turn in range(WARM_UP + ROUNDS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in "ab")
-        start.record()
-        run(turn)
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times[WARM_UP:])
-
-
-def rotate(loss: Callable[..., Tensor], pairs: list[list[Tensor]], boxes: Tensor) -> Callable[[int], Any]:
-    return lambda turn: with_gradient(loss, *pairs[turn % len(pairs)], boxes)
-
-
-def speed() -> dict[str, Any]:
-    """Medians in ms, forward and backward, over inputs that rotate through more memory than the L2 cache holds."""
-    results = {}
-    contestants = {"ours": ours, "torchvision": torchvision, "compiled": torch.compile(torchvision)}
-    for count, dtype, channels_last in itertools.product((256, 1000), (torch.float32, torch.bfloat16), (False, True)):
-        pairs = [features(4, 256, 128, dtype, channels_last) for _ in range(4)]
-        boxes = box_sets.as_rois(box_sets.proposals((512, 512), 4, count)).cuda()
-        row = {name: median_ms(rotate(loss, pairs, boxes)) for name, loss in contestants.items()}
-        row["times as fast as torchvision"] = row["torchvision"] / row["ours"]
-        results[f"4x256x128x128, {count} proposals, {dtype}{' channels_last' if channels_last else ''}"] = row
-    return results
-
-
-def pixel_speed() -> dict[str, Any]:
-    """Medians in ms, forward and backward, against the definition eager and compiled."""
-    results = {}
-
-    def definition(input: Tensor, target: Tensor) -> Tensor:
-        return reference.multi_loss(input, target, list(PIXEL_TERMS), list(PIXEL_TERMS.values()), None, 1.0, 1.0)[0]
-
-    contestants = {
-        "ours": lambda x, y: multi_loss(x, y, PIXEL_TERMS).total,
-        "definition": definition,
-        "compiled": torch.compile(definition),
-    }
-    for shape in ((4, 1, 512, 512), (1, 1, 512, 512), (16, 1, 64, 64), (1, 1, 64, 256, 256)):
-        pairs = [images(*shape) for _ in range(max(1, (100 << 20) // (8 * math.prod(shape))))]
-        row = {
-            name: median_ms(lambda turn, loss=loss: with_gradient(loss, *pairs[turn % len(pairs)]))  # noqa: B023
-            for name, loss in contestants.items()
-        }
-        results["x".join(map(str, shape))] = row | {"times as fast as compiled": row["compiled"] / row["ours"]}
-    return results
-
-
-def window_speed() -> dict[str, Any]:
-    """Medians in ms, forward and backward, of losses on windows and on whole images."""
-    results = {}
-    boxes = box_sets.lidc_slices(4)
-    for layer in ("relu2_2", "relu3_4", "relu4_4"):
-        pair = images(4, 1, 512, 512)
-        row = {
-            name: median_ms(lambda turn, loss=loss: with_gradient(lambda x, y: loss(x, y, boxes), *pair))  # noqa: B023
-            for name, loss in window_losses(layer, torch.float32).items()
-        }
-        row["times as fast as whole image"] = row["whole image"] / row["ours"]
-        results[f"ROI windows, vgg19 {layer}, 4x1x512x512"] = row
-    return results
+ROOT = Path(__file__).parents[1]
+LIMIT = 8 * 60
+"""Seconds that a part may take."""
+PYTEST = ["-m", "pytest", "-q", "-o", "addopts=--strict-markers --import-mode=importlib -rfEs"]
+# Its checks make every program tens of times slower; these cases reach every kernel, with memory of its own for each
+# tensor instead of a share of the caching allocator's.
+SANITIZED = ["tests/kernels/test_roi_perceptual_triton.py", "tests/kernels/test_roi_windows_triton.py"]
+PARTS: dict[str, list[str]] = {
+    "install": ["-m", "pip", "install", "--no-deps", "--no-build-isolation", "--editable", "."],
+    "ops": [*PYTEST, "tests/ops", "tests/test_backend.py"],
+    "conformance": [*PYTEST, "tests/conformance"],
+    "kernels": [*PYTEST, "tests/kernels"],
+    "sanitizer": [*PYTEST, *SANITIZED, "-k", "pyramid or volumes or layouts"],
+    "parity": [],
+    "behaviour": [],
+    "speed-rois": [],
+    "speed-pixels": [],
+    "speed-windows": [],
+}
+"""Name -> arguments of Python; those without are parts of gpu_measure.py."""
+NEED_NO_GPU = ("install", "ops", "conformance", "kernels")
+BEFORE_SPEED = ("parity", "behaviour")
+"""What isn't right isn't timed."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    out = parser.parse_args().out
-    if not torch.cuda.is_available():
-        sys.exit("gpu_check: torch sees no CUDA device here")
-    backend.use("fused")
-    torch.manual_seed(0)
-    report = {
-        "machine": machine_facts(),
-        "parity": parity() | pixel_parity() | window_parity(),
-        "behaviour": behaviours(),
-    }
-    failed = [name for name, result in report["parity"].items() if not result["ok"]]
-    failed += [name for name, ok in report["behaviour"].items() if not ok]
-    if not failed:  # what isn't right isn't timed
-        report["speed"] = speed() | pixel_speed() | window_speed()
-    write_text(out, json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report, indent=1))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of: {', '.join(PARTS)}")
+    parser.add_argument("--out", type=Path, default=Path("gpu_check.json"))
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.parts if name not in PARTS]
+    if unknown:
+        parser.error(f"unknown part {unknown[0]!r} (parts: {', '.join(PARTS)})")
+    report = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    for name in arguments.parts or [name for name in PARTS if not report.get(name, {}).get("ok")]:
+        print(f"gpu_check: {name}", flush=True)
+        report[name] = run(name, report)
+        print(f"gpu_check: {name}: {'ok' if report[name]['ok'] else report[name]['why']}", flush=True)
+        scratch = arguments.out.with_suffix(".part")
+        scratch.write_text(json.dumps(report, indent=1) + "\n")
+        scratch.replace(arguments.out)
+    failed = [name for name in arguments.parts or PARTS if not report[name]["ok"]]
     if failed:
-        sys.exit(f"gpu_check: failed: {', '.join(failed)}")
+        sys.exit(f"gpu_check: failed: {', '.join(failed)}; details are in {arguments.out}")
+
+
+def run(name: str, report: dict[str, Any]) -> dict[str, Any]:
+    """Run a part in a process of its own; "ok", and "why" not, "seconds", the end of its "output", its results."""
+    reason = why_not(name, report)
+    if reason:
+        return {"ok": False, "why": reason}
+    environment, start = {**os.environ, "PYTHONUNBUFFERED": "1"}, time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        measured, output = Path(folder) / "measured.json", Path(folder) / "output"
+        command = [sys.executable, *PARTS[name]]
+        if not PARTS[name]:
+            command += ["benches/gpu_measure.py", name, "--out", str(measured)]
+        if name == "sanitizer":
+            command = ["compute-sanitizer", "--error-exitcode", "1", *command]
+            environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
+        with output.open("w") as stream:
+            try:
+                code = subprocess.run(command, cwd=ROOT, env=environment, stdout=stream, stderr=stream, timeout=LIMIT)
+                why = f"exit status {code.returncode}" if code.returncode else ""
+            except subprocess.TimeoutExpired:
+                why = f"took longer than {LIMIT} s"
+        result = {"ok": not why, "why": why, "seconds": round(time.monotonic() - start, 1)}
+        result["output"] = output.read_text(errors="replace")[-4000:]
+        print(result["output"])
+        return result | (json.loads(measured.read_text()) if measured.exists() else {})
+
+
+def why_not(name: str, report: dict[str, Any]) -> str:
+    """Why a part can't run here, or nothing."""
+    missing = [package for package in ("torch", "pytest") if importlib.util.find_spec(package) is None]
+    if missing:
+        return f"{sys.executable} has no {missing[0]}. To fix: PYTHON=... names an interpreter that has it"
+    if name not in NEED_NO_GPU:
+        import torch
+
+        if not torch.cuda.is_available():
+            return "torch sees no CUDA device here"
+    if name == "sanitizer" and shutil.which("compute-sanitizer") is None:
+        return "compute-sanitizer isn't on the PATH; it comes with NVIDIA's CUDA toolkit"
+    wrong = [other for other in BEFORE_SPEED if not report.get(other, {}).get("ok")]
+    if name.startswith("speed") and wrong:
+        return f"{wrong[0]} hasn't passed, and what isn't right isn't timed"
+    return ""
 
 
 if __name__ == "__main__":
