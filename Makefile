@@ -11,7 +11,7 @@ SOURCES := pyproject.toml setup.py $(wildcard csrc/*.h csrc/cpu/* csrc/cuda/*)
 # One process per core, with one thread each.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
-.PHONY: demo test test-all check bench clean
+.PHONY: demo test test-all check bench wheel versions clean
 
 demo: $(VENV)/.train
 	$(BIN)/lidnet-fast demo $(ARGS)
@@ -30,6 +30,16 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# One wheel for every Python, torch and glibc since 2.28, in dist/.
+wheel: $(VENV)/.dev
+	rm -rf dist
+	$(BIN)/python tools/wheel.py dist
+
+# Installs the wheel next to every torch that pyproject.toml declares, and runs the operators' tests there; 20 GB, in .nox.
+# ARGS chooses one: make versions ARGS="--session lowest". Needs Python 3.11, 3.12 and 3.13 on the PATH.
+versions: wheel
+	$(BIN)/nox $(ARGS)
+
 # Editable, so that a change in the Python sources needs no new installation; one of the dependencies or of csrc/ does.
 $(VENV)/.train: $(SOURCES) | $(BIN)/python
 	$(BIN)/pip install --quiet $(BUILD)
@@ -46,4 +56,4 @@ $(BIN)/python:
 	$(BIN)/pip install --quiet --upgrade pip
 
 clean:
-	rm -rf $(VENV) build *.egg-info lidnet_fast/_C*.so .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .nox build dist *.egg-info lidnet_fast/_C*.so lidnet_fast/_build.json .pytest_cache .ruff_cache .mypy_cache

@@ -4,12 +4,13 @@ lidnet_fast._C has the kernels for the CPU, lidnet_fast._C_cuda those written in
 ABI, so that one library serves every torch from 2.10 on. One that can't be built is left out, and the package runs on
 the plain PyTorch definitions. The cause is written into the package, where `lidnet-fast info` finds it.
 LIDNET_FAST_EXTENSION=0 leaves both out on purpose, =1 makes a failed build an error. CUDA_HOME names a CUDA toolkit,
-TORCH_CUDA_ARCH_LIST the GPUs.
+TORCH_CUDA_ARCH_LIST the GPUs, and LIDNET_FAST_LINK the last arguments of the linker (tools/wheel.py).
 """
 
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,7 @@ if int(setuptools.__version__.split(".")[0]) < OLDEST_SETUPTOOLS:
 CHOICE = os.environ.get("LIDNET_FAST_EXTENSION", "auto")
 OLDEST_TORCH = "0x020a000000000000"  # 2.10
 FLAGS = ["-O3", "-std=c++17", "-g0", "-Wno-psabi", "-fvisibility=hidden", f"-DTORCH_TARGET_VERSION={OLDEST_TORCH}"]
+LINK = shlex.split(os.environ.get("LIDNET_FAST_LINK", ""))
 GPUS = "7.5;8.0;9.0;10.0+PTX"
 CPU, CUDA = "_C", "_C_cuda"
 BUILD_TOOLS = f"pip install 'setuptools>={OLDEST_SETUPTOOLS}' ninja"
@@ -102,6 +104,7 @@ def extensions() -> dict:
             sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp")),
             depends=headers,
             extra_compile_args={"cxx": FLAGS},
+            extra_link_args=LINK,
             py_limited_api=True,
         )
     ]
@@ -112,6 +115,7 @@ def extensions() -> dict:
             depends=headers,
             library_dirs=[str(toolkit / "lib")],
             extra_compile_args={"cxx": [*FLAGS, "-DUSE_CUDA"], "nvcc": ["-O3", "-std=c++17", "--threads=2"]},
+            extra_link_args=LINK,
             py_limited_api=True,
         )
         # The one library that every toolkit has under the name that the linker looks for.
