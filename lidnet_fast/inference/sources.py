@@ -4,7 +4,10 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from lidnet_fast.data.formats.dicom.headers import frame_count, parse_header
+from lidnet_fast.data.formats.dicom.pixels import decode
 from lidnet_fast.data.formats.dicom.values import without_pydicom_warnings
 from lidnet_fast.data.formats.find import Found, files_below
 from lidnet_fast.data.formats.geometry import Rejected
@@ -20,13 +23,38 @@ class DicomSeries:
 
     Attributes:
         uid: SeriesInstanceUID.
+        patient_id: PatientID.
         files: by SOPInstanceUID.
         multiframe: whether one of them holds several slices.
+        fault: why the files can't be one series; None where they can.
     """
 
     uid: str
+    patient_id: str
     files: dict[str, Path] = field(default_factory=dict)
     multiframe: bool = False
+    fault: str | None = None
+
+    def add(self, image: "_Image", path: Path) -> bool:
+        """Add a file; False for a copy of one that is there.
+
+        Identifiers that should be unique may not be: a file with the identifiers of another is a copy only if position
+        and pixels agree. Otherwise, and where two patients share a series, nobody can say what belongs together.
+        """
+        earlier = self.files.setdefault(image.uid, path)
+        if image.patient_id != self.patient_id:
+            self._refuse(next(iter(self.files.values())), path, "its SeriesInstanceUID, but not the patient")
+        elif earlier is not path:
+            if _is_copy(earlier, path):
+                return False
+            self._refuse(earlier, path, "a SOPInstanceUID, but are different images")
+        self.multiframe |= image.frames > 1
+        return True
+
+    def _refuse(self, one: Path, other: Path, shared: str) -> None:
+        self.fault = self.fault or (
+            f"series {self.uid}: {one} and {other} share {shared}. To fix: give every image identifiers of its own"
+        )
 
     @property
     def folder(self) -> Path:
@@ -38,6 +66,7 @@ class DicomSeries:
 class _Image:
     series_uid: str
     uid: str
+    patient_id: str
     frames: int
 
 
@@ -52,8 +81,8 @@ def find(source: Path, out: Path) -> Found[DicomSeries | VolumeFile]:
         out: a folder to leave out, wherever it lies.
 
     Returns:
-        DICOM series in the order of their first files, then volumes. What was rejected are files that can't be used and
-        of which nobody can say to which series they belong.
+        DICOM series in the order of their first files, then volumes. What was rejected are series whose identifiers
+        aren't unique, and files of which nobody can say to which series they belong.
 
     Raises:
         InputError: `source` doesn't exist, or holds no CT.
@@ -71,15 +100,16 @@ def find(source: Path, out: Path) -> Found[DicomSeries | VolumeFile]:
         if isinstance(what, VolumeFile):
             volumes.append(what)
         elif isinstance(what, _Image):
-            one = series.setdefault(what.series_uid, DicomSeries(what.series_uid))
-            if what.uid in one.files:
+            one = series.setdefault(what.series_uid, DicomSeries(what.series_uid, what.patient_id))
+            if not one.add(what, path):
                 files.skipped["copies of another"] += 1
-            else:
-                one.files[what.uid] = path
-                one.multiframe |= what.frames > 1
         else:
             files.skipped[what] += 1
-    found = Found([*series.values(), *volumes], files.skipped, rejected)
+    for one in series.values():
+        if one.fault is not None:
+            rejected.append(Rejected(one.uid, one.folder, one.fault))
+    sound: list[DicomSeries | VolumeFile] = [one for one in series.values() if one.fault is None]
+    found = Found([*sound, *volumes], files.skipped, rejected)
     found.check_any([source])
     return found
 
@@ -95,7 +125,26 @@ def _identify(path: Path) -> _Image | str:
     if isinstance(parsed, str):
         return parsed
     header, _ = parsed
-    series_uid, uid = (str(header.get(name) or "").strip() for name in ("SeriesInstanceUID", "SOPInstanceUID"))
+    names = ("SeriesInstanceUID", "SOPInstanceUID", "PatientID")
+    series_uid, uid, patient_id = (str(header.get(name) or "").strip() for name in names)
     if not (series_uid and uid):
         raise InputError(f"{path}: has no SeriesInstanceUID or no SOPInstanceUID")
-    return _Image(series_uid, uid, frame_count(header, path))
+    return _Image(series_uid, uid, patient_id, frame_count(header, path))
+
+
+_PLACE = (
+    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+)
+
+
+@without_pydicom_warnings()
+def _is_copy(one: Path, other: Path) -> bool:
+    """Whether two files hold the same image: position and decoded pixels agree, whatever their transfer syntax."""
+    try:
+        first, second = decode(one), decode(other)
+    except InputError:
+        return one.read_bytes() == other.read_bytes()
+    return all(first.dataset.get(name) == second.dataset.get(name) for name in _PLACE) and np.array_equal(
+        np.stack(first.frames), np.stack(second.frames)
+    )

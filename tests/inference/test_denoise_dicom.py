@@ -19,6 +19,7 @@ from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.uid import (
     ExplicitVRLittleEndian,
     MRImageStorage,
+    RLELossless,
 )
 
 from lidnet_fast.cli import main
@@ -443,3 +444,47 @@ def test_nothing_is_made_when_nothing_can_be_done(tmp_path, run, capsys):
         assert message in error
         assert error.count("\n") == 1
     assert not Path(out).exists()
+
+
+def same_sop_uid(z, dataset):
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+
+
+def test_different_images_with_one_identifier_are_refused_by_name(tmp_path, run, write_series, make_hu, capsys):
+    """Eight slices under one SOPInstanceUID came out as one, with exit status 0."""
+    write_series(tmp_path / "in" / "shared", make_hu(8), series_uid="1.2.1", edit=same_sop_uid)
+    write_series(tmp_path / "in" / "sound", make_hu(2), series_uid="1.2.2")
+    with pytest.raises(SystemExit) as stop:
+        main(["denoise", str(tmp_path / "in"), str(tmp_path / "out"), "--model", str(run)])
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    assert re.search(r"series 1\.2\.1: .*shared.* and .* share a SOPInstanceUID, but are different images", said.err)
+    assert "copies of another" not in said.out
+    assert len(results(tmp_path / "out")) == 2
+
+
+def test_patients_who_share_identifiers_are_refused(tmp_path, run, write_series, make_hu):
+    """The second patient was missing, with exit status 0."""
+    write_series(tmp_path / "in" / "a", make_hu(3), patient_id="a")
+    write_series(tmp_path / "in" / "b", make_hu(3, seed=1), patient_id="b")
+    write_series(tmp_path / "in" / "sound", make_hu(2), series_uid="1.2.2")
+    summary = denoise(tmp_path / "in", tmp_path / "out", model=run)
+    (failure,) = summary.failures
+    assert re.search(r"in/a/.* and .*in/b/.* share its SeriesInstanceUID, but not the patient", failure)
+    assert len(results(tmp_path / "out")) == 2
+
+
+def test_a_copy_agrees_in_position_and_pixels(tmp_path, run, write_series, make_hu):
+    """Of one image in two transfer syntaxes, one is denoised; a copy that was moved is another image."""
+
+    def named_by_slice(z, dataset):
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{z}"
+
+    hu = make_hu(2)
+    write_series(tmp_path / "in" / "a", hu, edit=named_by_slice)
+    write_series(tmp_path / "in" / "b", hu, syntax=RLELossless, edit=named_by_slice)
+    assert denoise(tmp_path / "in", tmp_path / "out", model=run).skipped == {"copies of another": 2}
+    write_series(tmp_path / "moved" / "a", hu, edit=named_by_slice)
+    write_series(tmp_path / "moved" / "b", hu, origin=(0.0, 0.0, 500.0), edit=named_by_slice)
+    with pytest.raises(InputError, match="share a SOPInstanceUID, but are different images"):
+        denoise(tmp_path / "moved", tmp_path / "out2", model=run)

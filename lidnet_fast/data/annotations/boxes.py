@@ -31,7 +31,10 @@ def read_boxes(path: Path, series: Sequence[Series], rejected: frozenset[str] = 
     """
     slice_column, rows = read_rows(path, COLUMNS, SLICE_COLUMNS)
     known = {one.series_uid: one for one in series}
-    slice_of_sop = {(one.series_uid, uid): z for one in series for z, uid in enumerate(one.sop_instance_uids)}
+    slices_of_sop: dict[tuple[str, str], list[int]] = {}
+    for scan in series:
+        for place, uid in enumerate(scan.sop_instance_uids):
+            slices_of_sop.setdefault((scan.series_uid, uid), []).append(place)
     found: dict[str, list[list[float]]] = {uid: [] for uid in known}
     for line, row in rows:
         where = f"{path}, line {line}"
@@ -41,9 +44,11 @@ def read_boxes(path: Path, series: Sequence[Series], rejected: frozenset[str] = 
                 continue
             raise InputError(f"{where}: there is no series {row['series_uid']} among the {len(known)} CT series found")
         if slice_column == "sop_instance_uid":
-            z: int | None = slice_of_sop.get((one.series_uid, row["sop_instance_uid"]))
-            if z is None:
-                raise InputError(f"{where}: series {one.series_uid} has no image {row['sop_instance_uid']}")
+            slices = slices_of_sop.get((one.series_uid, row["sop_instance_uid"]), [])
+            if len(slices) != 1:
+                count = f"{len(slices)} images" if slices else "no image"
+                raise InputError(f"{where}: series {one.series_uid} has {count} {row['sop_instance_uid']}")
+            z = slices[0]
         elif slice_column == "z_mm":
             z = slice_at(one, number(row, "z_mm", where), where)
         else:

@@ -143,3 +143,15 @@ def test_the_documented_example(tmp_path, write_series, make_hu, table):
     write_series(tmp_path / "ct", np.zeros((43, 160, 328), np.int16), series_uid=f"{UID}.1")
     boxes = read_boxes(table(*example), scan([tmp_path / "ct"]).series)
     np.testing.assert_array_equal(boxes[f"{UID}.1"], [[41, 310, 127.5, 322, 141], [42, 309, 126, 323.5, 142]])
+
+
+def test_an_image_named_by_an_identifier_of_several_is_refused(tmp_path, table, write_series, make_hu):
+    """A box would land on any one of them."""
+
+    def shared(z, dataset):
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+
+    write_series(tmp_path / "ct", make_hu(4), edit=shared)
+    path = table("series_uid,sop_instance_uid,x1,y1,x2,y2", f"{UID}.1,1.2.3.4,1,2,3,4")
+    with pytest.raises(InputError, match=r"line 2: series .* has 4 images 1\.2\.3\.4"):
+        read_boxes(path, scan([tmp_path / "ct"]).series)

@@ -46,7 +46,7 @@ def test_a_tilted_gantry(tmp_path, write_series, make_hu, mirrored):
     orientation = (-1, 0, 0, *TILTED[3:]) if mirrored else TILTED
     hu = make_hu(12)
     write_series(tmp_path / "ct", hu, orientation=orientation, edit=along_the_table)
-    message = rf"series {UID}\.1 in .*ct: its slices are tilted by 20\.0 degrees \(gantry tilt\). To fix: --resample makes it regular"
+    message = rf"series {UID}\.1 in .*ct: its slices are tilted by 20\.0 degrees \(gantry tilt\)\. To fix: --resample"
     with pytest.raises(InputError, match=message):
         scan([tmp_path / "ct"])
     (series,) = scan([tmp_path / "ct"], accept="resampleable").series
