@@ -45,7 +45,7 @@ def command(config: RunConfig, *, by: list[str], folder: Path, devices: int = 1)
 
 
 def network(config: RunConfig, phase: str, kind: str) -> dict[str, torch.Tensor]:
-    return load_network(Path(config.out) / phase / f"{kind}.pt", kind)[0].state_dict()  # type: ignore[arg-type]
+    return load_network(Path(config.out) / phase / f"{kind}.pt", kind, trust_code=True)[0].state_dict()  # type: ignore[arg-type]
 
 
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], statistics: bool = True) -> None:
