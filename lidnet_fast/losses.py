@@ -141,13 +141,13 @@ class ROIPerceptualLoss(nn.Module):
                 as float64 to its float32; shorter ones are converted.
             ValueError: As `functional.roi_perceptual_loss`, and for images that a layer has no cell in.
         """
-        if torch.compiler.is_exporting():
+        if torch.compiler.is_dynamo_compiling():  # asked first: before PyTorch 2.12 it calls itself exporting, too
+            _leave_out_of_graphs()
+        elif torch.compiler.is_exporting():
             raise NotImplementedError(
                 "ROIPerceptualLoss plans its windows from the boxes' values, which torch.export hasn't got. "
                 "To fix: export extractors.LayerExtractor and roi_perceptual_loss"
             )
-        if torch.compiler.is_compiling():
-            _leave_out_of_graphs()
         return _of_images(self, denoised, normal_dose, boxes, box_weights, sample_ids)
 
     def _of_images(

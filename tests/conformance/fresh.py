@@ -64,5 +64,7 @@ if __name__ == "__main__":
     import torch._inductor.compile_fx
     import torch.export  # noqa: F401
 
+    results = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # Gloo of PyTorch 2.10 prints to the standard output
     for result in in_forks(jobs(json.loads(line) for line in sys.stdin), len(os.sched_getaffinity(0))):
-        print(json.dumps(result), flush=True)
+        print(json.dumps(result), file=results, flush=True)
