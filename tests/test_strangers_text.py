@@ -3,6 +3,7 @@
 import pytest
 
 from lidnet_fast.cli import main
+from lidnet_fast.report.terminal import print_table
 from lidnet_fast.strangers_text import csv_cell, printable
 
 
@@ -24,3 +25,11 @@ def test_errors_of_commands_are_escaped(capsys, tmp_path):
     assert "run\\x1b[2J\\x07" in message
     assert message.count("\n") == 1
     assert "\x1b" not in message
+
+
+@pytest.mark.parametrize("name", ["[/x]", "[bold]mine", "a\x1b[2Jb"])
+def test_names_in_tables_are_no_markup(capsys, name):
+    print_table({"psnr": "PSNR"}, {name: {"psnr": "30.1"}}, f"run {name}")
+    shown = capsys.readouterr().out
+    assert shown.count(printable(name)) == 2
+    assert "\x1b" not in shown

@@ -3,7 +3,6 @@
 import torch
 
 from lidnet_fast.data.samples.dataset import collate, make_batch
-from lidnet_fast.data.store.reader import Store
 from lidnet_fast.models.envelope import Acquisition, Envelope
 from lidnet_fast.trainer.config import RunConfig
 from lidnet_fast.trainer.datamodule import split_patches
@@ -14,11 +13,10 @@ _SAMPLES = 48
 def training_envelope(config: RunConfig) -> Envelope:
     """Measure the low-dose images of the first samples of the denoiser phase."""
     patches = split_patches(config, "train", "denoiser")
-    series = Store(config.data.store).series
     trained = []
     for draw in range(_SAMPLES):
         sample = patches[draw]
         low_dose = make_batch(collate([sample]), torch.device("cpu"))["low_dose"]
-        spacing = max(series[sample.id[0]].spacing[1:])
+        spacing = max(patches.store.series[sample.id[0]].spacing[1:])
         trained.append(Acquisition.measured([low_dose[0, 0].numpy()], pixel_spacing=spacing))
     return Envelope.around(trained)

@@ -144,3 +144,19 @@ def networks():
         ),
     }
     return {name: (network.double().eval(), layers) for name, (network, layers) in found.items()}
+
+
+def hooked(network, images, layers):
+    """Layer -> what its module gave on the unmodified network, before anything overwrote it."""
+    features = {}
+    handles = [
+        network.get_submodule(layer).register_forward_hook(
+            lambda module, args, result, layer=layer: features.__setitem__(layer, result.clone())
+        )
+        for layer in layers
+    ]
+    with torch.no_grad():
+        network(images)
+    for handle in handles:
+        handle.remove()
+    return features

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from lidnet_fast import ROIPerceptualLoss
 from lidnet_fast.extractors import LayerExtractor
+from tests.extractors.networks import hooked
 
 
 class Uses(nn.Module):
@@ -24,22 +25,6 @@ class Uses(nn.Module):
 
     def forward(self, x):
         return self.last(self.function(self, self.conv(x)))
-
-
-def hooked(network, images, layers):
-    """Layer -> what its module gave on the unmodified network, before anything overwrote it."""
-    features = {}
-    handles = [
-        network.get_submodule(layer).register_forward_hook(
-            lambda module, args, result, layer=layer: features.__setitem__(layer, result.clone())
-        )
-        for layer in layers
-    ]
-    with torch.no_grad():
-        network(images)
-    for handle in handles:
-        handle.remove()
-    return features
 
 
 def relu_of_the_map_itself(m, x):

@@ -5,27 +5,12 @@ import torch
 
 from lidnet_fast import ROIPerceptualLoss
 from lidnet_fast.extractors import LayerExtractor
+from tests.extractors.networks import hooked
 from tests.extractors.zoo import DOCUMENT, LAYERS, random_network, receptive_field, rows
 
 # One of each kind; the others take longer.
 FAST = ("resnet18", "googlenet", "shufflenet_v2_x1_0", "mobilenet_v3_large", "squeezenet1_1")
 NETWORKS = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in LAYERS]
-
-
-def hooked(network, images, layers):
-    """Layer -> what its module gave, before anything overwrote it."""
-    features = {}
-    handles = [
-        network.get_submodule(layer).register_forward_hook(
-            lambda module, args, result, layer=layer: features.__setitem__(layer, result.clone())
-        )
-        for layer in layers
-    ]
-    with torch.no_grad():
-        network(images)
-    for handle in handles:
-        handle.remove()
-    return features
 
 
 @pytest.mark.parametrize("name", NETWORKS)
