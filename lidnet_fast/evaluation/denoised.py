@@ -15,7 +15,7 @@ from lidnet_fast.data.formats.itk.series import VolumeSeries, volume_series
 from lidnet_fast.data.samples.dataset import SampleId
 from lidnet_fast.data.store.reader import Store
 from lidnet_fast.errors import InputError
-from lidnet_fast.evaluation.export import exported_uid, file_name
+from lidnet_fast.evaluation.export import digest_name, exported_patient_id, exported_uid
 from lidnet_fast.progress import progress
 
 _LARGEST_SHIFT_HU = 200.0
@@ -75,10 +75,10 @@ def denoised_views(folder: Path, store: Store, ids: Sequence[SampleId], crop: in
 def match(folder: Path, store: Store, wanted: Sequence[int]) -> dict[int, DenoisedSeries]:
     """Find the volumes of some of a store's series.
 
-    A volume belongs to a series when (a) its file or a folder on the way to it is named as the series; where there is
-    none, when (b) its SeriesInstanceUID is the series' or that of the series' export; where there is none either, when
-    (c) patient and geometry are the series'. In each case its geometry must be the series': shape, spacing, origin and
-    orientation.
+    A volume belongs to a series when (a) its file or a folder on the way to it is named as the series, or by the
+    `digest_name` of it; where there is none, when (b) its SeriesInstanceUID is the series' or that of the series'
+    export; where there is none either, when (c) patient and geometry are the series'. In each case its geometry must be
+    the series': shape, spacing, origin and orientation.
 
     Args:
         folder: searched with everything below it.
@@ -92,10 +92,13 @@ def match(folder: Path, store: Store, wanted: Sequence[int]) -> dict[int, Denois
     matched: dict[int, DenoisedSeries] = {}
     for index in wanted:
         info = store.series[index]
+        uids = {info.series_uid, exported_uid(info.series_uid, "low_dose")}
+        patients = {info.patient_id, exported_patient_id(info.patient_id)}
         candidates = (
-            [one for one in found if file_name(info.series_uid) in _names(one.path, folder)]
-            or [one for one in found if one.series_uid in (info.series_uid, exported_uid(info.series_uid, "low_dose"))]
-            or [one for one in found if one.patient_id == info.patient_id and not one.geometry.difference(info)]
+            [one for one in found if digest_name(info.series_uid) in _names(one.path, folder)]
+            or [one for one in found if info.series_uid in _names(one.path, folder)]
+            or [one for one in found if one.series_uid in uids]
+            or [one for one in found if one.patient_id in patients and not one.geometry.difference(info)]
         )
         name = f"series {info.series_uid} of patient {info.patient_id}"
         if not candidates:

@@ -1,6 +1,9 @@
 """A split's images as files that other tools read, and a store with exactly those low-dose images."""
 
-from collections.abc import Callable
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +30,7 @@ def export(store: Path, out: Path, split: str = "test", format: str = "nifti", s
         store: where the series come from.
         out: the new folder; it appears whole or not at all.
         split: whose series.
-        format: "nifti" (`<series_uid>.nii.gz`) or "dicom" (a folder per series).
+        format: "nifti" (`<series_uid>.nii.gz`) or "dicom" (a folder per series); see `file_names`.
         seed: of simulated noise.
 
     Returns:
@@ -46,12 +49,13 @@ def export(store: Path, out: Path, split: str = "test", format: str = "nifti", s
         for index in chosen:
             if not source.series[index].has_low_dose:
                 raise InputError(f"{store}: series {source.series[index].series_uid} has no low dose to export")
+    names = file_names([source.series[index].series_uid for index in chosen])
     write = _WRITERS[format]
     with (
         whole_path(out) as work,
         StoreWriter(work / "store", split={"by": "export", "of": source.split}) as writer,
     ):
-        for index in progress(chosen, "exporting"):
+        for index, name in progress(list(zip(chosen, names, strict=True)), "exporting"):
             info = source.series[index]
             normal = np.stack([source.read(index, z) for z in range(info.shape[0])])
             low = _low_dose(source, index, normal, seed)
@@ -59,7 +63,7 @@ def export(store: Path, out: Path, split: str = "test", format: str = "nifti", s
             rows = np.array(boxes, np.float32).reshape(-1, 5)
             writer.add_series(replace(info, has_low_dose=True), normal, rows, low)
             for kind, volume in (("low_dose", low), ("normal_dose", normal)):
-                write(make_folder(work / kind) / file_name(info.series_uid), volume, info, kind)
+                write(make_folder(work / kind) / name, volume, info, kind)
     return [
         f"{out / 'low_dose'}: {len(chosen)} series to denoise",
         f"{out / 'normal_dose'}: the same at normal dose",
@@ -68,9 +72,33 @@ def export(store: Path, out: Path, split: str = "test", format: str = "nifti", s
     ]
 
 
-def file_name(series_uid: str) -> str:
-    """The name that a series' file or folder has, without a suffix."""
-    return series_uid.replace("/", "_")
+# What every file system takes as it is, and isn't what `digest_name` makes.
+_PLAIN_NAME = re.compile(
+    r"(?!(con|prn|aux|nul|com\d|lpt\d)(\.|$))(?!.*-[0-9a-f]{16}$)[a-z0-9_]([a-z0-9._ -]{0,98}[a-z0-9_-])?",
+    re.ASCII | re.IGNORECASE,
+)
+
+
+def file_names(series_uids: Sequence[str]) -> list[str]:
+    """The name of each series' file or folder, without a suffix; different series have different names.
+
+    A series' name is its id where every file system can have that and no other id is the same but for capitals, and
+    `digest_name` of it elsewhere.
+    """
+    alike = Counter(uid.lower() for uid in series_uids)
+    return [uid if _PLAIN_NAME.fullmatch(uid) and alike[uid.lower()] == 1 else digest_name(uid) for uid in series_uids]
+
+
+def digest_name(name: str) -> str:
+    """A plain name for any text: what is left of its beginning, and a digest of all of it."""
+    beginning = re.sub(r"[^A-Za-z0-9.-]+", "_", name)[:40].strip("._-")
+    return f"{beginning or 'series'}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:16]}"
+
+
+def exported_patient_id(patient_id: str) -> str:
+    """The PatientID of a series exported as DICOM: the patient's, where DICOM can hold it as one value."""
+    fits = len(patient_id) <= 64 and "\\" not in patient_id and patient_id.isprintable()
+    return patient_id if fits else digest_name(patient_id)
 
 
 def exported_uid(series_uid: str, kind: str) -> str:
@@ -120,7 +148,8 @@ def _write_dicom(path: Path, volume: np.ndarray, info: SeriesInfo, kind: str) ->
         image.SeriesInstanceUID = series_uid
         image.StudyInstanceUID = generate_uid(entropy_srcs=["lidnet_fast export", info.series_uid])
         image.FrameOfReferenceUID = generate_uid(entropy_srcs=["lidnet_fast frame", info.series_uid])
-        image.PatientID, image.PatientName, image.Modality = info.patient_id, "", "CT"
+        image.SpecificCharacterSet = "ISO_IR 192"
+        image.PatientID, image.PatientName, image.Modality = exported_patient_id(info.patient_id), "", "CT"
         image.StudyDate = image.StudyTime = image.StudyID = image.AccessionNumber = ""
         image.PatientBirthDate = image.PatientSex = image.ReferringPhysicianName = ""
         image.SeriesDescription = kind.replace("_", " ")

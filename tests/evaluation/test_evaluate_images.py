@@ -1,6 +1,7 @@
 """Images from other tools as arms: exported, denoised elsewhere, found again, and scored on the same pixels."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +17,8 @@ from lidnet_fast.cli import main
 from lidnet_fast.data.store.index import SeriesInfo
 from lidnet_fast.data.store.reader import Store
 from lidnet_fast.data.store.writer import StoreWriter
-from lidnet_fast.evaluation.export import export
+from lidnet_fast.evaluation.denoised import denoised_views
+from lidnet_fast.evaluation.export import digest_name, export, file_names
 from lidnet_fast.trainer.config import RunConfig
 from lidnet_fast.trainer.run import train
 
@@ -251,9 +253,44 @@ def test_a_volume_is_not_used_for_two_series(tmp_path: Path, capsys: pytest.Capt
     export(tmp_path / "store", tmp_path / "out", format="dicom")
     images = tmp_path / "images"
     images.mkdir()
-    keeps_patient_and_geometry(tmp_path / "out" / "low_dose" / "p_a", images, "")
+    keeps_patient_and_geometry(tmp_path / "out" / "low_dose" / digest_name("p/a"), images, "")
     arguments = ["--store", str(tmp_path / "out" / "store"), "--images", f"tool={images}", "--samples", "16"]
     assert "may be series p/b of patient p as well as series p/a" in refused(capsys, ["evaluate", *arguments])
+
+
+NAMES = [
+    *("1.2.3", "a b", "A-1", "a/b", "a_b", "a\\b", "..", ".", "", " ", "a.", ".hidden", "x" * 301, "x" * 300 + "y"),
+    *("scan", "Scan", "SCAN", "con", "NUL.x", "é", "e\u0301", "a\x1b[b", "a:b", "*", digest_name("a/b"), "\udcff"),
+]
+"""Of series: plain ones, and what a file system refuses, hides, shortens or takes for one another."""
+
+
+def test_file_names_of_series_are_distinct_and_plain() -> None:
+    names = file_names(NAMES)
+    assert names[:3] == NAMES[:3]
+    assert len({name.lower() for name in names}) == len(NAMES)
+    for name in names:
+        assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._ -]*(?<![. ])", name), name
+        assert len(name) <= 100
+    assert names == [file_names(NAMES[:n] + NAMES[n:])[n] for n in range(len(NAMES))]
+
+
+@pytest.mark.parametrize("format", ["nifti", "dicom"])
+def test_series_of_any_name_are_exported_and_found_again(tmp_path: Path, format: str) -> None:
+    names = [name for name in NAMES if name.isprintable()]
+    geometry = {"spacing": (1, 1, 1), "origin": (0, 0, 0), "orientation": (1, 0, 0, 0, 1, 0)}
+    with StoreWriter(tmp_path / "store") as writer:
+        for number, name in enumerate(names):
+            volume = np.full((1, 8, 8), -number, np.int16)
+            info = SeriesInfo(name, f"patient {name}", "test", True, shape=volume.shape, **geometry)
+            writer.add_series(info, volume, np.zeros((0, 5)), volume)
+    export(tmp_path / "store", tmp_path / "out", format=format)
+    for folder in ("low_dose", "normal_dose"):
+        assert len(list((tmp_path / "out" / folder).iterdir())) == len(names)
+    store = Store(tmp_path / "out" / "store")
+    ids = [(number, 0, 0, 0, False, False) for number in range(len(names))]
+    views = denoised_views(tmp_path / "out" / "low_dose", store, ids, None)
+    assert [view[0, 0] for view in views.values()] == [-number for number in range(len(names))]
 
 
 @pytest.mark.parametrize(
