@@ -3,6 +3,8 @@
 import csv
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -194,11 +196,28 @@ def python_examples(document: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", document.read_text(), re.S)
 
 
-def test_python_examples_of_the_readme():
-    (example,) = (code for code in python_examples(ROOT / "README.md") if "runs/mine" not in code)
-    scope: dict = {}
-    exec(example, scope)
-    assert scope["denoised"].grad.abs().sum() > 0
+def test_the_readme_shows_the_example():
+    example = (ROOT / "examples" / "your_own_loop.py").read_text()
+    assert python_examples(ROOT / "README.md")[0] == example
+
+
+def test_your_own_loop(tmp_path):
+    """In a fresh process, with a small extractor in the place of VGG19."""
+    example = (ROOT / "examples" / "your_own_loop.py").read_text()
+    short = example.replace('load_network("vgg19"', 'load_network("squeezenet1_1"').replace('"relu3_4"', '"features.3"')
+    assert example.count("vgg19") - short.count("vgg19") == 1 == example.count('"relu3_4"')
+    check = "assert denoised_volume.shape == low_dose.shape and boxes[0].shape[1] == 4\n"
+    check += "assert abs(denoised_volume - normal_dose).mean() < abs(low_dose - normal_dose).mean()\n"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", short + check], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("0 {'mse': 0.0")
+    assert (tmp_path / "denoiser.pt").exists()
+
+
+def test_the_readme_matches_torchvision():
+    exec(python_examples(ROOT / "README.md")[1], {})
 
 
 def test_python_examples_of_the_losses():

@@ -46,7 +46,9 @@ def roi_perceptual_loss(
     box_weights: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """Difference of two feature maps, or two feature volumes, inside boxes only.
+    """Difference of two feature maps inside boxes; for torchvision's RoIAlign give aligned=False, sampling_ratio=-1.
+
+    Those are the defaults of torchvision.ops.roi_align; here they are True and 2. Feature volumes are taken, too.
 
     With l_k the mean of criterion(roi_align(input) - roi_align(target)) over the C*P*P values of box k (C*P*P*P in
     volumes), and w_k its weight: "none" gives [w_k l_k], "sum" their sum, "mean" their sum over K. Unweighted, the mean

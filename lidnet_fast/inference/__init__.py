@@ -1,8 +1,9 @@
 """Trained denoisers on whole studies: `denoise` is what `lidnet-fast denoise` runs."""
 
 from lidnet_fast.models.files import load_denoiser
+from lidnet_fast.models.hu import HUDenoiser
 
 from .denoise import DenoiseSummary, denoise
 from .slices import SliceDenoiser
 
-__all__ = ["DenoiseSummary", "SliceDenoiser", "denoise", "load_denoiser"]
+__all__ = ["DenoiseSummary", "HUDenoiser", "SliceDenoiser", "denoise", "load_denoiser"]

@@ -1,0 +1,64 @@
+"""The losses in a training loop of your own: put your scans, boxes and network in the places marked "yours"."""
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+from torchvision.tv_tensors import BoundingBoxes, Image
+
+import lidnet_fast
+from lidnet_fast.extractors import load_network
+from lidnet_fast.inference import HUDenoiser, SliceDenoiser
+from lidnet_fast.models import HUWindow, build_denoiser
+
+device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+window = HUWindow(-1000, 400)  # HU that become 0 and 1
+augment = v2.Compose(
+    [v2.RandomCrop(128), v2.RandomHorizontalFlip(), v2.SanitizeBoundingBoxes(min_size=2, labels_getter=None)]
+)
+
+
+class Slices(Dataset):
+    def __init__(self, low_dose, normal_dose, boxes):
+        self.pairs, self.boxes = np.stack([low_dose, normal_dose], axis=1), boxes
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getitem__(self, index):
+        pair = Image(window.scale(torch.from_numpy(self.pairs[index])))  # two channels: cropped and flipped alike
+        return augment(pair, BoundingBoxes(self.boxes[index], format="XYXY", canvas_size=pair.shape[-2:]))
+
+
+def collate(samples):
+    return torch.stack([pair for pair, _ in samples]), [boxes for _, boxes in samples]
+
+
+# Yours: slices [N, H, W] in HU and, per slice, lesion boxes [L, 4] of (x1, y1, x2, y2) in pixels.
+rng = np.random.default_rng(0)
+normal_dose = rng.normal(40, 10, (8, 192, 192)).astype(np.float32)
+low_dose = normal_dose + rng.normal(0, 60, normal_dose.shape).astype(np.float32)
+boxes = [torch.tensor([[90.0, 80.0, 103.0, 91.0]]), torch.zeros(0, 4)] * 4
+
+loader = DataLoader(Slices(low_dose, normal_dose, boxes), batch_size=4, shuffle=True, collate_fn=collate)
+network = build_denoiser("unet", channels=16).to(device)  # yours: [N, 1, H, W] to [N, 1, H, W]
+optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+vgg19 = load_network("vgg19", weights=None)  # weights="DEFAULT" downloads ImageNet's, which want this mean and std
+imagenet = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+perceptual = lidnet_fast.ROIPerceptualLoss(vgg19, "relu3_4", **imagenet).to(device)
+
+for epoch in range(4):
+    for pairs, boxes in loader:
+        low, normal = pairs.to(device).split(1, dim=1)
+        with torch.autocast(device.type, torch.bfloat16):
+            denoised = network(low)
+            pixels = lidnet_fast.multi_loss(denoised, normal, {"mse": 1.0, "ssim": 0.1})
+            loss = pixels.total + 0.01 * perceptual(denoised, normal, boxes)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    print(epoch, {name: round(value.item(), 4) for name, value in pixels.terms.items()})
+
+torch.save(network.state_dict(), "denoiser.pt")
+denoiser = SliceDenoiser(HUDenoiser(network.eval(), window), device)
+denoised_volume = denoiser(low_dose)  # NumPy to NumPy, HU
