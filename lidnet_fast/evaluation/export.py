@@ -158,7 +158,11 @@ def _write_dicom(path: Path, volume: np.ndarray, info: SeriesInfo, kind: str) ->
         image.ImagePositionPatient = [f"{value:.6f}"[:16] for value in position]
         image.ImageOrientationPatient = [f"{value:.10f}"[:16] for value in info.orientation]
         image.PixelSpacing = [f"{value:.8f}" for value in info.spacing[1:]]
-        image.SliceThickness = f"{info.spacing[0]:.6f}"
+        image.SliceThickness = f"{info.slice_thickness or info.spacing[0]:.6f}"
+        if info.kernel:
+            image.ConvolutionKernel = info.kernel
+        if info.body_part:
+            image.BodyPartExamined = info.body_part
         image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
         image.Rows, image.Columns = hu.shape
         image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 16, 15, 1

@@ -17,6 +17,14 @@ def training_envelope(config: RunConfig) -> Envelope:
     for draw in range(_SAMPLES):
         sample = patches[draw]
         low_dose = make_batch(collate([sample]), torch.device("cpu"))["low_dose"]
-        spacing = max(patches.store.series[sample.id[0]].spacing[1:])
-        trained.append(Acquisition.measured([low_dose[0, 0].numpy()], pixel_spacing=spacing))
+        series = patches.store.series[sample.id[0]]
+        trained.append(
+            Acquisition.measured(
+                [low_dose[0, 0].numpy()],
+                pixel_spacing=max(series.spacing[1:]),
+                slice_thickness=series.slice_thickness,
+                kernel=series.kernel,
+                body_part=series.body_part,
+            )
+        )
     return Envelope.around(trained)

@@ -41,6 +41,7 @@ def test_a_model_file_says_what_it_was_trained_on_and_nothing_of_this_machine(ti
         envelope = load_denoiser(path).envelope
         assert envelope is not None
         assert envelope.noise
+        assert envelope.body_parts == ("CHEST",)
         series = Store(tiny_config.data.store).series
         assert envelope.pixel_spacing == (
             min(max(info.spacing[1:]) for info in series if info.split == "train"),

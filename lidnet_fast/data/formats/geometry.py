@@ -138,6 +138,9 @@ class Series(Geometry, abc.ABC):
         positions: centres of the slices' first pixels, (x, y, z) in mm; the first one is the origin.
         sop_instance_uids: of the slices, where the source has them.
         description: DICOM SeriesDescription, where the source has one.
+        slice_thickness: in mm; None where it is unknown.
+        kernel: name of the reconstruction kernel; empty where it is unknown.
+        body_part: DICOM BodyPartExamined; empty where it is unknown.
         split: the split that the data set's authors put it in, if they did.
         boxes: lesion boxes (slice, x1, y1, x2, y2) that come with the images, in pixels.
     """
@@ -149,6 +152,9 @@ class Series(Geometry, abc.ABC):
     positions: tuple[Triple, ...]
     sop_instance_uids: tuple[str, ...] = ()
     description: str = ""
+    slice_thickness: float | None = None
+    kernel: str = ""
+    body_part: str = ""
     split: str | None = None
     boxes: tuple[tuple[float, float, float, float, float], ...] = ()
 

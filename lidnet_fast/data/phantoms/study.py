@@ -67,5 +67,6 @@ def _scan(job: tuple[Study, str, int, int]) -> tuple[SeriesInfo, np.ndarray, np.
         spacing=(5.0, options.pixel_spacing, options.pixel_spacing),
         origin=(0.0, 0.0, 0.0),
         orientation=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
+        body_part="CHEST",
     )
     return info, scan.round().clamp(-32768, 32767).short().numpy(), patient.boxes[patient.annotated]

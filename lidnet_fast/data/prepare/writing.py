@@ -44,6 +44,9 @@ class Job:
             origin=self.series.positions[0] if way is None else way.origin,
             orientation=self.series.orientation,
             has_low_dose=self.low_dose is not None,
+            slice_thickness=self.series.slice_thickness,
+            kernel=self.series.kernel,
+            body_part=self.series.body_part,
         )
 
     def fingerprint(self) -> Any:

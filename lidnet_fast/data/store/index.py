@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -26,6 +27,9 @@ _COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
     "origin": ("f", (3,)),
     "orientation": ("f", (6,)),
     "has_low_dose": ("b", ()),
+    "slice_thickness": ("f", ()),
+    "kernel": ("U", ()),
+    "body_part": ("U", ()),
     "volume": ("i", ()),
     "box_series": ("i", ()),
     "box_z": ("i", ()),
@@ -35,6 +39,9 @@ _COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
 """Kind of NumPy's dtype and further dimensions of every array of the index."""
 _FILE_NAMES = {"series_uid": "series_id"}
 """Arrays that have another name in the file."""
+
+_UNKNOWN = {"slice_thickness": np.nan, "kernel": "", "body_part": ""}
+"""Arrays that older stores don't have, with what says that a value is unknown."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +53,18 @@ class SeriesInfo(Geometry):
         patient_id: the patient; all series of one patient are in one split.
         split: "train", "val" or "test".
         has_low_dose: whether a measured low-dose volume is stored next to the normal-dose one.
+        slice_thickness: in mm; None where it is unknown.
+        kernel: name of the reconstruction kernel; empty where it is unknown.
+        body_part: DICOM BodyPartExamined; empty where it is unknown.
     """
 
     series_uid: str
     patient_id: str
     split: str
     has_low_dose: bool = False
+    slice_thickness: float | None = None
+    kernel: str = ""
+    body_part: str = ""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -71,6 +84,8 @@ class Index:
         spacing, origin: float64 [n, 3].
         orientation: float64 [n, 6].
         has_low_dose: bool [n].
+        slice_thickness: float64 [n], NaN where it is unknown.
+        kernel, body_part: str [n], empty where it is unknown.
         volume: int32 [n], the number in the name of the series' volumes.
         box_series, box_z: int32 [m].
         box: float32 [m, 4], (x1, y1, x2, y2) in pixels.
@@ -85,6 +100,9 @@ class Index:
     origin: np.ndarray
     orientation: np.ndarray
     has_low_dose: np.ndarray
+    slice_thickness: np.ndarray
+    kernel: np.ndarray
+    body_part: np.ndarray
     volume: np.ndarray
     box_series: np.ndarray
     box_z: np.ndarray
@@ -110,6 +128,7 @@ class Index:
             "pixel spacing": self.spacing[:, 1:] > 0,
             "origin": np.isfinite(self.origin),
             "orientation": np.isfinite(self.orientation),
+            "slice_thickness": np.isnan(self.slice_thickness) | (self.slice_thickness > 0),
             "volume": self.volume >= 0,
             "box_series": self.box_series == series,
             "box_z": (self.box_z >= 0) & (self.box_z < self.shape[series, 0]) if len(self.shape) else self.box_z < 0,
@@ -137,6 +156,9 @@ class Index:
             origin=np.array([info.origin for info in series], np.float64),
             orientation=np.array([info.orientation for info in series], np.float64),
             has_low_dose=np.array([info.has_low_dose for info in series], bool),
+            slice_thickness=np.array([info.slice_thickness for info in series], np.float64),
+            kernel=np.array([info.kernel for info in series]),
+            body_part=np.array([info.body_part for info in series]),
             volume=np.array(volume, np.int32),
             box_series=box_series,
             box_z=z,
@@ -150,6 +172,10 @@ class Index:
             self.series_uid,
             self.patient_id,
             self.split,
+            self.has_low_dose,
+            self.slice_thickness,
+            self.kernel,
+            self.body_part,
             self.shape,
             self.spacing,
             self.origin,
@@ -161,14 +187,27 @@ class Index:
                 patient_id,
                 SPLITS[split],
                 has_low_dose,
+                None if math.isnan(slice_thickness) else slice_thickness,
+                kernel,
+                body_part,
                 shape=tuple(shape),
                 spacing=tuple(spacing),
                 origin=tuple(origin),
                 orientation=tuple(orientation),
             )
-            for series_uid, patient_id, split, shape, spacing, origin, orientation, has_low_dose in zip(
-                *(column.tolist() for column in (*columns, self.has_low_dose)), strict=True
-            )
+            for (
+                series_uid,
+                patient_id,
+                split,
+                has_low_dose,
+                slice_thickness,
+                kernel,
+                body_part,
+                shape,
+                spacing,
+                origin,
+                orientation,
+            ) in zip(*(column.tolist() for column in columns), strict=True)
         ]
 
     def save(self, path: Path) -> None:
@@ -185,7 +224,10 @@ class Index:
         """
         try:
             with np.load(io.BytesIO(content)) as arrays:
-                return cls(**{name: arrays[_FILE_NAMES.get(name, name)] for name in _COLUMNS})
+                older = {name: value for name, value in _UNKNOWN.items() if name not in arrays}
+                columns = {name: arrays[_FILE_NAMES.get(name, name)] for name in _COLUMNS if name not in older}
+            series = columns["series_uid"].shape[:1]
+            return cls(**columns, **{name: np.full(series, value) for name, value in older.items()})
         except Exception as error:  # a damaged archive has zipfile and NumPy raise this and that
             raise ValueError(str(error) or type(error).__name__) from error
 

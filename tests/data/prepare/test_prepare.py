@@ -36,6 +36,25 @@ def splits_csv(tmp_path):
     return path
 
 
+def test_the_store_says_how_a_series_was_made(tmp_path, write_series, make_hu):
+    """Thickness, which needn't be the distance, kernel and body part; what differs or isn't there is unknown."""
+
+    def edit(z, dataset):
+        dataset.SliceThickness, dataset.ConvolutionKernel, dataset.BodyPartExamined = 3, ["I30f", "3"], "CHEST"
+
+    def other(z, dataset):
+        dataset.ConvolutionKernel = ["B30f", "B60f"][z]
+        dataset.SliceThickness = None
+
+    write_series(tmp_path / "ct", make_hu(2), series_uid=f"{UID}.1", edit=edit)
+    write_series(tmp_path / "ct", make_hu(2), series_uid=f"{UID}.2", edit=other)
+    prepare([tmp_path / "ct"], tmp_path / "store", val_fraction=0, test_fraction=0)
+    known, unknown = Store(tmp_path / "store").series
+    assert (known.slice_thickness, known.kernel, known.body_part) == (3.0, "I30f\\3", "CHEST")
+    assert (unknown.slice_thickness, unknown.kernel, unknown.body_part) == (None, "", "")
+    assert unknown.spacing[0] == 2.5
+
+
 def test_prepare(tmp_path, study, splits_csv):
     folder, volumes, patients = study
     table = tmp_path / "boxes.csv"

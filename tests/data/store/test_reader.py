@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import multiprocessing
@@ -34,7 +35,7 @@ def make_volume(seed=0, shape=SHAPE):
 def study(tmp_path):
     """Three series, the second with a measured low dose, boxes on some slices, given in no order."""
     infos = [
-        make_info(),
+        make_info(slice_thickness=1.25, kernel="B30f", body_part="CHEST"),
         make_info("1.2.4", "bert", "val", (3, 64, 64), has_low_dose=True),
         make_info("1.2.5", "carla", "train", (4, 128, 256)),
     ]
@@ -225,6 +226,8 @@ INDEX_DAMAGE = {
     "numbers for names": _changed(patient_id=lambda ids: np.arange(len(ids))),
     "empty volumes": _changed(shape=lambda shape: shape * [1, 0, 1]),
     "two dimensions": _changed(shape=lambda shape: shape[:, :2]),
+    "negative thickness": _changed(slice_thickness=np.negative),
+    "two kernels": _changed(kernel=lambda names: np.concatenate([names, names])),
     "NaN spacing": _changed(spacing=lambda spacing: spacing * np.nan),
     "negative spacing": _changed(spacing=np.negative),
     "boxes of no series": _changed(box_series=lambda series: series + 9),
@@ -232,6 +235,16 @@ INDEX_DAMAGE = {
     "boxes in no order": _changed(box_series=lambda series: series[::-1], box_z=lambda z: z * 0),
     "NaN boxes": _changed(box=lambda box: box * np.nan),
 }
+
+
+def test_older_stores_open_without_what_they_do_not_know(study):
+    """Stores of before there were columns for thickness, kernel and body part."""
+    path, infos, *_ = study
+    later = ("slice_thickness", "kernel", "body_part")
+    arrays = {name: values for name, values in np.load(path / "index.npz").items() if name not in later}
+    np.savez(path / "index.npz", **arrays)
+    unknown = dataclasses.replace(infos[0], slice_thickness=None, kernel="", body_part="")
+    assert Store(path).series == [unknown, *infos[1:]]
 
 
 @pytest.mark.parametrize("damage", INDEX_DAMAGE)

@@ -47,6 +47,8 @@ _HEADER_TAGS = [
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "SliceThickness",
+    "ConvolutionKernel",
+    "BodyPartExamined",
     "RescaleSlope",
     "RescaleIntercept",
     "RescaleType",
@@ -67,6 +69,8 @@ class SliceHeader:
         series_uid: SeriesInstanceUID.
         patient_id: PatientID, or StudyInstanceUID where there is none.
         description: SeriesDescription, or empty.
+        kernel: ConvolutionKernel, or empty.
+        body_part: BodyPartExamined, or empty.
         geometry: of the slice alone; the first spacing is its thickness, 0 where that is unknown.
     """
 
@@ -76,6 +80,8 @@ class SliceHeader:
     series_uid: str
     patient_id: str
     description: str
+    kernel: str
+    body_part: str
     geometry: Geometry
 
 
@@ -217,18 +223,32 @@ def _ct_slice(header: pydicom.Dataset, path: Path, frame: int | None) -> SliceHe
         series_uid=text(header, "SeriesInstanceUID", path),
         patient_id=str(header.get("PatientID") or "").strip() or text(header, "StudyInstanceUID", path),
         description=str(header.get("SeriesDescription") or "").strip(),
+        kernel=kernel_name(header),
+        body_part=body_part(header),
         geometry=Geometry(
             shape=(1, rows, columns),
-            spacing=(_thickness(header, path), y_spacing, x_spacing),
+            spacing=(slice_thickness(header, path) or 0.0, y_spacing, x_spacing),
             origin=(x, y, z),
             orientation=tuple(orientation.ravel().tolist()),
         ),
     )
 
 
-def _thickness(header: pydicom.Dataset, path: Path) -> float:
-    """0 where it isn't known: only a series of one slice needs it."""
+def slice_thickness(header: pydicom.Dataset, path: Path) -> float | None:
+    """In mm; None where it isn't known."""
     try:
-        return max(0.0, number(header, "SliceThickness", path))
+        thickness = number(header, "SliceThickness", path)
     except InputError:
-        return 0.0
+        return None
+    return thickness if thickness > 0 else None
+
+
+def kernel_name(header: pydicom.Dataset) -> str:
+    """The name of the reconstruction kernel, or empty; Siemens' iterative ones have a second value (I30f, 3)."""
+    kernel = header.get("ConvolutionKernel") or ""
+    return kernel.strip() if isinstance(kernel, str) else "\\".join(str(part).strip() for part in kernel)
+
+
+def body_part(header: pydicom.Dataset) -> str:
+    """The body part as DICOM spells it (CHEST), or empty."""
+    return str(header.get("BodyPartExamined") or "").strip().upper()

@@ -15,6 +15,7 @@ MACROS = (
     "PlaneOrientationSequence",
     "PixelValueTransformationSequence",
     "CTImageFrameTypeSequence",
+    "CTReconstructionSequence",
     "RealWorldValueMappingSequence",
 )
 

@@ -122,6 +122,7 @@ def _assemble(slices: list[SliceHeader], accept: Accept) -> CTSeries:
     first = slices[0]
     gaps = np.diff([normal @ part.geometry.origin for part in slices])
     thickness, y_spacing, x_spacing = first.geometry.spacing
+    thicknesses = [part.geometry.spacing[0] for part in slices if part.geometry.spacing[0] > 0]
     series = CTSeries(
         series_uid=first.series_uid,
         patient_id=first.patient_id,
@@ -133,6 +134,9 @@ def _assemble(slices: list[SliceHeader], accept: Accept) -> CTSeries:
         shape=(len(slices), *first.geometry.shape[1:]),
         spacing=(float(np.median(gaps)) if len(gaps) else thickness, y_spacing, x_spacing),
         orientation=first.geometry.orientation,
+        slice_thickness=float(np.median(thicknesses)) if thicknesses else None,
+        kernel=_only({part.kernel for part in slices}),
+        body_part=_only({part.body_part for part in slices}),
     )
     if len(series.frames) not in (0, len(slices)):
         raise InputError(
@@ -143,6 +147,11 @@ def _assemble(slices: list[SliceHeader], accept: Accept) -> CTSeries:
     if accept == "regular":
         check_regular(series)
     return series
+
+
+def _only(names: set[str]) -> str:
+    """The name that all slices have, or empty."""
+    return next(iter(names)) if len(names) == 1 else ""
 
 
 def _without_copies(slices: list[SliceHeader]) -> list[SliceHeader]:
