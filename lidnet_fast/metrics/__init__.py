@@ -1,5 +1,7 @@
 """Metrics of denoised images: closeness to the normal-dose image, and what lesion detectors find in them.
 
+Task-based image quality is in the modules `noise`, `resolution` and `observers`: functions on NumPy arrays.
+
 Needs the `train` extra (torchmetrics, faster-coco-eval).
 """
 
