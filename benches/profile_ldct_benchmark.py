@@ -31,7 +31,7 @@ from lidnet_fast.data.phantoms.phantom import PhantomOptions, make_patient
 from lidnet_fast.data.prepare.plan import prepare
 from lidnet_fast.data.simulation.dose import DoseSimulation, sample_generator, simulate_low_dose
 from lidnet_fast.runtime import keep_freed_memory, machine_facts, peak_memory_mb, reset_peak_memory
-from lidnet_fast.trainer.config import DataConfig, PhaseConfig, RunConfig
+from lidnet_fast.trainer.config import DataConfig, DenoiserConfig, RunConfig
 from lidnet_fast.trainer.run import Run, curves
 
 PATCH, BATCH, STEPS, WARM_UP = 64, 16, 8, 2
@@ -139,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = RunConfig(
             device="cpu",
             data=DataConfig(store=str(store), crop=PATCH),
-            denoiser=PhaseConfig("redcnn", steps=STEPS, batch_size=BATCH),
+            denoiser=DenoiserConfig("redcnn", steps=STEPS, batch_size=BATCH),
             log_every=1,
             checkpoint_every=STEPS // 2,
             precision="float32",

@@ -1,5 +1,6 @@
 """The command line: `lidnet-fast COMMAND`, one function per command."""
 
+import argparse
 import errno
 import os
 import signal
@@ -7,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from lidnet_fast.errors import InputError
 from lidnet_fast.strangers_text import printable
@@ -101,25 +103,60 @@ def _faulty_file(parser, arguments):  # type: ignore[no-untyped-def]
     return ""
 
 
-def _parser(command: str, description: str):  # type: ignore[no-untyped-def]
+def _parser(command: str, description: str, **options):  # type: ignore[no-untyped-def]
     try:
         from jsonargparse import ArgumentParser
     except ImportError as error:
         raise InputError(f"{error.name} is not installed: pip install 'lidnet_fast[train]'") from error
-    return ArgumentParser(
-        prog=f"lidnet-fast {command}", description=description, exit_on_error=False, allow_abbrev=False
-    )
+    prog = f"lidnet-fast {command}"
+    return ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False, **options)
+
+
+_SET_BY_MOST_RUNS = {
+    *("out", "seed", "balance", "precision", "device", "devices", "data.store", "data.crop", "data.workers"),
+    *("denoiser.name", "denoiser.options", "denoiser.steps", "denoiser.batch_size", "denoiser.learning_rate"),
+    *("detector.name", "detector.steps", "detector.batch_size", "collaborate.steps", "collaborate.batch_size"),
+    *("collaborate.objective.pixel", "collaborate.objective.roi_perceptual", "collaborate.objective.detection"),
+    *("collaborate.objective.roi_extractor", "collaborate.objective.extractor"),
+    *("collaborate.objective.extractor_weights", "evaluation.samples"),
+}
 
 
 def _run_parser(command: str, description: str, defaults: str | None = None):  # type: ignore[no-untyped-def]
-    parser = _parser(command, description)
+    usage = f"lidnet-fast {command} [--config FILE] [OPTIONS]"
+    epilog = f"All options: lidnet-fast {command} --help all; as a YAML file: lidnet-fast {command} --print_config"
+    parser = _parser(command, description, usage=usage, epilog=epilog, add_help=False)
+    from jsonargparse import set_parsing_settings
+
     from lidnet_fast.trainer.config import RunConfig
 
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    nowhere = {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS}  # it is no key of the configuration
+    words = "show the options that most runs set, or all, and exit"
+    show_help = parser.add_argument(
+        *("-h", "--help"), action=_Help, nargs="?", choices=["all"], metavar="all", help=words, **nowhere
+    )
     parser.add_argument("--config", action="config", help="YAML file; later options override it")
+    own = {action.dest for action in parser._actions}
     parser.add_class_arguments(RunConfig)
+    show_help.hidden = {action.dest for action in parser._actions} - own - _SET_BY_MOST_RUNS
     if defaults is not None:
         parser.default_config_files = [str(Path(__file__).parent / "trainer" / "configs" / defaults)]
     return parser
+
+
+class _Help(argparse.Action):
+    """`--help all` shows all options; `--help` leaves out those in `hidden`."""
+
+    hidden: set[str]
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, value: Any, option: str | None = None) -> None:
+        """Print the help and end."""
+        for action in parser._actions:
+            if value != "all" and action.dest in self.hidden:
+                action.help = argparse.SUPPRESS
+        parser.print_help()
+        parser.exit()
 
 
 def _add_device(parser, precision):  # type: ignore[no-untyped-def]
@@ -290,8 +327,6 @@ def denoise(arguments: Sequence[str]) -> None:
 
 def info(arguments: Sequence[str]) -> None:
     """What is installed and which implementations are used; of an extractor, what its ROI windows bring."""
-    import argparse
-
     parser = argparse.ArgumentParser(prog="lidnet-fast info", description=info.__doc__)
     add = parser.add_argument
     add("--extractor", metavar="NETWORK:LAYERS", help="such as vgg19:relu3_4 or resnet18:layer1,layer2")

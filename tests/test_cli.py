@@ -1,5 +1,6 @@
 """Bad input ends as one line that names what is wrong, exit status 2, and nothing written."""
 
+import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from lidnet_fast.cli import main
+from lidnet_fast.cli import _SET_BY_MOST_RUNS, COMMANDS, main
 from lidnet_fast.data.simulation.dose import DoseSimulation
 from lidnet_fast.data.store.reader import SeriesInfo
 from lidnet_fast.data.store.writer import StoreWriter
@@ -32,6 +33,38 @@ def test_no_command_shows_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
         main([])
     assert stop.value.code == 2
     assert "prepare" in capsys.readouterr().out
+
+
+def parser_of(command: str, monkeypatch: pytest.MonkeyPatch) -> argparse.ArgumentParser:
+    """What `--help all` would print the help of."""
+    parsers: list[argparse.ArgumentParser] = []
+    monkeypatch.setattr(argparse.ArgumentParser, "print_help", lambda self: parsers.append(self))
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help", "all"])
+    return parsers[0]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_described(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not [action.dest for action in parser_of(command, monkeypatch)._actions if not action.help]
+
+
+def test_a_run_demands_no_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not [action.dest for action in parser_of("train", monkeypatch)._actions if action.required]
+
+
+def test_help_of_a_run_is_short_unless_all_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = {}
+    for words in ("--help", "--help all"):
+        with pytest.raises(SystemExit, match="0"):
+            main(["bench", *words.split()])
+        shown[words] = set(re.findall(r"^  (--[\w.]+)", text := capsys.readouterr().out, re.M))
+        assert text.index("Everything a run depends on") < text.index("The joint objective of a denoiser step")
+        assert "default: faster_rcnn_resnet18_fpn)" in " ".join(text.split())
+    assert {f"--{name}" for name in _SET_BY_MOST_RUNS} | {"--config", "--seconds"} <= shown["--help"]
+    assert shown["--help"] < shown["--help all"]
+    assert len(shown["--help"]) < 35
+    assert "bad" in refused(capsys, ["train", "--help", "bad"])
 
 
 def test_unknown_config_key(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

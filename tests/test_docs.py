@@ -187,7 +187,7 @@ def test_options_exist(document, capsys):
     for name, options in re.findall(r"lidnet-fast (\w+)([^`\n#]*)", document.read_text().replace("\\\n", " ")):
         assert name in COMMANDS
         with pytest.raises(SystemExit, match="0"):
-            main([name, "--help"])
+            main([name, "--help", "all"])
         offered = set(re.findall(r"--[\w.-]+", capsys.readouterr().out))
         assert set(re.findall(r"--[\w.-]+", options)) <= offered
 

@@ -22,7 +22,9 @@ class NetworkConfig:
     """A network by name or import path, with its constructor's options."""
 
     name: str
+    """One of this package's names, or the import path of a class."""
     options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the network, such as {"channels": 16} for a unet."""
 
 
 def construct(kind: str, name: str, factory: Callable[..., T], options: Mapping[str, Any]) -> T:

@@ -80,16 +80,40 @@ class PhaseConfig(_Checked, NetworkConfig):
     """A network, and the phase that trains it by itself."""
 
     steps: int = field(default=20000, metadata=_NOT_NEGATIVE)
+    """Length of the phase, in batches."""
     batch_size: int = field(default=8, metadata=_AT_LEAST_1)
     """Samples of a step, shared out equally among the run's processes."""
     learning_rate: float = field(default=5e-4, metadata=_NOT_NEGATIVE)
+    """Largest learning rate: the first twentieth of the steps rises to it, the others fall to 0 along a cosine."""
     weight_decay: float = field(default=0.0, metadata=_NOT_NEGATIVE)
+    """Weight decay of AdamW."""
     clip_norm: float | None = field(default=None, metadata=_ABOVE_0)
+    """Largest norm of a step's gradient: a longer one is shortened to it. null for no bound."""
 
     @property
     def network(self) -> NetworkConfig:
         """The network alone, as it is stored with its weights."""
         return NetworkConfig(self.name, self.options)
+
+
+@dataclass(frozen=True)
+class DenoiserConfig(PhaseConfig):
+    """The denoiser, and the phase that warms it up with the pixel terms."""
+
+    name: str = "unet"
+    """redcnn, unet, small, or the import path of a class, such as my_package.my_module.MyDenoiser."""
+
+
+@dataclass(frozen=True)
+class DetectorConfig(PhaseConfig):
+    """The detector, and the phase that trains it on normal dose; a frozen copy is the judge of the evaluation."""
+
+    name: str = "faster_rcnn_resnet18_fpn"
+    """faster_rcnn_ or retinanet_, then resnet18_fpn, resnet50_fpn or small."""
+    weight_decay: float = field(default=1e-4, metadata=_NOT_NEGATIVE)
+    """Weight decay of AdamW."""
+    clip_norm: float | None = field(default=5.0, metadata=_ABOVE_0)
+    """Largest norm of a step's gradient: a longer one is shortened to it. null for no bound."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +130,11 @@ class ObjectiveConfig(_Checked):
     roi_weight: float = field(default=1.0, metadata=_ABOVE_0)
     """Weight of pixels inside lesion boxes in the pixel terms; 1 is the plain mean."""
     perceptual: float = field(default=0.0, metadata=_NOT_NEGATIVE)
+    """Weight of the mean square difference of the detector's whole feature maps."""
     roi_perceptual: float = field(default=4e-3, metadata=_NOT_NEGATIVE)
+    """Weight of the ROI perceptual loss of the detector's features."""
     detection: float = field(default=2e-3, metadata=_NOT_NEGATIVE)
+    """Weight of the detector's own loss on the denoised image."""
     regions: Literal["boxes", "proposals", "both"] = "both"
     """Where the ROI perceptual loss looks: ground-truth boxes, the detector's proposals on normal dose, or both."""
     grow: float = field(default=2.0, metadata=_NOT_NEGATIVE)
@@ -115,9 +142,11 @@ class ObjectiveConfig(_Checked):
     levels: int = field(default=2, metadata=_AT_LEAST_1)
     """How many of the detector's feature levels are compared, from the finest."""
     roi_size: int = field(default=7, metadata=_AT_LEAST_1)
+    """Bins that RoIAlign pools a region into, along each side."""
     proposal_score: float = 0.3
     """Proposals scoring less than this are not regions; the others count with their score as weight."""
     proposals_per_image: int = field(default=8, metadata=_NOT_NEGATIVE)
+    """Most proposals of an image that are regions, the best first."""
     roi_extractor: float = field(default=0.0, metadata=_NOT_NEGATIVE)
     """Weight of an ROI perceptual loss, over the same regions, of another network's features: their mean square
     difference as it is."""
@@ -143,10 +172,15 @@ class CollaborateConfig(_Checked):
     batch_size: int = field(default=4, metadata=_AT_LEAST_1)
     """Samples of a step, shared out equally among the run's processes."""
     denoiser_steps: int = field(default=4, metadata=_AT_LEAST_1)
+    """Denoiser steps of a cycle."""
     detector_steps: int = field(default=1, metadata=_NOT_NEGATIVE)
+    """Detector steps of a cycle; 0 keeps the detector as it is."""
     denoiser_learning_rate: float = field(default=1e-4, metadata=_NOT_NEGATIVE)
+    """As `denoiser.learning_rate`, of the denoiser steps."""
     detector_learning_rate: float = field(default=1e-4, metadata=_NOT_NEGATIVE)
+    """As `detector.learning_rate`, of the detector steps."""
     detector_clip_norm: float | None = field(default=5.0, metadata=_ABOVE_0)
+    """Largest norm of a detector step's gradient; null for no bound."""
     cache_mib: int = field(default=1024, metadata=_NOT_NEGATIVE)
     """Bound in MiB on each of two caches, per process, of what networks that don't train make of normal-dose images:
     the detector, and `objective.extractor`. They serve whole slices (`data.crop: null`), which come again; random
@@ -161,6 +195,7 @@ class EvaluationConfig(_Checked):
     samples: int = field(default=1000, metadata=_AT_LEAST_1)
     """Samples of the test split for the result table."""
     validation_samples: int = field(default=100, metadata=_AT_LEAST_1)
+    """Samples of the validation split for each point of the validation curves."""
     validate_every: int = field(default=1000, metadata=_AT_LEAST_1)
     """Steps between two points of the validation curves."""
 
@@ -170,7 +205,9 @@ class RunConfig(_Checked):
     """Everything a run depends on."""
 
     out: str = "runs/lidnet"
+    """The run's folder; a folder that holds the same run is resumed."""
     seed: int = field(default=0, metadata=_NOT_NEGATIVE)
+    """Everything random follows from it: initial weights, samples, noise."""
     ops: Literal["auto", "reference", "fused"] = "auto"
     """Implementation of the losses: the library's kernels and ROI windows, or the plain definitions on whole images;
     "auto" is "fused" where kernels are available."""
@@ -195,17 +232,15 @@ class RunConfig(_Checked):
     devices: int = field(default=1, metadata=_AT_LEAST_1)
     """Processes on this machine, each with a GPU of its own; where torchrun starts them, it decides."""
     num_nodes: int = field(default=1, metadata=_AT_LEAST_1)
+    """Machines; more than one are started by torchrun (docs/cluster.md)."""
     checkpoint_every: int = field(default=500, metadata=_AT_LEAST_1)
     """Steps between two checkpoints; an interrupted run resumes from the last."""
     log_every: int = field(default=10, metadata=_AT_LEAST_1)
+    """Steps between two points of the training curves."""
     window: HUWindow = field(default_factory=HUWindow)
     data: DataConfig = field(default_factory=DataConfig)
-    denoiser: PhaseConfig = field(default_factory=lambda: PhaseConfig("unet"))
-    """The denoiser, and the phase that warms it up with the pixel terms."""
-    detector: PhaseConfig = field(
-        default_factory=lambda: PhaseConfig("faster_rcnn_resnet18_fpn", weight_decay=1e-4, clip_norm=5.0)
-    )
-    """The detector, and the phase that trains it on normal dose; a frozen copy is the judge of the evaluation."""
+    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    detector: DetectorConfig = field(default_factory=DetectorConfig)
     independent_judge: NetworkConfig | None = None
     """A second detector, trained like the first, that only evaluates: no denoiser is ever trained through it."""
     collaborate: CollaborateConfig = field(default_factory=CollaborateConfig)

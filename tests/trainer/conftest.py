@@ -9,8 +9,9 @@ from lidnet_fast.data.phantoms.study import Study, make_study
 from lidnet_fast.trainer.config import (
     CollaborateConfig,
     DataConfig,
+    DenoiserConfig,
+    DetectorConfig,
     EvaluationConfig,
-    PhaseConfig,
     RunConfig,
 )
 from lidnet_fast.trainer.run import train
@@ -39,8 +40,8 @@ def tiny_config(tiny_store: Path, tmp_path: Path) -> RunConfig:
         device="cpu",
         precision="float32",
         data=DataConfig(store=str(tiny_store), crop=64),
-        denoiser=PhaseConfig("small", {"channels": 8}, steps=4, batch_size=2, learning_rate=1e-3),
-        detector=PhaseConfig("faster_rcnn_small", steps=4, batch_size=2, learning_rate=1e-3, clip_norm=5.0),
+        denoiser=DenoiserConfig("small", {"channels": 8}, steps=4, batch_size=2, learning_rate=1e-3),
+        detector=DetectorConfig("faster_rcnn_small", steps=4, batch_size=2, learning_rate=1e-3, clip_norm=5.0),
         collaborate=CollaborateConfig(
             steps=8, batch_size=2, denoiser_steps=2, detector_steps=1, denoiser_learning_rate=1e-3
         ),
