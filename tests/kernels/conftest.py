@@ -1,6 +1,11 @@
-"""Watches what Triton kernels do to memory while the interpreter runs them."""
+"""Where Triton kernels run in the tests, and what they do to memory meanwhile.
+
+On the GPU where there is one; else in Triton's interpreter or, with LIDNET_FAST_TRITON=ptx, compiled for sm_90a on the
+executor in `ptx/`, which checks every access to memory.
+"""
 
 import contextlib
+import os
 import re
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -96,6 +101,34 @@ def recording(*places: tuple[object, str]) -> Iterator[list[Tensor]]:
         yield allocated
 
 
+@pytest.fixture(autouse=True)
+def launches():
+    """What the executor of PTX knows of the launches, or None where kernels are interpreted or run on a GPU."""
+    if torch.cuda.is_available() or os.environ.get("LIDNET_FAST_TRITON") != "ptx":
+        yield None
+    else:
+        from tests.kernels.ptx.launch import running_ptx
+
+        with running_ptx() as launches:
+            yield launches
+
+
+@pytest.fixture
+def poisoned(launches, monkeypatch):
+    """Allocations hold NaN, so that what isn't written is seen; the executor of PTX sees it by itself."""
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")):
+        allocate = getattr(owner, name)
+
+        def poison(*args, _allocate=allocate, **kwargs):
+            result = _allocate(*args, **kwargs)
+            result.fill_(torch.nan if result.is_floating_point() else -(10**6))
+            if launches is not None:
+                launches.uninitialised.add(result)
+            return result
+
+        monkeypatch.setattr(owner, name, poison)
+
+
 @pytest.fixture
 def recorded():
     """`recording`, for tests that say what may be accessed."""
@@ -103,10 +136,12 @@ def recorded():
 
 
 @pytest.fixture
-def watched():
+def watched(launches):
     """`watch`, where kernels are interpreted."""
     if torch.cuda.is_available():
         pytest.skip("kernels run on the GPU here, where compute-sanitizer looks at memory")
+    if launches is not None:
+        return lambda allowed: contextlib.nullcontext(launches)
     return watch
 
 

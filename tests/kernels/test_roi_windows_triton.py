@@ -1,4 +1,4 @@
-"""The Triton kernels of roi_windows against slicing: in the interpreter, or on the GPU where there is one."""
+"""The Triton kernels of roi_windows against slicing: where they run says conftest.py."""
 
 from contextlib import nullcontext
 
