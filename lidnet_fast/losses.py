@@ -103,7 +103,10 @@ class ROIPerceptualLoss(nn.Module):
         self.windows: WindowedExtractor | None = None
         for layer, strides in self.extractor.strides.items():
             if strides is not None and len(set(strides)) > 1:
-                raise ValueError(f"layer {layer!r} has strides {' x '.join(map(str, strides))}; they must be the same")
+                steps = " x ".join(map(str, strides))
+                raise ValueError(
+                    f"layer {layer!r} has strides {steps}; they must be the same. To fix: choose another layer"
+                )
         if halo == "whole":
             return
         try:

@@ -28,6 +28,7 @@ from .operations import (
     Slicing,
     argument,
 )
+from .refusals import RefusedError, why
 
 __all__ = ["Map", "Refused", "operations"]
 
@@ -86,10 +87,6 @@ class Refused:
     reason: str
 
 
-class _RefusedError(Exception):
-    pass
-
-
 def operations(
     network: fx.GraphModule, channels: int, dimensions: int
 ) -> tuple[dict[fx.Node, Operation], dict[fx.Node, Map | Refused]]:
@@ -145,7 +142,7 @@ class _Reader(fx.Interpreter):
             if not read or n.target is operator.getitem:
                 with torch.no_grad():
                     return super().run_node(n)
-            return Refused(f"node {n.name!r}: {_why('size')}")
+            return Refused(f"node {n.name!r}: {why('size')}")
         value = refused or self._describe(n, args, kwargs, maps)
         if isinstance(value, Map | Refused):
             self.values[n] = value
@@ -159,12 +156,12 @@ class _Reader(fx.Interpreter):
                 return value
             layouts = {value.layout for value in maps if isinstance(value, Map)}
             if len(layouts) > 1:
-                raise _RefusedError("joins maps whose dimensions are in another order")
+                raise RefusedError("joins maps whose dimensions are in another order")
             (layout,) = layouts
             operation = self._operation(node, args, kwargs, layout)
             if not isinstance(operation, Pointwise) and layout != self.usual:
-                raise _RefusedError("isn't supported on a map whose channels aren't its second dimension")
-        except _RefusedError as refusal:
+                raise RefusedError("isn't supported on a map whose channels aren't its second dimension")
+        except RefusedError as refusal:
             what = f" ({node.target})" if node.op == "call_module" and node.target != node.name else ""
             return Refused(f"node {node.name!r}{what}: {refusal}")
         return self._map(node, operation, layout, maps)  # type: ignore[arg-type]
@@ -179,7 +176,7 @@ class _Reader(fx.Interpreter):
         if pieces is None:
             return None
         if node.target is not operator.getitem or not isinstance(args[1], int):
-            raise _RefusedError("takes the pieces of a map together; they are supported one by one")
+            raise RefusedError("takes the pieces of a map together; they are supported one by one")
         return self._map(node, Piece(pieces.node, args[1]), pieces.whole.layout, [pieces.whole])
 
     def _of_layout(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], maps: list[Map]) -> Any:
@@ -190,7 +187,7 @@ class _Reader(fx.Interpreter):
         map = args[0]
         if name in ("chunk", "split"):
             if self._role(map, argument(args, kwargs, 2, "dim", 0)) != CHANNELS:
-                raise _RefusedError(f"{name} divides another dimension than channels")
+                raise RefusedError(f"{name} divides another dimension than channels")
             return Pieces(node, map)
         if name == "size" or (name == "getattr" and args[1] == "shape"):
             sizes = self._sizes(map)
@@ -207,7 +204,7 @@ class _Reader(fx.Interpreter):
             try:
                 layout, sizes = regrouped(map.layout, self._known_shape(map), given)
             except ValueError as error:
-                raise _RefusedError(f"{name} {error}; choose a layer before it") from None
+                raise RefusedError(f"{name} {error}; choose a layer before it") from None
             return self._map(node, Regrouping(sizes), layout, maps)
         return None
 
@@ -217,7 +214,7 @@ class _Reader(fx.Interpreter):
 
     def _known_shape(self, map: Map) -> tuple[int, ...]:
         if map.node not in self.shapes:
-            raise _RefusedError(_why("size"))
+            raise RefusedError(why("size"))
         return self.shapes[map.node]
 
     def _role(self, map: Map, dim: Any) -> str | int | None:
@@ -233,14 +230,14 @@ class _Reader(fx.Interpreter):
         if node.target == "softmax":
             return _softmax(argument(args, kwargs, 1, "dim", None), layout)
         if node.target not in _POINTWISE_METHODS:
-            raise _RefusedError(_why(str(node.target)))
+            raise RefusedError(why(str(node.target)))
         self._check_constants(args, kwargs, layout)
         return Pointwise()
 
     def _of_module(self, module: Any, layout: Layout) -> Operation:
         kind = type_before_parametrizations(module)
         if module._forward_hooks or module._forward_pre_hooks:
-            raise _RefusedError(
+            raise RefusedError(
                 f"{kind.__name__} has forward hooks, which would see windows. To fix: remove them, or replace those of "
                 "torch.nn.utils.weight_norm by torch.nn.utils.parametrizations.weight_norm"
             )
@@ -269,7 +266,7 @@ class _Reader(fx.Interpreter):
             if kind.__name__.startswith(f"{name}Pad"):
                 mode = {"Reflection": "reflect", "Replication": "replicate"}.get(name, "constant")
                 return self._padding(module.padding, mode, getattr(module, "value", 0.0))
-        raise _RefusedError(_why(kind.__name__))
+        raise RefusedError(why(kind.__name__))
 
     def _of_function(
         self, function: Callable, args: tuple[Any, ...], kwargs: dict[str, Any], layout: Layout
@@ -280,16 +277,16 @@ class _Reader(fx.Interpreter):
             return Pointwise()
         if function in (torch.cat, torch.concat):
             if layout[argument(args, kwargs, 1, "dim", 0)] != CHANNELS:
-                raise _RefusedError("concatenates along another dimension than channels")
+                raise RefusedError("concatenates along another dimension than channels")
             return Pointwise()
         if name in _DROPOUTS:
             if argument(args, kwargs, _DROPOUTS[name], "training", True):
-                raise _RefusedError(f"{name} is in training mode")
+                raise RefusedError(f"{name} is in training mode")
             return Pointwise()
         if function is F.linear:
             weight = argument(args, kwargs, 1, "weight", None)
             if not isinstance(weight, Tensor):
-                raise _RefusedError("multiplies by a weight that depends on the image")
+                raise RefusedError("multiplies by a weight that depends on the image")
             return _linear(layout, weight.shape[1], weight.shape[0])
         if function is F.layer_norm:
             return _layer_norm(layout, argument(args, kwargs, 1, "normalized_shape", ()))
@@ -298,7 +295,7 @@ class _Reader(fx.Interpreter):
         if function is F.batch_norm:
             _check_second(layout, name)
             if argument(args, kwargs, 5, "training", False):
-                raise _RefusedError("batch_norm in training mode depends on the whole batch")
+                raise RefusedError("batch_norm in training mode depends on the whole batch")
             return Pointwise()
         if function in (F.interpolate, F.upsample):
             return self._resizing(*(argument(args, kwargs, *option) for option in _INTERPOLATE))
@@ -313,18 +310,18 @@ class _Reader(fx.Interpreter):
             return self._average_pool(*(argument(args, kwargs, *option) for option in _AVERAGE_POOL))
         if function is operator.getitem:
             return self._slicing(args[1])
-        raise _RefusedError(_why(name))
+        raise RefusedError(why(name))
 
     def _check_constants(self, args: tuple[Any, ...], kwargs: dict[str, Any], layout: Layout) -> None:
         """Other tensors may differ from channel to channel, but not from place to place."""
         for value in (*args, *kwargs.values()):
             if isinstance(value, Side):
-                raise _RefusedError(_why("size"))
+                raise RefusedError(why("size"))
             if isinstance(value, Tensor) and any(
                 size != 1 and role != CHANNELS
                 for role, size in zip(reversed(layout), reversed(value.shape), strict=False)
             ):
-                raise _RefusedError(
+                raise RefusedError(
                     f"is combined with a tensor of shape {tuple(value.shape)}, which ties it to one place"
                 )
 
@@ -332,12 +329,12 @@ class _Reader(fx.Interpreter):
         values = tuple(value) if isinstance(value, list | tuple) else (value,)
         values = values * self.dimensions if len(values) == 1 else values
         if len(values) != self.dimensions:
-            raise _RefusedError(f"is for {len(values)} spatial dimensions, and the images have {self.dimensions}")
+            raise RefusedError(f"is for {len(values)} spatial dimensions, and the images have {self.dimensions}")
         return values
 
     def _functional_convolution(self, weight: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> Operation:
         if not isinstance(weight, Tensor):
-            raise _RefusedError("convolves with a weight that depends on the image")
+            raise RefusedError("convolves with a weight that depends on the image")
         out_channels, in_channels, *kernel = weight.shape
         return self._convolution(
             SimpleNamespace(
@@ -356,7 +353,7 @@ class _Reader(fx.Interpreter):
         """The convolution of a module, or of what has its attributes."""
         kernel, dilation = self._each_axis(module.kernel_size), self._each_axis(module.dilation)
         if module.padding_mode == "circular":
-            raise _RefusedError(
+            raise RefusedError(
                 "circular padding reads the opposite edge of the image; zeros, reflect or replicate don't"
             )
         if isinstance(module.padding, str):
@@ -381,9 +378,7 @@ class _Reader(fx.Interpreter):
         self, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool, indices: bool
     ) -> Operation:
         if indices:
-            raise _RefusedError(
-                "returns indices of maxima, which count from the map's first cell; return_indices=False"
-            )
+            raise RefusedError("returns indices of maxima, which count from the map's first cell; return_indices=False")
         sides = self._each_axis(padding)
         return MaxPooling(
             self._each_axis(kernel),
@@ -411,22 +406,22 @@ class _Reader(fx.Interpreter):
 
     def _resizing(self, size: Any, scale_factor: Any, mode: str, align_corners: bool | None) -> Operation:
         if size is not None:
-            raise _RefusedError("resizes to a given size; a whole scale_factor has a finite receptive field")
+            raise RefusedError("resizes to a given size; a whole scale_factor has a finite receptive field")
         factors = self._each_axis(scale_factor)
         if not all(float(factor).is_integer() and factor >= 1 for factor in factors):
-            raise _RefusedError(f"resizes by {scale_factor}; whole factors have a finite receptive field")
+            raise RefusedError(f"resizes by {scale_factor}; whole factors have a finite receptive field")
         if mode not in ("nearest", "nearest-exact", "linear", "bilinear", "trilinear"):
-            raise _RefusedError(f"resizes with mode {mode!r}; nearest and linear interpolation are known")
+            raise RefusedError(f"resizes with mode {mode!r}; nearest and linear interpolation are known")
         if align_corners:
-            raise _RefusedError("resizes with align_corners=True, which depends on the image's size; False doesn't")
+            raise RefusedError("resizes with align_corners=True, which depends on the image's size; False doesn't")
         return Resizing(tuple(map(int, factors)), "nearest" if mode.startswith("nearest") else "linear")
 
     def _padding(self, widths: Any, mode: str, value: float) -> Operation:
         widths = list(widths) if isinstance(widths, list | tuple) else [widths] * 2 * self.dimensions
         if len(widths) > 2 * self.dimensions or not all(isinstance(width, int) for width in widths):
-            raise _RefusedError(f"pads by {widths}: only the image's axes can be padded")
+            raise RefusedError(f"pads by {widths}: only the image's axes can be padded")
         if mode == "circular":
-            raise _RefusedError(
+            raise RefusedError(
                 "circular padding reads the opposite edge of the image; constant, reflect, replicate don't"
             )
         widths += [0] * (2 * self.dimensions - len(widths))
@@ -440,12 +435,12 @@ class _Reader(fx.Interpreter):
             index = (*index[:place], *[slice(None)] * missing, *index[place + 1 :])
         index = (*index, *[slice(None)] * (self.dimensions + 2 - len(index)))
         if not all(isinstance(part, slice) for part in index) or index[0] != slice(None):
-            raise _RefusedError(f"is indexed with {index}; slices of channels and of the image's axes are known")
+            raise RefusedError(f"is indexed with {index}; slices of channels and of the image's axes are known")
         for part in index[2:]:
             if not all(isinstance(value, int | None) for value in (part.start, part.stop, part.step)):
-                raise _RefusedError(f"is sliced with {part}; a slice of fixed numbers has a finite receptive field")
+                raise RefusedError(f"is sliced with {part}; a slice of fixed numbers has a finite receptive field")
             if (part.start or 0) < 0:
-                raise _RefusedError(f"is sliced with {part}, from a place that depends on the image's size")
+                raise RefusedError(f"is sliced with {part}, from a place that depends on the image's size")
         return Slicing(index[1], tuple(index[2:]))
 
 
@@ -474,46 +469,30 @@ def _attributes(module: nn.Module, options: Sequence[tuple[int, str, Any]]) -> l
 
 def _check_second(layout: Layout, name: str) -> None:
     if layout[1] != CHANNELS or CHANNELS in layout[2:]:
-        raise _RefusedError(f"{name} isn't supported on a map whose channels aren't its second dimension")
+        raise RefusedError(f"{name} isn't supported on a map whose channels aren't its second dimension")
 
 
 def _linear(layout: Layout, in_channels: int, out_channels: int) -> Operation:
     if layout[-1] != CHANNELS:
-        raise _RefusedError("is a linear map along an axis of the image; choose a layer before it")
+        raise RefusedError("is a linear map along an axis of the image; choose a layer before it")
     return Linear(in_channels, out_channels)
 
 
 def _layer_norm(layout: Layout, normalized_shape: Sequence[int]) -> Operation:
     if any(role != CHANNELS for role in layout[-len(normalized_shape) :]):
-        raise _RefusedError("layer_norm normalises along axes of the image; along channels that come last it doesn't")
+        raise RefusedError("layer_norm normalises along axes of the image; along channels that come last it doesn't")
     return Pointwise()
 
 
 def _softmax(dim: int | None, layout: Layout) -> Operation:
     if dim is None or layout[dim] != CHANNELS:
-        raise _RefusedError("softmax mixes places far apart in the image; choose a layer before it")
+        raise RefusedError("softmax mixes places far apart in the image; choose a layer before it")
     return Pointwise()
 
 
 def _batch_norm(module: Any) -> Operation:
     if module.training:
-        raise _RefusedError("BatchNorm in training mode depends on the whole batch; call eval() on the network")
+        raise RefusedError("BatchNorm in training mode depends on the whole batch; call eval() on the network")
     if module.running_mean is None:
-        raise _RefusedError("BatchNorm without running statistics depends on the whole batch; track_running_stats=True")
+        raise RefusedError("BatchNorm without running statistics depends on the whole batch; track_running_stats=True")
     return Pointwise()
-
-
-def _why(name: str) -> str:
-    """Why what is called `name` isn't supported, and what would be."""
-    lower = name.lower()
-    if "adaptive" in lower or lower in ("mean", "sum", "amax", "max"):
-        return f"{name} pools over the whole image; choose a layer before it"
-    if "attention" in lower or "softmax" in lower or "matmul" in lower:
-        return f"{name} mixes places far apart in the image; choose a layer before it"
-    if any(norm in lower for norm in ("groupnorm", "group_norm", "instancenorm", "instance_norm", "layernorm")):
-        return f"{name} normalises over the whole image; evaluation BatchNorm doesn't"
-    if "transpose" in lower:
-        return f"{name} isn't supported; upsampling by a whole factor and a convolution are"
-    if lower in ("getattr", "size", "shape"):
-        return "the size of a map is used in computations; fixed sizes and scale_factor aren't a problem"
-    return f"{name} isn't known to keep to a receptive field"
