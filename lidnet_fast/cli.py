@@ -240,9 +240,8 @@ def evaluate(arguments: Sequence[str]) -> None:
     _prepare_process()
     from lidnet_fast.evaluation.compare import compare_images, evaluate_run, named_folders
 
-    run, denoiser, store, out = (
-        None if path is None else Path(path) for path in (options.run, options.denoiser, options.store, options.out)
-    )
+    run, denoiser, out = (None if path is None else Path(path) for path in (options.run, options.denoiser, options.out))
+    store = options.store
     images = named_folders(options.images)
     if run is not None:
         where = {"out": out, "device": options.device, "precision": options.precision}
@@ -265,7 +264,7 @@ def export(arguments: Sequence[str]) -> None:
     options = vars(_parse(parser, arguments))
     from lidnet_fast.evaluation.export import export as export_split
 
-    print(printable("\n".join(export_split(Path(options.pop("store")), Path(options.pop("out")), **options))))
+    print(printable("\n".join(export_split(options.pop("store"), Path(options.pop("out")), **options))))
 
 
 def prepare(arguments: Sequence[str]) -> None:

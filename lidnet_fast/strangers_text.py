@@ -1,13 +1,16 @@
 """Text from strangers' files, such as UIDs and names of files, as it may be shown."""
 
+from lidnet_fast.urls import without_secrets
+
 
 def printable(text: str) -> str:
-    r"""Text in which control characters are escaped: on a terminal they could move the cursor and hide what was said.
+    r"""Text as a terminal may show it: without control characters, which could hide what was said, and URLs' secrets.
 
     Line ends stay; every other character that isn't printable becomes its escape, such as ``\x1b``.
     """
     return "".join(
-        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode() for char in text
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode()
+        for char in without_secrets(text)
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "lidnet_fast"
 # Rooms (modules and folders of the package) by floor: a room imports from its own and from lower floors only.
 FLOORS = (
+    {"urls"},
     {"errors", "_constants", "_tensors"},
     {"reference"},
     {"files", "_checks", "kernels", "device", "build_record", "strangers_text", "_C", "_C_cuda", "__version__"},

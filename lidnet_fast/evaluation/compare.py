@@ -20,6 +20,7 @@ from lidnet_fast.runtime import machine_facts
 from lidnet_fast.trainer.config import RunConfig, check_available, from_options
 from lidnet_fast.trainer.datamodule import split_patches
 from lidnet_fast.trainer.stored import nested, read_stored
+from lidnet_fast.urls import is_url, without_secrets
 
 DENOISED = "denoised"
 _NAMES = ("low dose", DENOISED, "normal dose")
@@ -70,7 +71,7 @@ def evaluate_run(
     samples: int | None = None,
     *,
     images: Mapping[str, Path] | None = None,
-    store: Path | None = None,
+    store: str | Path | None = None,
     out: Path | None = None,
     device: Device = "auto",
     precision: Precision = "float32",
@@ -83,7 +84,8 @@ def evaluate_run(
         denoiser: another network file than the run's own.
         samples: how many held-out samples; by default the run's.
         images: arm -> folder of images of the same low-dose scans, denoised by any tool.
-        store: another store than the run's, such as `lidnet-fast export` makes.
+        store: another store than the run's, such as `lidnet-fast export` makes. One at a URL is opened only if it is
+            given here: the run may be a stranger's, and its URL would be asked for.
         out: where the results go; by default to `folder`.
         device: where the networks run.
         precision: their arithmetic.
@@ -92,7 +94,13 @@ def evaluate_run(
     Raises:
         InputError: the folder is not a finished run's, a checkpoint is of another model, or images don't fit.
     """
-    config = _configured(read_config(folder / "config.yaml", trust_code=trust_code), samples, store)
+    config = read_config(folder / "config.yaml", trust_code=trust_code)
+    if store is None and is_url(config.data.store):
+        raise InputError(
+            f"{folder}: the run's store is at {config.data.store}. "
+            "To fix: if you trust that place, repeat the URL with --store"
+        )
+    config = _configured(config, samples, store)
     on = choose_device(device)
     views = _views(config, images or {})
     judges = {JUDGE: load_detector(folder / "detector" / "detector.pt", config.detector.network)}
@@ -123,7 +131,7 @@ def evaluate_run(
 
 
 def compare_images(
-    store: Path, images: Mapping[str, Path], out: Path, samples: int | None = None, *, device: Device = "auto"
+    store: str | Path, images: Mapping[str, Path], out: Path, samples: int | None = None, *, device: Device = "auto"
 ) -> Evaluation:
     """Score folders of denoised images alone: image quality, without detectors.
 
@@ -150,7 +158,7 @@ def compare_images(
     return evaluation
 
 
-def _configured(config: RunConfig, samples: int | None, store: Path | None) -> RunConfig:
+def _configured(config: RunConfig, samples: int | None, store: str | Path | None) -> RunConfig:
     if samples is not None:
         config = replace(config, evaluation=replace(config.evaluation, samples=samples))
     if store is not None:
@@ -188,6 +196,7 @@ def _publish(
     rows = evaluation.flat()
     folders = {name: str(folder) for name, folder in images.items()}
     write_metrics(out / "metrics.json", {"arms": evaluation.metrics, "images": folders, "machine": machine_facts()})
+    summary = without_secrets(summary)
     facts = {"images from": folders} if folders else {}
     highlight = None if phases is None else DENOISED
     notes = dict.fromkeys(images, "from images")

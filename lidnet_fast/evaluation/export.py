@@ -19,7 +19,7 @@ from lidnet_fast.files import make_folder, whole_path
 from lidnet_fast.progress import progress
 
 
-def export(store: Path, out: Path, split: str = "test", format: str = "nifti", seed: int = 0) -> list[str]:
+def export(store: str | Path, out: Path, split: str = "test", format: str = "nifti", seed: int = 0) -> list[str]:
     """Write `low_dose/` and `normal_dose/`, one file or folder per series, and `store/` with the same pairs and boxes.
 
     Where the store simulates its low dose, the noise of a slice is a pure function of the seed, the series' place in

@@ -13,7 +13,6 @@ from types import NoneType
 from typing import Any, Literal, TypeVar, get_args
 
 from lidnet_fast import backend
-from lidnet_fast.data.store.backends import is_url
 from lidnet_fast.device import Device, Precision
 from lidnet_fast.errors import InputError
 from lidnet_fast.functional import check_term_weights
@@ -21,6 +20,7 @@ from lidnet_fast.functional.pixel_losses import SMALLEST_SIDE
 from lidnet_fast.models.registry import NetworkConfig
 from lidnet_fast.models.windowing import HUWindow
 from lidnet_fast.multitask import check_weighting
+from lidnet_fast.urls import is_url, without_secrets
 
 T = TypeVar("T")
 _Rule = dict[str, tuple[str, Callable[[float], bool]]]
@@ -257,8 +257,10 @@ class RunConfig(_Checked):
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
-    """The configuration as plain types, as it is stored with checkpoints and as YAML."""
-    return asdict(config)
+    """The configuration as plain types, as it is stored: without what a store's URL has of passwords and the like."""
+    record = asdict(config)
+    record["data"]["store"] = without_secrets(config.data.store)
+    return record
 
 
 def from_options(options: Any) -> RunConfig:

@@ -16,6 +16,7 @@ import blosc2
 import numpy as np
 
 from lidnet_fast.errors import InputError
+from lidnet_fast.urls import is_url
 
 
 class Volume(Protocol):
@@ -48,10 +49,12 @@ class VolumeFormat(Protocol):
 
 @contextlib.contextmanager
 def _damage_is_a_value_error() -> Iterator[None]:
-    """Blosc2 and Zarr take their metadata at their word: damaged ones end in this and that."""
+    """Blosc2 and Zarr take their metadata at their word, and file systems have errors of their own."""
     try:
         yield
-    except (ArithmeticError, AttributeError, LookupError, SyntaxError, TypeError) as error:
+    except (OSError, RuntimeError, ValueError):
+        raise
+    except Exception as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
@@ -162,11 +165,6 @@ class _ZarrVolume:
 
 
 FORMATS: dict[str, VolumeFormat] = {"blosc2": Blosc2(), "zarr": Zarr()}
-
-
-def is_url(location: str) -> bool:
-    """Whether this names a place on another file system than the local one, as ``s3://bucket/folder`` does."""
-    return "://" in location
 
 
 def _import_zarr() -> Any:

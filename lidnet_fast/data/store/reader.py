@@ -73,15 +73,28 @@ class Store:
         self._process = os.getpid()
 
     def _read_file(self, name: str) -> bytes:
-        file_system, folder = url_to_fs(self.path)
-        return file_system.cat_file(f"{folder}/{name}")
+        try:
+            file_system, folder = url_to_fs(self.path)
+            return file_system.cat_file(f"{folder}/{name}")
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # every file system has errors of its own: no credentials, no such host, ...
+            raise InputError(f"{self.path}/{name}: can't be read: {self._cause(error)}") from error
+
+    def _cause(self, error: Exception) -> str:
+        """What an error says, without the URL's password: some file systems name the place without its ``://``."""
+        _, _, place = self.path.partition("://")
+        password = place.rpartition("@")[0].partition(":")[2]
+        return str(error).replace(password, "***") if password else str(error)
 
     def _read_header(self) -> dict[str, Any]:
         try:
-            header = json.loads(self._read_file("store.json"))
+            content = self._read_file("store.json")
         except FileNotFoundError as error:
             raise InputError(f"{self.path}: isn't a store (there is no store.json in it)") from error
-        except Exception as error:  # every file system has errors of its own: no credentials, no such host, ...
+        try:
+            header = json.loads(content)
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{self.path}/store.json: can't be read: {error}") from error
         found = (header.get("format"), header.get("version")) if isinstance(header, dict) else (None, None)
         if found != (STORE_FORMAT, STORE_VERSION):
@@ -109,7 +122,7 @@ class Store:
             try:
                 volume = self._format.open(location)
             except (OSError, RuntimeError, ValueError) as error:
-                raise InputError(f"{location}: can't be opened: {error}") from error
+                raise InputError(f"{location}: can't be opened: {self._cause(error)}") from error
             if volume.shape != self.series[series_index].shape or volume.dtype != np.int16:
                 raise InputError(
                     f"{location}: holds {volume.dtype} {list(volume.shape)}, "
@@ -153,7 +166,7 @@ class Store:
             return volume[int(z), int(y0) : int(y0 + h), int(x0) : int(x0 + w)]
         except (OSError, RuntimeError, ValueError) as error:
             raise InputError(
-                f"{self._location(series_index, low_dose)}: slice {z} can't be decoded: {error}"
+                f"{self._location(series_index, low_dose)}: slice {z} can't be decoded: {self._cause(error)}"
             ) from error
 
     def boxes(self, series_index: int, z: int) -> np.ndarray:

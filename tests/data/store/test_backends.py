@@ -1,7 +1,11 @@
 """Stores of either volume format, on a disk and in an object store."""
 
+import base64
 import builtins
 import multiprocessing
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import fsspec
 import numpy as np
@@ -193,6 +197,57 @@ def test_a_missing_volume_is_noticed(tmp_path):
 def test_urls_that_lead_nowhere(url, message):
     with pytest.raises(InputError, match=message):
         Store(url)
+
+
+@pytest.fixture(scope="module")
+def guarded(local):
+    """The Zarr store behind a password: the URL without it, and requests as the server saw them."""
+    seen = []
+
+    class Guarded(SimpleHTTPRequestHandler):
+        def do_GET(self):
+            seen.append(self.headers["Authorization"])
+            if seen[-1] != f"Basic {base64.b64encode(b'anna:s3cr3t').decode()}":
+                self.send_error(401)
+            else:
+                super().do_GET()
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("localhost", 0), partial(Guarded, directory=local["zarr"])) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"localhost:{server.server_port}", seen
+        server.shutdown()
+
+
+def test_passwords_of_urls_are_used_and_never_shown(guarded):
+    place, _ = guarded
+    store = Store(f"http://anna:s3cr3t@{place}")
+    assert len(store.series) == 2
+    with pytest.raises(InputError, match=rf"http://{place}/store.json: can't be read") as wrong:
+        Store(f"http://anna:s3cr3tt@{place}")
+    with pytest.raises(InputError, match=rf"http://{place}/nowhere: isn't a store") as nowhere:
+        Store(f"http://anna:s3cr3t@{place}/nowhere")
+    for path in (f"http://anna:wr0ng@{place}", "http://anna:wr0ng@localhost:1"):
+        store.path = path  # as if the server had changed
+        with pytest.raises(InputError, match=r"00000\.zarr: can't be opened") as volume:
+            store.read(0, 0)
+        assert "wr0ng" not in str(volume.value)
+    assert "s3cr3t" not in f"{wrong.value}{nowhere.value}"
+
+
+def test_a_password_is_not_shown_without_its_url(monkeypatch):
+    """As of s3fs, whose errors name the bucket and what stands before it."""
+
+    def fail(path):
+        raise PermissionError(f"{path.partition('://')[2]}: Access Denied")
+
+    monkeypatch.setattr("lidnet_fast.data.store.reader.url_to_fs", fail)
+    with pytest.raises(InputError, match=r"s3://key@bucket/s/store.json: can't be read: key:\*\*\*@bucket/s: Access"):
+        Store("s3://key:se/cr/et@bucket/s")
 
 
 def test_a_bucket_that_is_not_there(s3):
