@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lidnet_fast import __version__
+from lidnet_fast.data.formats.dicom.images import DicomSeries
 from lidnet_fast.data.formats.dicom.values import without_pydicom_warnings
 from lidnet_fast.data.formats.dicom.writer import CTImage, Derivation, read_image, write_derived
 from lidnet_fast.data.formats.find import counted
@@ -25,7 +26,7 @@ from lidnet_fast.device import Device, Precision, choose_device
 from lidnet_fast.errors import InputError
 from lidnet_fast.files import lock, move_whole, remove_temporary, write_text
 from lidnet_fast.inference.slices import SliceDenoiser
-from lidnet_fast.inference.sources import DicomSeries, find
+from lidnet_fast.inference.sources import find
 from lidnet_fast.inference.volumes import (
     VolumeFile,
     check_free,
@@ -186,9 +187,9 @@ class _Worker:
 
     def _fill(self, folder: Path, series: DicomSeries, pool: ThreadPoolExecutor) -> Iterator[None]:
         """Denoise what isn't in the folder yet, in the batches of an uninterrupted call."""
-        outputs = {file: folder / file.relative_to(series.folder) for file in series.files.values()}
+        outputs = {file: folder / file.relative_to(series.folder) for file in series.files}
         files = list(outputs)
-        size = 1 if series.multiframe else self.denoiser.batch_size
+        size = 1 if any(image.frames > 1 for image in series.images) else self.denoiser.batch_size
         batches = [files[start : start + size] for start in range(0, len(files), size)]
         wanted = [batch for batch in batches if not all(outputs[file].exists() for file in batch)]
         yield from repeat(None, len(files) - sum(map(len, wanted)))

@@ -66,9 +66,6 @@ class SliceHeader:
         path: its file.
         frame: its place in a multi-frame file, from 0; None in a file of its own.
         sop_instance_uid: of the slice; frames are numbered from 1 behind the UID of their file.
-        series_uid: SeriesInstanceUID.
-        patient_id: PatientID, or StudyInstanceUID where there is none.
-        description: SeriesDescription, or empty.
         kernel: ConvolutionKernel, or empty.
         body_part: BodyPartExamined, or empty.
         geometry: of the slice alone; the first spacing is its thickness, 0 where that is unknown.
@@ -77,16 +74,38 @@ class SliceHeader:
     path: Path
     frame: int | None
     sop_instance_uid: str
-    series_uid: str
-    patient_id: str
-    description: str
     kernel: str
     body_part: str
     geometry: Geometry
 
 
-HeaderResult = list[SliceHeader] | str | Rejected
-"""The slices of one file, or why it isn't one of those wanted, or why it can't be used."""
+@dataclasses.dataclass(frozen=True)
+class ImageHeader:
+    """What the header of one CT file says.
+
+    Attributes:
+        path: the file.
+        sop_instance_uid: SOPInstanceUID.
+        series_uid: SeriesInstanceUID.
+        patient_id: PatientID, or StudyInstanceUID where there is none.
+        description: SeriesDescription, or empty.
+        frames: how many slices it holds.
+        slices: what of them can be part of a volume.
+        fault: why it can't be part of a volume, if so.
+    """
+
+    path: Path
+    sop_instance_uid: str
+    series_uid: str
+    patient_id: str
+    description: str
+    frames: int
+    slices: tuple[SliceHeader, ...] = ()
+    fault: str | None = None
+
+
+HeaderResult = ImageHeader | str | Rejected
+"""A CT image, or why the file isn't one of those wanted, or why nobody can say which image it is."""
 
 
 def read_headers(paths: Sequence[Path]) -> list[HeaderResult]:
@@ -96,22 +115,26 @@ def read_headers(paths: Sequence[Path]) -> list[HeaderResult]:
 
 @without_pydicom_warnings()
 def _read_header(path: Path) -> HeaderResult:
-    series_uid = ""
     try:
-        parsed = parse_header(path)
+        parsed = _parse(path)
         if isinstance(parsed, str):
             return parsed
         header, pixels_start = parsed
-        series_uid = str(header.get("SeriesInstanceUID") or "")
-        _check_complete(header, path, pixels_start)
-        return _slices(header, path)
+        image = _identify(header, path)
     except InputError as error:
-        return Rejected(series_uid, path, str(error))
+        return Rejected("", path, str(error))
+    try:
+        _check_complete(header, path, pixels_start)
+        slices = _slices(header, image)
+    except InputError as error:
+        return dataclasses.replace(image, fault=str(error))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        return Rejected(series_uid, path, f"{path}: has a value of the wrong kind in its header: {one_line(error)}")
+        fault = f"{path}: has a value of the wrong kind in its header: {one_line(error)}"
+        return dataclasses.replace(image, fault=fault)
+    return slices if isinstance(slices, str) else dataclasses.replace(image, slices=slices)
 
 
-def parse_header(path: Path) -> tuple[pydicom.Dataset, int] | str:
+def _parse(path: Path) -> tuple[pydicom.Dataset, int] | str:
     """Parse one file's header, and say where its pixels start; a string says why the file isn't one of those wanted.
 
     Raises:
@@ -163,12 +186,23 @@ def _unwanted(header: pydicom.Dataset, kinds: set[str]) -> str | None:
     return None
 
 
+def _identify(header: pydicom.Dataset, path: Path) -> ImageHeader:
+    return ImageHeader(
+        path=path,
+        sop_instance_uid=text(header, "SOPInstanceUID", path),
+        series_uid=text(header, "SeriesInstanceUID", path),
+        patient_id=str(header.get("PatientID") or "").strip() or text(header, "StudyInstanceUID", path),
+        description=str(header.get("SeriesDescription") or "").strip(),
+        frames=_frame_count(header, path),
+    )
+
+
 def _check_complete(header: pydicom.Dataset, path: Path, pixels_start: int) -> None:
     """Refuse a file that ends before its pixels do, where that can be told without decoding."""
     syntax = header.file_meta.get("TransferSyntaxUID")
     if syntax in _UNCOMPRESSED:
         rows, columns = (int(number(header, keyword, path)) for keyword in ("Rows", "Columns"))
-        frames = frame_count(header, path) if _is_enhanced(header) else 1
+        frames = _frame_count(header, path) if _is_enhanced(header) else 1
         needed = frames * rows * columns * int(number(header, "BitsAllocated", path)) // 8
         element_header = 8 if syntax == ImplicitVRLittleEndian else 12
         if path.stat().st_size - pixels_start - element_header < needed:
@@ -180,30 +214,25 @@ def _is_enhanced(header: pydicom.Dataset) -> bool:
     return str(header.get("SOPClassUID")) in _ENHANCED
 
 
-def frame_count(header: pydicom.Dataset, path: Path) -> int:
-    """How many frames a file holds.
-
-    Raises:
-        InputError: it names no whole number.
-    """
+def _frame_count(header: pydicom.Dataset, path: Path) -> int:
     return int(number(header, "NumberOfFrames", path)) if header.get("NumberOfFrames") else 1
 
 
-def _slices(header: pydicom.Dataset, path: Path) -> list[SliceHeader] | str:
-    count = frame_count(header, path)
+def _slices(header: pydicom.Dataset, image: ImageHeader) -> tuple[SliceHeader, ...] | str:
     if not _is_enhanced(header):
-        if count != 1:
-            raise InputError(f"{path}: holds {count} frames, but a CT Image Storage file has one")
-        return [_ct_slice(frame_header(header), path, None)]
-    if not header.get(SHARED) or len(header.get(PER_FRAME) or ()) < count:
-        raise InputError(f"{path}: is multi-frame (enhanced) CT without the functional groups of its frames")
-    frames = [frame_header(header, frame) for frame in range(count)]
+        if image.frames != 1:
+            raise InputError(f"{image.path}: holds {image.frames} frames, but a CT Image Storage file has one")
+        return (_ct_slice(frame_header(header), image, None),)
+    if not header.get(SHARED) or len(header.get(PER_FRAME) or ()) < image.frames:
+        raise InputError(f"{image.path}: is multi-frame (enhanced) CT without the functional groups of its frames")
+    frames = [frame_header(header, frame) for frame in range(image.frames)]
     wanted = [(n, frame) for n, frame in enumerate(frames) if "LOCALIZER" not in (frame.get("ImageType") or ())]
-    return [_ct_slice(frame, path, n) for n, frame in wanted] or "localiser"
+    return tuple(_ct_slice(frame, image, n) for n, frame in wanted) or "localiser"
 
 
-def _ct_slice(header: pydicom.Dataset, path: Path, frame: int | None) -> SliceHeader:
-    """Check the header of a CT image and keep what is needed of it."""
+def _ct_slice(header: pydicom.Dataset, image: ImageHeader, frame: int | None) -> SliceHeader:
+    """Check the header of a CT slice and keep what is needed of it."""
+    path = image.path
     rows, columns = int(number(header, "Rows", path)), int(number(header, "Columns", path))
     if min(rows, columns) < 1:
         raise InputError(f"{path}: says that it has {columns} x {rows} pixels")
@@ -215,14 +244,10 @@ def _ct_slice(header: pydicom.Dataset, path: Path, frame: int | None) -> SliceHe
     if not np.allclose(orientation @ orientation.T, np.eye(2), atol=1e-2):
         raise InputError(f"{path}: has no usable ImageOrientationPatient")
     x, y, z = numbers(header, "ImagePositionPatient", 3, path)
-    sop_instance_uid = text(header, "SOPInstanceUID", path)
     return SliceHeader(
         path=path,
         frame=frame,
-        sop_instance_uid=sop_instance_uid if frame is None else f"{sop_instance_uid}#{frame + 1}",
-        series_uid=text(header, "SeriesInstanceUID", path),
-        patient_id=str(header.get("PatientID") or "").strip() or text(header, "StudyInstanceUID", path),
-        description=str(header.get("SeriesDescription") or "").strip(),
+        sop_instance_uid=image.sop_instance_uid if frame is None else f"{image.sop_instance_uid}#{frame + 1}",
         kernel=kernel_name(header),
         body_part=body_part(header),
         geometry=Geometry(

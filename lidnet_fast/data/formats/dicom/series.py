@@ -6,28 +6,24 @@ pydicom with GDCM and OpenJPEG.
 """
 
 import dataclasses
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from itertools import compress, pairwise
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from lidnet_fast.data.formats.dicom.headers import HeaderResult, SliceHeader, read_headers
+from lidnet_fast.data.formats.dicom.images import SAME_POSITION, DicomSeries, find_images
 from lidnet_fast.data.formats.dicom.pixels import decode
 from lidnet_fast.data.formats.find import Found, files_below
 from lidnet_fast.data.formats.geometry import Rejected, Rejections, Series, hu_volume, spacing_fault, tilt_fault
-from lidnet_fast.data.prepare.jobs import run
 from lidnet_fast.errors import InputError
 
-_SAME_POSITION = 1e-3
-"""Slices closer than this, in mm, are at the same position."""
 _LARGEST_GAP = 1.5
 """Slices are missing where two neighbours are further apart than this many times the series' median distance."""
-_FILES_PER_JOB = 64
 
-Accept = Literal["regular", "resampleable", "any"]
+Accept = Literal["regular", "resampleable"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,15 +48,15 @@ def scan(
     """Find the CT series below some folders.
 
     Files are recognised by their content, whatever their names; series by their SeriesInstanceUID, wherever their
-    files lie. What isn't a CT image (other modalities, localisers, reports, DICOMDIR, other files) is skipped. Where
-    two slices are alike to the pixel, the first is kept.
+    files lie. What isn't a CT image (other modalities, localisers, reports, DICOMDIR, other files) is skipped. Of
+    images that agree in place and pixels, the first is kept.
 
     Args:
         sources: folders, searched with everything below them, or single files.
         what: what the progress bar says.
         strict: raise at the first series that can't be used; otherwise it is returned among those rejected.
         accept: "regular" refuses a series whose slices are missing, twice there and different, unevenly spaced or
-            tilted; "resampleable" lets the last two pass; "any" takes whatever slices there are, in their order.
+            tilted; "resampleable" lets the last two pass.
 
     Raises:
         InputError: a source doesn't exist or no source has CT; with `strict`, a file is truncated or lacks a needed
@@ -78,55 +74,45 @@ def scan_files(
     files: Sequence[Path], what: str, *, strict: bool, accept: Accept, executor: Executor | None = None
 ) -> Found[CTSeries]:
     """Find the CT series in some files, their headers read by `executor`; see `scan`."""
-    by_series: dict[str, list[SliceHeader]] = {}
-    damaged: dict[str, Rejected] = {}
+    found = find_images(files, what, executor)
     rejections = Rejections(strict)
-    skipped: Counter[str] = Counter()
-    jobs = [files[start : start + _FILES_PER_JOB] for start in range(0, len(files), _FILES_PER_JOB)]
-    results: list[HeaderResult] = [header for batch in run(executor, read_headers, jobs, what) for header in batch]
-    for found in results:
-        if isinstance(found, str):
-            skipped[found] += 1
-        elif isinstance(found, list):
-            by_series.setdefault(found[0].series_uid, []).extend(found)
-        else:
-            damaged.setdefault(found.series_uid or str(found.path), found)
-    rejections.add(list(damaged.values()))
+    rejections.add(found.rejected)
     series = []
-    for uid in sorted(by_series.keys() - damaged.keys()):
+    for one in sorted(found.series, key=lambda one: one.uid):
         try:
-            series.append(_assemble(by_series[uid], accept))
+            series.append(_assemble(one, accept))
         except InputError as error:
-            rejections.add([Rejected(uid, by_series[uid][0].path.parent, str(error))])
-    return Found(series, skipped, rejections.all)
+            rejections.add([Rejected(one.uid, one.folder, str(error))])
+    return Found(series, found.skipped, rejections.all)
 
 
-def _check_alike(slices: Sequence[SliceHeader]) -> None:
-    """Refuse a series whose slices differ in what they must share."""
+def _assemble(found: DicomSeries, accept: Accept) -> CTSeries:
+    """Sort one series' slices by their position along the normal and check that they are of the accepted kind."""
+    for image in found.images:
+        if image.fault is not None:
+            raise InputError(image.fault)
+    slices = [part for image in found.images for part in image.slices]
     first = slices[0]
     for other in slices[1:]:
-        files = f"series {first.series_uid}: its files {first.path} and {other.path} differ in"
-        if first.patient_id != other.patient_id:
-            raise InputError(f"{files} patient: {first.patient_id}, {other.patient_id}")
-        if found := first.geometry.difference(other.geometry, places=False):
-            raise InputError(f"{files} {found.what}: {found.mine}, {found.other}")
-
-
-def _assemble(slices: list[SliceHeader], accept: Accept) -> CTSeries:
-    """Sort one series' slices by their position along the normal and check that they are of the accepted kind."""
-    _check_alike(slices)
-    normal = slices[0].geometry.axes[2]
-    slices = sorted(slices, key=lambda part: float(normal @ part.geometry.origin))
-    if accept != "any":
-        slices = _without_copies(slices)
-    first = slices[0]
+        if fault := first.geometry.difference(other.geometry, places=False):
+            raise InputError(
+                f"series {found.uid}: its files {first.path} and {other.path} differ in {fault.what}: "
+                f"{fault.mine}, {fault.other}"
+            )
+    normal = first.geometry.axes[2]
+    slices.sort(key=lambda part: float(normal @ part.geometry.origin))
     gaps = np.diff([normal @ part.geometry.origin for part in slices])
+    for one, other in compress(pairwise(slices), gaps < SAME_POSITION):
+        raise InputError(
+            f"series {found.uid}: two different slices at the same position, "
+            f"{normal @ other.geometry.origin:g} mm: {one.path} and {other.path}"
+        )
     thickness, y_spacing, x_spacing = first.geometry.spacing
     thicknesses = [part.geometry.spacing[0] for part in slices if part.geometry.spacing[0] > 0]
     series = CTSeries(
-        series_uid=first.series_uid,
-        patient_id=first.patient_id,
-        description=first.description,
+        series_uid=found.uid,
+        patient_id=found.images[0].patient_id,
+        description=found.images[0].description,
         files=tuple(part.path for part in slices),
         frames=tuple(part.frame for part in slices if part.frame is not None),
         sop_instance_uids=tuple(part.sop_instance_uid for part in slices),
@@ -139,11 +125,8 @@ def _assemble(slices: list[SliceHeader], accept: Accept) -> CTSeries:
         body_part=_only({part.body_part for part in slices}),
     )
     if len(series.frames) not in (0, len(slices)):
-        raise InputError(
-            f"series {first.series_uid} in {first.path.parent}: some of its files are multi-frame, not all"
-        )
-    if accept != "any":
-        _check_complete(series)
+        raise InputError(f"series {found.uid} in {found.folder}: some of its files are multi-frame, not all")
+    _check_complete(series)
     if accept == "regular":
         check_regular(series)
     return series
@@ -152,30 +135,6 @@ def _assemble(slices: list[SliceHeader], accept: Accept) -> CTSeries:
 def _only(names: set[str]) -> str:
     """The name that all slices have, or empty."""
     return next(iter(names)) if len(names) == 1 else ""
-
-
-def _without_copies(slices: list[SliceHeader]) -> list[SliceHeader]:
-    """Keep one of the slices at a position when their pixels are alike.
-
-    Raises:
-        InputError: they differ.
-    """
-    kept = slices[:1]
-    normal = slices[0].geometry.axes[2]
-    for part in slices[1:]:
-        step = np.subtract(part.geometry.origin, kept[-1].geometry.origin)
-        if normal @ step >= _SAME_POSITION:
-            kept.append(part)
-        elif np.linalg.norm(step) >= _SAME_POSITION or not np.array_equal(_pixels(part), _pixels(kept[-1])):
-            raise InputError(
-                f"series {part.series_uid}: two different slices at the same position, "
-                f"{normal @ part.geometry.origin:g} mm: {kept[-1].path} and {part.path}"
-            )
-    return kept
-
-
-def _pixels(part: SliceHeader) -> np.ndarray:
-    return _decode(part.path, part.geometry.shape[1:], (part.frame or 0,))[0]
 
 
 def _check_complete(series: CTSeries) -> None:
