@@ -10,7 +10,7 @@ import numpy as np
 from lidnet_fast.data.formats.dicom.series import CTSeries, read_volume, scan
 from lidnet_fast.data.formats.find import files_below
 from lidnet_fast.data.formats.geometry import Geometry
-from lidnet_fast.data.formats.itk.files import has_8_bits, is_volume, read_header, read_voxels, volume_stem
+from lidnet_fast.data.formats.itk.files import is_volume, read_header, volume_stem
 from lidnet_fast.data.formats.itk.series import VolumeSeries, volume_series
 from lidnet_fast.data.samples.dataset import SampleId
 from lidnet_fast.data.store.reader import Store
@@ -119,7 +119,7 @@ def match(folder: Path, store: Store, wanted: Sequence[int]) -> dict[int, Denois
 
 
 def denoised_series(folder: Path) -> list[DenoisedSeries]:
-    """Find the volumes below a folder: files that SimpleITK reads, or where there are none, DICOM series.
+    """Find the volumes below a folder: NIfTI, MetaImage and NRRD files, or where there are none, DICOM series.
 
     Volumes of 8 bits (masks) are skipped.
 
@@ -134,7 +134,7 @@ def denoised_series(folder: Path) -> list[DenoisedSeries]:
         return [
             _volume(volume_series(header, volume_stem(path)))
             for path, header in zip(files, headers, strict=True)
-            if not has_8_bits(header)
+            if header.bits != 8
         ]
     return [_dicom(series) for series in scan([folder], f"headers of {folder.name}").series]
 
@@ -152,8 +152,6 @@ def _check_values(found: DenoisedSeries, store: Store, views: Mapping[SampleId, 
         float(store.read(index, z, (y0, x0, *view.shape)).mean(dtype=np.float64))
         for (index, z, y0, x0, *_), view in views.items()
     ]
-    if not np.isfinite(means).all():
-        raise InputError(f"{found.path}: has values that aren't finite")
     if abs(np.mean(means) - np.mean(expected)) > _LARGEST_SHIFT_HU:
         raise InputError(
             f"{found.path}: its mean is {np.mean(means):.0f} in the fields of view, that of the normal dose "
@@ -173,9 +171,8 @@ def _dicom(series: CTSeries) -> DenoisedSeries:
 
 def _volume(series: VolumeSeries) -> DenoisedSeries:
     def read() -> np.ndarray:
-        values = read_voxels(series.files[0])
-        values = values if values.dtype == np.int16 else values.astype(np.float32)
-        return values[::-1] if series.flipped else values
+        values = series.read_values()
+        return values if values.dtype == np.int16 else values.astype(np.float32)
 
     return DenoisedSeries(
         series_uid="",

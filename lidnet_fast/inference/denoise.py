@@ -232,7 +232,7 @@ class _Worker:
             yield from repeat(None, volume.slices)
             return
         check_free(target)
-        image, slices = read_volume_file(volume)
+        slices = read_volume_file(volume)
         result = np.empty(slices.shape, np.int16)
         size = self.denoiser.batch_size
         for start in range(0, len(slices), size):
@@ -240,7 +240,7 @@ class _Worker:
             hu = self._checked(np.maximum(original, LOWEST_HU), volume.path)
             result[start : start + size] = rounded_hu(hu, original)
             yield from repeat(None, len(original))
-        write_volume_file(result, volume.axis, image, self.derivation.description, target)
+        write_volume_file(result, volume, self.derivation.description, target)
         self.summary.denoised += 1
         self.summary.slices += len(result)
 

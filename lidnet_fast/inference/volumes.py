@@ -1,13 +1,13 @@
-"""CT volumes in files that SimpleITK reads and writes: NIfTI, MetaImage, NRRD."""
+"""CT volumes in files, to be denoised: NIfTI, MetaImage, NRRD."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
 
 from lidnet_fast.data.formats.geometry import LOWEST_HU
-from lidnet_fast.data.formats.itk.files import check_hu, check_is_volume, has_8_bits, itk_cause, read_header, read_image
+from lidnet_fast.data.formats.itk.files import check_hu, measured, read_header, read_voxels, write_voxels
+from lidnet_fast.data.formats.itk.header import VolumeHeader
 from lidnet_fast.errors import InputError
 from lidnet_fast.files import is_temporary, whole_path
 
@@ -17,15 +17,20 @@ class VolumeFile:
     """A CT volume on disk.
 
     Attributes:
-        path: the file.
+        header: what the file says of it.
         axis: of its array (third, second, first index of the image) that runs closest to the patient's length; slices
             are taken across it.
         slices: how many.
     """
 
-    path: Path
+    header: VolumeHeader
     axis: int
     slices: int
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.header.path
 
 
 def inspect_volume(path: Path) -> VolumeFile | str:
@@ -35,24 +40,22 @@ def inspect_volume(path: Path) -> VolumeFile | str:
         InputError: it can't be read, or isn't an image of three dimensions and one value per voxel.
     """
     header = read_header(path)
-    if has_8_bits(header):
+    if header.bits == 8:
         return "of 8 bits, which can't hold HU (masks?)"
-    check_is_volume(header)
-    lengthwise = np.abs(np.array(header.GetDirection()).reshape(3, 3)[2])
-    axis = 2 - int(lengthwise.argmax())
-    return VolumeFile(path, axis, header.GetSize()[2 - axis])
+    header.check_is_volume()
+    axis = 2 - int(np.abs(header.directions[:, 2]).argmax())
+    return VolumeFile(header, axis, header.size[2 - axis])
 
 
-def read_volume_file(volume: VolumeFile) -> tuple[sitk.Image, np.ndarray]:
-    """Read a volume: the image, and its voxels [Z,H,W] as slices.
+def read_volume_file(volume: VolumeFile) -> np.ndarray:
+    """Read a volume's voxels [Z,H,W] as slices.
 
     Raises:
         InputError: it is damaged, or its values aren't HU.
     """
-    image = read_image(volume.path)
-    slices = np.moveaxis(sitk.GetArrayViewFromImage(image), volume.axis, 0)
+    slices = measured(volume.path, np.moveaxis(read_voxels(volume.path), volume.axis, 0))
     check_hu(volume.path, slices)
-    return image, slices
+    return slices
 
 
 def check_free(path: Path) -> None:
@@ -71,27 +74,21 @@ def check_free(path: Path) -> None:
             )
 
 
-def write_volume_file(slices: np.ndarray, axis: int, source: sitk.Image, description: str, path: Path) -> None:
+def write_volume_file(slices: np.ndarray, volume: VolumeFile, description: str, path: Path) -> None:
     """Write a volume with the geometry of another.
 
     Args:
         slices: int16 [Z,H,W].
-        axis: where Z is in the source's array.
-        source: gives origin, spacing and direction.
+        volume: gives origin, spacing and directions.
         description: kept in the header, where the format has a place for it.
         path: the file to make; its name says in which format.
 
     Raises:
         OSError: it can't be written.
     """
-    image = sitk.GetImageFromArray(np.ascontiguousarray(np.moveaxis(slices, 0, axis)))
-    image.CopyInformation(source)
-    image.SetMetaData("ITK_FileNotes", description[:79])  # NIfTI's "descrip"
+    voxels = np.ascontiguousarray(np.moveaxis(slices, 0, volume.axis))
     with whole_path(path) as unfinished:
-        try:
-            sitk.WriteImage(image, str(unfinished), useCompression=path.name.lower().endswith(".gz"))
-        except RuntimeError as error:
-            raise OSError(None, itk_cause(error), str(path)) from error
+        write_voxels(unfinished, voxels, volume.header, description)
 
 
 def rounded_hu(denoised: np.ndarray, original: np.ndarray) -> np.ndarray:

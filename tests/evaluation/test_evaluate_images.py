@@ -182,7 +182,7 @@ def test_exported_dicom_is_what_other_readers_expect(exported_dicom: Path, serie
 def edited(exported: Path, series: SeriesInfo, folder: Path, edit: Callable[[sitk.Image], sitk.Image]) -> Path:
     folder.mkdir()
     image = sitk.ReadImage(str(exported / "low_dose" / f"{series.series_uid}.nii.gz"))
-    sitk.WriteImage(edit(image), str(folder / f"{series.series_uid}.mha"))  # ITK's NIfTI reader makes NaN 0
+    sitk.WriteImage(edit(image), str(folder / f"{series.series_uid}.mha"))
     return folder
 
 
@@ -204,6 +204,22 @@ def with_hole(image: sitk.Image) -> sitk.Image:
     return hole
 
 
+@pytest.mark.parametrize("suffix", [".nii.gz", ".mha", ".nrrd"])
+def test_what_is_no_number_outside_the_field_of_view_is_air(
+    exported: Path, series: SeriesInfo, tmp_path: Path, suffix: str
+) -> None:
+    image = sitk.ReadImage(str(exported / "low_dose" / f"{series.series_uid}.nii.gz"))
+    for name, value in (("air", -1024), ("nan", np.nan), ("inf", np.inf)):
+        values = sitk.GetArrayFromImage(image).astype(np.float32)
+        values[:, :9] = values[:, :, -7:] = value
+        changed = sitk.GetImageFromArray(values)
+        changed.CopyInformation(image)
+        (tmp_path / name).mkdir()
+        sitk.WriteImage(changed, str(tmp_path / name / f"{series.series_uid}{suffix}"))
+    arms = compare(exported, tmp_path / "out", **{name: tmp_path / name for name in ("air", "nan", "inf")})
+    assert arms["nan"] == arms["inf"] == pytest.approx(arms["air"], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("edit", "expected"),
     [
@@ -212,7 +228,7 @@ def with_hole(image: sitk.Image) -> sitk.Image:
         (stretched, "but its spacing (z, y, x) is (5, 1, 1), not (5, 2.8, 2.8)"),
         (lambda image: sitk.Flip(image, (True, False, False)), "but its orientation is (-1, 0, 0, 0, 1, 0), not"),
         (lambda image: sitk.Cast(image, sitk.sitkFloat32) / 2000 + 0.5, "its values aren't HU, or it's another series"),
-        (with_hole, "has values that aren't finite"),
+        (with_hole, "has voxels that aren't finite"),
     ],
 )
 def test_volumes_that_do_not_fit_are_refused(

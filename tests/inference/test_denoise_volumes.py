@@ -2,6 +2,7 @@
 
 import gzip
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
@@ -53,6 +54,20 @@ def test_volumes(tmp_path, run, expected, make_hu, suffix, dtype):
     assert (again.denoised, again.already) == (0, 1)
 
 
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".mhd", ".mha", ".nrrd"])
+def test_what_is_no_number_outside_the_field_of_view_is_air(tmp_path, run, expected, make_hu, suffix):
+    hu = make_hu(3, 40, 56).astype(np.float32)
+    air = hu.copy()
+    hu[:, :4], hu[1, :, 50:], hu[2] = np.nan, np.inf, -np.inf
+    air[~np.isfinite(hu)] = -1024
+    write(tmp_path / f"ct{suffix}", hu)
+    assert run_on(tmp_path / f"ct{suffix}", tmp_path / "out", run).failures == []
+    made = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out" / f"ct{suffix}")))
+    assert (made[~np.isfinite(hu)] == -1024).all()
+    inside = np.isfinite(hu)
+    assert np.abs(made - expected(air).clip(-1024))[inside].max() <= 0.5 + 1e-3
+
+
 def test_slices_run_across_the_patient(tmp_path, run, expected, make_hu):
     """A volume kept as coronal planes is denoised in its axial ones."""
     hu = make_hu(6, 40, 48)
@@ -71,6 +86,34 @@ def test_one_file_into_another_format(tmp_path, run, make_hu):
     with pytest.raises(InputError, match=r"ct\.nii\.gz: exists already"):
         run_on(tmp_path / "ct.mhd", tmp_path / "new" / "ct.nii.gz", run)
     assert (tmp_path / "new" / "ct.nii.gz").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(".mhd", ".nii.gz"), (".nii", ".nrrd"), (".nrrd", ".mha"), (".nii.gz", ".nii")]
+)
+def test_every_format_keeps_the_geometry(tmp_path, run, make_hu, old, new):
+    write(tmp_path / f"ct{old}", make_hu(3, 32, 40))
+    run_on(tmp_path / f"ct{old}", tmp_path / f"new{new}", run)
+    before, after = (sitk.ReadImage(str(tmp_path / name)) for name in (f"ct{old}", f"new{new}"))
+    for what in ("Size", "Spacing", "Origin", "Direction"):
+        np.testing.assert_allclose(getattr(after, f"Get{what}")(), getattr(before, f"Get{what}")(), atol=1e-5)
+
+
+def test_both_matrices_and_the_values_of_nifti(tmp_path, run, expected, make_hu):
+    """A file may have a second matrix, such as one to an atlas."""
+    hu = make_hu(3, 32, 40)
+    image = nibabel.Nifti1Image(hu.T.astype(">i2") + 1024, None)
+    image.set_qform(np.diag([-0.7, 0.8, 2.5, 1]), "scanner")
+    image.set_sform(np.diag([-1.5, 1.25, 2.0, 1]), "mni")
+    image.header.set_slope_inter(1, -1024)
+    image.header.set_xyzt_units("mm")
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj) - 1024, None, image.header), tmp_path / "ct.nii")
+    run_on(tmp_path / "ct.nii", tmp_path / "out", run)
+    before, after = (nibabel.load(tmp_path / name) for name in ("ct.nii", "out/ct.nii"))
+    for name in ("qform_code", "sform_code", "srow_x", "srow_y", "quatern_b", "qoffset_x", "pixdim", "xyzt_units"):
+        np.testing.assert_array_equal(after.header[name], before.header[name])
+    assert after.get_data_dtype() == np.int16
+    assert np.abs(np.asarray(after.dataobj).T - expected(hu)).max() <= 0.5 + 1e-3
 
 
 def test_voxels_beside_a_header_are_not_overwritten(tmp_path, run, make_hu):
@@ -111,6 +154,7 @@ def bad_volumes(make_hu):
     spoiled[1, 5, 5] = np.nan
     return {
         "nan.nrrd": (spoiled, "has voxels that aren't finite"),
+        "nan.nii.gz": (spoiled, "has voxels that aren't finite"),
         "infinite.mha": (np.full((2, 32, 32), np.inf, np.float32), "has voxels that aren't finite"),
         "labels.nii": (np.arange(2 * 32 * 32, dtype=np.int16).reshape(2, 32, 32), "has no value below 0"),
         "flat.nii": (make_hu(1)[0], "has 2 dimensions"),

@@ -1,4 +1,4 @@
-"""CT volumes in files that SimpleITK reads: MetaImage (.mhd, .mha), NRRD (.nrrd, .nhdr) and NIfTI (.nii, .nii.gz).
+"""CT volumes in files: MetaImage (.mhd, .mha), NRRD (.nrrd, .nhdr) and NIfTI (.nii, .nii.gz).
 
 Such a file knows neither patient nor series. Its series is named by the file (LUNA16 names its files by
 SeriesInstanceUID), or by its path below the source where several files have one name; each is a patient of its own.
@@ -9,24 +9,14 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lidnet_fast.data.formats.geometry import Rejected, Series, hu_volume
-from lidnet_fast.data.formats.itk.files import (
-    check_hu,
-    check_is_volume,
-    has_8_bits,
-    read_header,
-    read_voxels,
-    volume_stem,
-)
+from lidnet_fast.data.formats.itk.files import check_hu, measured, read_header, read_voxels, volume_stem
+from lidnet_fast.data.formats.itk.header import VolumeHeader
 from lidnet_fast.data.prepare.jobs import run
 from lidnet_fast.errors import InputError
-
-if TYPE_CHECKING:
-    import SimpleITK as sitk  # noqa: N813
 
 _FILES_PER_JOB = 16
 
@@ -43,10 +33,19 @@ class VolumeSeries(Series):
 
     def read(self) -> np.ndarray:
         """Decode the volume; values are HU already."""
+        values = self.read_values()
+        check_hu(self.files[0], values)
+        return hu_volume(values)
+
+    def read_values(self) -> np.ndarray:
+        """Decode the volume to [Z, H, W] in the file's own numbers.
+
+        Raises:
+            InputError: the file is damaged, or has voxels inside the field of view that aren't finite.
+        """
         (path,) = self.files
-        values = read_voxels(path)
-        check_hu(path, values)
-        return hu_volume(values[::-1] if self.flipped else values)
+        voxels = read_voxels(path)
+        return measured(path, voxels[::-1] if self.flipped else voxels)
 
     def slice_of_index(self, index: int) -> int:
         """The slice that is number `index` of the file."""
@@ -93,34 +92,33 @@ def _read_headers(named: Sequence[tuple[Path, str]]) -> list[VolumeSeries | Reje
 def _read_header(path: Path, name: str) -> VolumeSeries | Rejected:
     try:
         header = read_header(path)
-        if has_8_bits(header):
+        if header.bits == 8:
             raise InputError(f"{path}: holds 8-bit values, which HU don't fit into (labels?)")
         return volume_series(header, name)
     except InputError as error:
         return Rejected(name, path, str(error))
 
 
-def volume_series(header: "sitk.ImageFileReader", name: str) -> VolumeSeries:
+def volume_series(header: VolumeHeader, name: str) -> VolumeSeries:
     """A series of what a volume's header says.
 
     Raises:
         InputError: it isn't of a volume with the geometry of CT.
     """
-    check_is_volume(header)
-    path = Path(header.GetFileName())
-    width, height, depth = header.GetSize()
-    directions = np.array(header.GetDirection()).reshape(3, 3).T  # a row per axis of the array
+    header.check_is_volume()
+    path, directions = header.path, header.directions
+    width, height, depth = header.size
     if not np.allclose(directions[:2] @ directions[:2].T, np.eye(2), atol=1e-2):
         raise InputError(f"{path}: its first two axes aren't at right angles: {directions[:2].tolist()}")
-    x_spacing, y_spacing, z_spacing = header.GetSpacing()
+    x_spacing, y_spacing, z_spacing = header.spacing
     step = directions[2] * z_spacing
     normal = np.cross(directions[0], directions[1])
-    first = np.array(header.GetOrigin())
+    first = np.array(header.origin)
     flipped = bool(normal @ step < 0)
     if flipped:
         first, step = first + (depth - 1) * step, -step
     if not normal @ step > 0:
-        raise InputError(f"{path}: its slices aren't apart: spacing {header.GetSpacing()}")
+        raise InputError(f"{path}: its slices aren't apart: spacing {header.spacing}")
     return VolumeSeries(
         series_uid=name,
         patient_id=name,

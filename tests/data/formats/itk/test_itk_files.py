@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from lidnet_fast.data.formats.itk.files import check_is_volume, read_header, read_image
+from lidnet_fast.data.formats.itk.files import read_header, read_voxels
 from lidnet_fast.errors import InputError
 
 sitk = pytest.importorskip("SimpleITK")
@@ -23,8 +23,8 @@ def change(path, pattern, replacement, count=1):
 
 
 def read(path):
-    check_is_volume(read_header(path))
-    return sitk.GetArrayFromImage(read_image(path))
+    read_header(path).check_is_volume()
+    return read_voxels(path)
 
 
 NINES = b"9" * 1100

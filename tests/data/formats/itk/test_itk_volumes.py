@@ -65,6 +65,34 @@ def test_padding_and_real_numbers(tmp_path, make_hu):
     np.testing.assert_array_equal(only_series(tmp_path).read(), expected)
 
 
+@pytest.mark.parametrize("name", ["a.mhd", "a.mha", "a.nrrd", "a.nii", "a.nii.gz"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_outside_the_field_of_view_is_air(tmp_path, make_hu, name, value):
+    hu = make_hu(4).astype(np.float32)
+    expected = hu.astype(np.int16)
+    y, x = np.ogrid[:64, :64]
+    outside = np.broadcast_to((y - 31.5) ** 2 + (x - 31.5) ** 2 > 32**2, hu.shape).copy()
+    outside[0] = True  # a slice at the end of the volume
+    hu[outside] = value
+    write(tmp_path / name, hu)
+    prepare([tmp_path], tmp_path / "store", val_fraction=0, test_fraction=0, workers=1)
+    store = Store(tmp_path / "store")
+    for z in range(4):
+        np.testing.assert_array_equal(store.read(0, z), np.where(outside[z], -1024, expected[z]))
+
+
+@pytest.mark.parametrize("name", ["a.mha", "a.nrrd", "a.nii", "a.nii.gz"])
+@pytest.mark.parametrize(
+    "hole", [(1, 5, 5), (1, slice(2, -1), slice(2, -1)), (1,), ()], ids=["one", "many", "slice", "all"]
+)
+def test_what_is_no_number_inside_the_field_of_view_is_refused(tmp_path, make_hu, name, hole):
+    hu = make_hu(3).astype(np.float32)
+    hu[hole] = np.nan
+    write(tmp_path / name, hu)
+    with pytest.raises(InputError, match=rf"{name}: has voxels that aren't finite inside the field of view. To fix: "):
+        only_series(tmp_path).read()
+
+
 def test_names(tmp_path, make_hu):
     """A file's own name where that is unique, its path where it isn't."""
     for name in ("1.2.3.mhd", "anna/ct.nii.gz", "bert/ct.nrrd"):

@@ -1,0 +1,56 @@
+"""What the header of a volume's file says, whatever its format."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+
+from lidnet_fast.data.formats.geometry import Triple
+from lidnet_fast.errors import InputError
+
+_LARGEST_SIDE = 65535
+_TOLERANCE = 1e-2
+
+
+@dataclasses.dataclass(frozen=True)
+class VolumeHeader:
+    """A volume's header.
+
+    Attributes:
+        path: the file.
+        size: how many voxels it has along each of its axes, from the one that varies fastest.
+        values_per_voxel: 1 of CT.
+        bits: of a value.
+        origin: (x, y, z) in mm, the centre of the first voxel in DICOM's coordinates (to the left, the back, the head).
+        spacing: between voxels along each of the axes, in mm.
+        directions: [3, 3], one row per axis: its direction in DICOM's coordinates.
+    """
+
+    path: Path
+    size: tuple[int, ...]
+    values_per_voxel: int
+    bits: int
+    origin: Triple
+    spacing: Triple
+    directions: np.ndarray
+
+    @property
+    def voxel_bytes(self) -> int:
+        """What all voxels take in memory."""
+        return math.prod(self.size) * self.values_per_voxel * self.bits // 8
+
+    def check_is_volume(self) -> None:
+        """Refuse what isn't three dimensions of one value per voxel, or has a size or directions that can't be.
+
+        Raises:
+            InputError: names the file and what it has.
+        """
+        if len(self.size) != 3 or self.values_per_voxel != 1:
+            kind = f"{len(self.size)} dimensions and {self.values_per_voxel} values per voxel"
+            raise InputError(f"{self.path}: a CT volume has 3 dimensions and 1 value per voxel, this has {kind}")
+        if not 1 <= min(self.size) <= max(self.size) <= _LARGEST_SIDE:
+            raise InputError(f"{self.path}: says that it has {' x '.join(map(str, self.size))} voxels")
+        # Of numbers far beyond, decompositions of the matrix don't end.
+        if not np.abs(self.directions).max() < 1 + _TOLERANCE:
+            raise InputError(f"{self.path}: its directions aren't of length 1: {self.directions.ravel().tolist()}")
