@@ -274,6 +274,7 @@ def prepare(arguments: Sequence[str]) -> None:
     add("sources", nargs="+", help="folders with normal-dose CT, searched with everything below them, or files")
     add("--out", required=True, help="the store's folder; must not exist yet")
     add("--boxes", default=None, help="lesion boxes: CSV (docs/box_csv.md), LUNA16's CSV, or LIDC-IDRI's XML")
+    add("--insert-lesions", type=int, default=None, metavar="N", help="without boxes: put N lesions into each series")
     add("--readers", type=int, default=2, help="LIDC-IDRI: how many readers must agree on a nodule")
     add("--low-dose", default=None, help="folder with low-dose CT of the same scans")
     add("--low-dose-description", default=None, help="the low-dose series are those with this in their description")

@@ -198,6 +198,8 @@ def _publish(
     write_metrics(out / "metrics.json", {"arms": evaluation.metrics, "images": folders, "machine": machine_facts()})
     summary = without_secrets(summary)
     facts = {"images from": folders} if folders else {}
+    if Store(config.data.store).inserted_lesions is not None:
+        summary += " The lesions were inserted: none of them is a patient's own."
     highlight = None if phases is None else DENOISED
     notes = dict.fromkeys(images, "from images")
     report = build_report(title, summary, config, rows, evaluation, phases or {}, facts, highlight, list(images), notes)

@@ -53,7 +53,11 @@ def export(store: str | Path, out: Path, split: str = "test", format: str = "nif
     write = _WRITERS[format]
     with (
         whole_path(out) as work,
-        StoreWriter(work / "store", split={"by": "export", "of": source.split}) as writer,
+        StoreWriter(
+            work / "store",
+            split={"by": "export", "of": source.split},
+            inserted_lesions=source.inserted_lesions,
+        ) as writer,
     ):
         for index, name in progress(list(zip(chosen, names, strict=True)), "exporting"):
             info = source.series[index]

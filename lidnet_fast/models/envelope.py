@@ -83,7 +83,11 @@ class Acquisition:
 
 @dataclass(frozen=True)
 class Envelope:
-    """The range of what a denoiser was trained on; attributes as of `Acquisition`, None or empty where unknown."""
+    """The range of what a denoiser was trained on; attributes as of `Acquisition`, None or empty where unknown.
+
+    Attributes:
+        inserted_lesions: whether the lesions that it was trained for were inserted, none of them a patient's own.
+    """
 
     hu: Range | None = None
     pixel_spacing: Range | None = None
@@ -91,6 +95,7 @@ class Envelope:
     kernels: tuple[str, ...] = ()
     body_parts: tuple[str, ...] = ()
     noise: Mapping[str, Range] = field(default_factory=dict)
+    inserted_lesions: bool = False
 
     @classmethod
     def around(cls, trained: Sequence[Acquisition]) -> Self:
@@ -173,12 +178,16 @@ class Envelope:
         noise = values.get("noise", {})
         if not isinstance(noise, Mapping) or set(noise) - set(TISSUES):
             raise InputError(f"its envelope.noise can't be {noise!r}"[:300])
+        inserted = values.get("inserted_lesions", False)
+        if not isinstance(inserted, bool):
+            raise InputError(f"its envelope.inserted_lesions can't be {inserted!r}"[:300])
         checked = {tissue: ends(f"noise.{tissue}", value) for tissue, value in noise.items()}
         return cls(
             **{name: ends(name, values.get(name)) for name in ("hu", "pixel_spacing", "slice_thickness")},
             kernels=names("kernels"),
             body_parts=names("body_parts"),
             noise={tissue: value for tissue, value in checked.items() if value is not None},
+            inserted_lesions=inserted,
         )
 
 

@@ -1,5 +1,7 @@
 """The envelope of a run: what its denoiser is trained on, measured on training samples."""
 
+from dataclasses import replace
+
 import torch
 
 from lidnet_fast.data.samples.dataset import collate, make_batch
@@ -27,4 +29,4 @@ def training_envelope(config: RunConfig) -> Envelope:
                 body_part=series.body_part,
             )
         )
-    return Envelope.around(trained)
+    return replace(Envelope.around(trained), inserted_lesions=patches.store.inserted_lesions is not None)

@@ -88,6 +88,7 @@ def test_round_trip():
         ({"hu": [1.0]}, r"envelope.hu can't be \[1.0\]"),
         ({"pixel_spacing": ["a", "b"]}, "envelope.pixel_spacing"),
         ({"kernels": "B30f"}, "envelope.kernels"),
+        ({"inserted_lesions": "yes"}, "envelope.inserted_lesions"),
         ({"noise": {"lung": 3.0}}, "envelope.noise.lung"),
         ({"noise": {"spleen": [1.0, 2.0]}}, "envelope.noise"),
     ],

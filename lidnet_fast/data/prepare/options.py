@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lidnet_fast.data.lesions.insertion import Insertion
 from lidnet_fast.data.prepare.report import check_report
 from lidnet_fast.data.prepare.splits import check_fractions
 from lidnet_fast.data.simulation.dose import DoseSimulation
@@ -17,6 +18,8 @@ class PrepareOptions:
     Attributes:
         boxes: lesion boxes: CSV (docs/box_csv.md), LUNA16's annotations.csv, LIDC-IDRI XML (a file or folder); None
             prepares a study without boxes, or with those that the data set itself brings.
+        insert_lesions: where there are no annotations, how many lesions are put into each series, with their boxes
+            (`lidnet_fast.data.lesions`); the store, reports and models say that they aren't real.
         readers: of LIDC-IDRI: how many readers must have outlined a nodule on a slice.
         low_dose: folder with low-dose CT of the same scans. A low-dose series belongs to the normal-dose series of the
             same patient with the same size, spacing and slice positions.
@@ -29,7 +32,7 @@ class PrepareOptions:
         splits: CSV file with the columns patient_id, split; None takes the data set's own splits and draws the others.
         val_fraction: expected fraction of patients drawn for validation.
         test_fraction: expected fraction of patients drawn for testing.
-        seed: of the draw.
+        seed: of the draw, and of inserted lesions.
         resample: make tilted and unevenly spaced series regular (`lidnet_fast.data.prepare.resample`), not reject them.
         strict: refuse at the first series that can't be used, instead of leaving it out.
         report: CSV file for what was rejected and why.
@@ -42,6 +45,7 @@ class PrepareOptions:
     """
 
     boxes: str | Path | None = None
+    insert_lesions: int | None = None
     readers: int = 2
     low_dose: str | Path | None = None
     low_dose_description: str | None = None
@@ -61,12 +65,21 @@ class PrepareOptions:
 
     def __post_init__(self) -> None:
         self.simulation()
+        self.insertion()
         check_fractions(self.val_fraction, self.test_fraction)
         for table, present in ((self.boxes, Path.exists), (self.splits, Path.is_file)):
             if table is not None and not present(Path(table)):
                 raise InputError(f"{table}: there is no such file")
         if self.report is not None:
             check_report(Path(self.report))
+
+    def insertion(self) -> Insertion | None:
+        """Which lesions are inserted; None where there are none."""
+        if self.insert_lesions is None:
+            return None
+        if self.boxes is not None:
+            raise InputError(f"insert_lesions ({self.insert_lesions}) and boxes ({self.boxes}): give one of the two")
+        return Insertion(self.insert_lesions, self.seed)
 
     def simulation(self) -> dict[str, Any] | None:
         """The parameters of the simulated low dose, as the store keeps them; None where it is measured or absent."""

@@ -16,10 +16,11 @@ from lidnet_fast.data.formats.sources import find_series
 from lidnet_fast.data.prepare.jobs import executor
 from lidnet_fast.data.prepare.options import PrepareOptions
 from lidnet_fast.data.prepare.pairing import pair
-from lidnet_fast.data.prepare.report import PrepareSummary, count_patients, summarise, write_report
+from lidnet_fast.data.prepare.report import PrepareSummary, counted_patients, summarise, write_report
 from lidnet_fast.data.prepare.resample import Resampling, resampling
 from lidnet_fast.data.prepare.splits import read_splits, split_of
 from lidnet_fast.data.prepare.writing import Job, write_all
+from lidnet_fast.data.store.reader import Store
 from lidnet_fast.data.store.writer import StoreWriter
 from lidnet_fast.errors import InputError
 
@@ -61,6 +62,7 @@ def prepare(sources: Sequence[str | Path], out: str | Path, **options: Any) -> P
         if not series:
             raise _none_usable(folders, rejections.all, chosen.report)
         split_of_patient, split_record = _splits(series, chosen)
+        insertion = chosen.insertion()
         jobs = [
             Job(
                 index,
@@ -69,20 +71,27 @@ def prepare(sources: Sequence[str | Path], out: str | Path, **options: Any) -> P
                 boxes_of[one.series_uid],
                 pairs.get(one.series_uid),
                 resamplings.get(one.series_uid),
+                insertion,
             )
             for index, one in enumerate(series)
         ]
         simulation = chosen.simulation()
         key = _digest([simulation, [job.fingerprint() for job in jobs]])
         with StoreWriter(
-            out, simulation=simulation, split=split_record, volume_format=chosen.volume_format, key=key
+            out,
+            simulation=simulation,
+            split=split_record,
+            inserted_lesions=None if insertion is None else insertion.record(),
+            volume_format=chosen.volume_format,
+            key=key,
         ) as writer:
-            written = write_all(jobs, writer, rejections, pool)
-            if not written:
+            if not write_all(jobs, writer, rejections, pool):
                 raise _none_usable(folders, rejections.all, chosen.report)
             if chosen.report is not None:
                 write_report(Path(chosen.report), rejections.all)
-    return summarise(out, written, found.skipped, rejections.all, warnings, _SPLIT_REMEDY[split_record["by"]])
+    if insertion is not None:
+        warnings.append("its lesions were inserted: none of them is a patient's own")
+    return summarise(out, Store(out).index, found.skipped, rejections.all, warnings, _SPLIT_REMEDY[split_record["by"]])
 
 
 def _paired(
@@ -121,6 +130,10 @@ def _paired(
 def _boxes(options: PrepareOptions, series: Sequence[Series], rejections: Rejections) -> dict[str, np.ndarray]:
     """The boxes that came with the images, and those of the user's file."""
     own = {one.series_uid: np.array(one.boxes, np.float32).reshape(-1, 5) for one in series}
+    if options.insert_lesions is not None:
+        for uid, rows in own.items():
+            if len(rows):
+                raise InputError(f"insert_lesions: series {uid} has boxes of its own. To fix: leave the option out")
     if options.boxes is None:
         return own
     rejected = frozenset(fault.series_uid for fault in rejections.all)
@@ -165,7 +178,7 @@ def _splits(series: Sequence[Series], options: PrepareOptions) -> tuple[dict[str
             record["given"] = own
     if "train" not in chosen.values():
         raise InputError(
-            f"splits: none of the {count_patients(chosen)} is in the split train; {_SPLIT_REMEDY[record['by']]}"
+            f"splits: none of the {counted_patients(len(chosen))} is in the split train; {_SPLIT_REMEDY[record['by']]}"
         )
     return chosen, record
 

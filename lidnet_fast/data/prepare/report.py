@@ -11,8 +11,7 @@ import numpy as np
 
 from lidnet_fast.data.formats.find import counted
 from lidnet_fast.data.formats.geometry import Rejected
-from lidnet_fast.data.prepare.writing import Job
-from lidnet_fast.data.store.index import SPLITS
+from lidnet_fast.data.store.index import SPLITS, Index, box_keys
 from lidnet_fast.errors import InputError
 from lidnet_fast.files import write_text
 from lidnet_fast.strangers_text import csv_cell
@@ -83,36 +82,33 @@ def write_report(path: Path, rejected: Sequence[Rejected]) -> None:
 
 def summarise(
     out: Path,
-    jobs: Sequence[Job],
+    index: Index,
     skipped: Counter[str],
     rejected: Sequence[Rejected],
     warnings: Sequence[str],
     remedy: str,
 ) -> PrepareSummary:
-    """Count what the jobs wrote; `remedy` says what to do about an empty split."""
-    counts: dict[str, Counter[str]] = {name: Counter() for name in ("series", "slices", "slices_with_boxes", "boxes")}
-    for job in jobs:
-        counts["series"][job.split] += 1
-        counts["slices"][job.split] += job.shape[0]
-        counts["slices_with_boxes"][job.split] += len(np.unique(job.boxes[:, 0]))
-        counts["boxes"][job.split] += len(job.boxes)
-    split_of_patient = {job.series.patient_id: job.split for job in jobs}
-    patients = Counter(split_of_patient.values())
+    """Count what a store holds; `remedy` says what to do about an empty split."""
+    split_of_box = index.split[index.box_series]
+    patients = len(np.unique(index.patient_id))
+    counts: dict[str, dict[str, int]] = {
+        name: {} for name in ("patients", "series", "slices", "slices_with_boxes", "boxes")
+    }
+    for number, split in enumerate(SPLITS):
+        series, boxes = index.split == number, split_of_box == number
+        counts["patients"][split] = len(np.unique(index.patient_id[series]))
+        counts["series"][split] = int(series.sum())
+        counts["slices"][split] = int(index.shape[series, 0].sum())
+        counts["boxes"][split] = int(boxes.sum())
+        counts["slices_with_boxes"][split] = len(np.unique(box_keys(index.box_series[boxes], index.box_z[boxes])))
     empty = [
-        f"none of the {count_patients(split_of_patient)} is in the split {split}; {remedy}"
+        f"none of the {counted_patients(patients)} is in the split {split}; {remedy}"
         for split in SPLITS
-        if not patients[split]
+        if not counts["patients"][split]
     ]
-    return PrepareSummary(
-        out=out,
-        patients={split: patients[split] for split in SPLITS},
-        skipped=skipped,
-        rejected=tuple(rejected),
-        warnings=(*warnings, *empty),
-        **{name: {split: counter[split] for split in SPLITS} for name, counter in counts.items()},
-    )
+    return PrepareSummary(out=out, skipped=skipped, rejected=tuple(rejected), warnings=(*warnings, *empty), **counts)
 
 
-def count_patients(split_of_patient: dict[str, str]) -> str:
+def counted_patients(count: int) -> str:
     """In words: "1 patient", "12 patients"."""
-    return f"{len(split_of_patient)} patient{'s' if len(split_of_patient) > 1 else ''}"
+    return f"{count} patient{'s' if count > 1 else ''}"

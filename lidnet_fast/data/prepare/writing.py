@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lidnet_fast.data.formats.geometry import Rejected, Rejections, Series
+from lidnet_fast.data.lesions.insertion import Insertion, insert_lesions
 from lidnet_fast.data.prepare.jobs import run
 from lidnet_fast.data.prepare.resample import Resampling
 from lidnet_fast.data.store.index import SeriesInfo
@@ -26,6 +27,7 @@ class Job:
     boxes: np.ndarray
     low_dose: Series | None
     resampling: Resampling | None
+    insertion: Insertion | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -61,20 +63,21 @@ class Job:
             [(str(path), state.st_size, state.st_mtime_ns) for path, state in states],
             self.boxes.tolist(),
             self.resampling and dataclasses.asdict(self.resampling),
+            self.insertion and self.insertion.record(),
         ]
 
 
-def write_all(jobs: Sequence[Job], writer: StoreWriter, rejections: Rejections, pool: Executor | None) -> list[Job]:
-    """Write what isn't written yet; return the jobs whose series are in the store."""
+def write_all(jobs: Sequence[Job], writer: StoreWriter, rejections: Rejections, pool: Executor | None) -> bool:
+    """Write what isn't written yet; return whether any series is in the store."""
     to_do = [job for job in jobs if job.series.series_uid not in writer.done]
     tasks = [(job, writer.series_writer()) for job in to_do]
-    failed = set()
+    failed = 0
     with closing(run(pool, _write, tasks, "writing the store")) as results:
         for job, reason in zip(to_do, results, strict=True):
             if reason is not None:
-                failed.add(job.index)
+                failed += 1
                 rejections.add([Rejected(job.series.series_uid, job.series.files[0].parent, reason)])
-    return [job for job in jobs if job.index not in failed]
+    return failed < len(jobs)
 
 
 def _write(task: tuple[Job, SeriesWriter]) -> str | None:
@@ -86,6 +89,9 @@ def _write(task: tuple[Job, SeriesWriter]) -> str | None:
         if job.resampling is not None:
             volumes = [job.resampling.volume(volume) for volume in volumes]
             boxes = job.resampling.boxes(boxes)
+        if job.insertion is not None:
+            volumes = [np.array(volume) for volume in volumes]
+            boxes = insert_lesions(volumes, job.series.spacing, job.insertion, job.series.series_uid)
         writer.write(job.index, job.info(), volumes[0], boxes, volumes[1] if len(volumes) > 1 else None)
     except InputError as error:
         return str(error)

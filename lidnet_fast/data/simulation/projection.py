@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -139,6 +140,15 @@ def kernel_response(length: int) -> Tensor:
     frequency = torch.fft.rfftfreq(length, dtype=torch.float64)
     window = (0.5 + 0.5 * torch.cos(2 * math.pi * frequency)).clamp(min=0).sqrt()
     return (torch.fft.rfft(ramp).real * window).float()
+
+
+def reconstruction_transfer(frequency: np.ndarray) -> np.ndarray:
+    """The modulation transfer function of `reconstruct`, at frequencies in cycles per pixel of any shape.
+
+    The kernel's window times linear interpolation between detectors; nothing passes beyond half a cycle.
+    """
+    window = np.where(np.abs(frequency) < 0.5, np.cos(np.pi * frequency), 0.0)
+    return window * np.sinc(frequency) ** 2
 
 
 def filter_projections(sinogram: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 Layout::
 
-    store.json              format name and version, software version, volume format, low-dose simulation, split
+    store.json              format name and version, software version, volume format, low-dose simulation, split,
+                            how lesions were inserted
     index.npz               series and boxes as arrays (`lidnet_fast.data.store.index.Index`)
     volumes/00000.b2nd      normal-dose volume, int16 HU [Z, H, W], in a format of `lidnet_fast.data.store.backends`
     volumes/00000.low_dose.b2nd   its measured low-dose twin, where there is one
@@ -46,6 +47,7 @@ class Store:
         series: the series, by index.
         simulation: parameters of the low-dose simulation to be used with this store, or None.
         split: how the patients were split, as `StoreWriter` was told.
+        inserted_lesions: how its lesions were made, where they aren't the patients' own (`lidnet_fast.data.lesions`).
 
     Raises:
         InputError: there is no store at `path`, it is of another version, or its index is damaged.
@@ -56,12 +58,14 @@ class Store:
     series: list[SeriesInfo]
     simulation: dict[str, Any] | None
     split: dict[str, Any] | None
+    inserted_lesions: dict[str, Any] | None
 
     def __init__(self, path: str | Path):
         self.path = str(path).rstrip("/")
         header = self._read_header()
         self.simulation = header.get("simulation")
         self.split = header.get("split")
+        self.inserted_lesions = header.get("inserted_lesions")
         try:
             self._format = FORMATS[header["volumes"]]
             self.index = Index.load(self._read_file("index.npz"))
