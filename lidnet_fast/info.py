@@ -1,5 +1,6 @@
 """`lidnet-fast info`: what runs here, what is missing for more, and what windows of an extractor bring."""
 
+import math
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -71,12 +72,13 @@ def describe_extractor(extractor: str, boxes: Path | None, image_size: int) -> s
             f"  {'alignment':<16} {_sides(field.alignment)} pixels",
         ]
     slices, source = _slices_with_lesions(boxes)
+    slices = _in_view(slices, image_size)
     plans = [planner.plan(batch, _BATCH) for batch in _batches(slices)]
     cost = float(np.mean([plan.relative_cost for plan in plans]))
     whole = sum(len(plan.whole) for plan in plans)
     side = np.sqrt(np.concatenate([(box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]) for box in slices]))
     lines += [
-        f"windows on {image_size} x {image_size}, lesions of {source}, median side {np.median(side):.1f} pixels",
+        f"windows on {image_size} x {image_size}, around lesions of {source}, median side {np.median(side):.1f} pixels",
         f"  {'expected cost':<16} {cost:.1%} of whole images, a gain of {1 / cost:.0f}x, in batches of {_BATCH} images "
         "with lesions; those without cost nothing",
         f"  {'planned whole':<16} {whole} of {_BATCH * len(plans)} images",
@@ -103,6 +105,16 @@ def _slices_with_lesions(path: Path | None) -> tuple[list[np.ndarray], str]:
         slices, source = [corners[slice_of_box == place] for place in range(slice_of_box.max() + 1)], str(path)
     drawn = np.random.default_rng(0).permutation(len(slices))[:_MOST_SLICES]
     return [slices[number] for number in drawn], f"{len(drawn)} slices of {source}"
+
+
+def _in_view(slices: Sequence[np.ndarray], side: int) -> list[np.ndarray]:
+    """Boxes [n, 4] of each slice in an image of `side` pixels a side: around a lesion, where the slice is larger."""
+    from lidnet_fast.data.samples.fields_of_view import boxes_in_view, draw_origin
+
+    rng = np.random.default_rng(0)
+    whole = max(side, math.ceil(max(boxes.max() for boxes in slices)))
+    origins = [draw_origin(rng, rng.choice(boxes), (whole, whole), (side, side)) for boxes in slices]
+    return [boxes_in_view(boxes, (*origin, side, side)) for boxes, origin in zip(slices, origins, strict=True)]
 
 
 def _batches(slices: Sequence[np.ndarray]) -> list[np.ndarray]:

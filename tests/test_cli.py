@@ -160,8 +160,15 @@ def test_info_of_an_extractor(capsys: pytest.CaptureFixture[str], tmp_path: Path
     boxes.write_text("series_uid,slice,x1,y1,x2,y2\n1.2,4,3,4,250,251\n1.2,5,10,10,20,20\n")
     main(["info", "--extractor", "resnet18:layer1", "--boxes", str(boxes), "--image-size", "256"])
     text = capsys.readouterr().out
-    assert f"windows on 256 x 256, lesions of 2 slices of {boxes}, median side 128.5 pixels" in text
+    assert f"windows on 256 x 256, around lesions of 2 slices of {boxes}, median side 128.5 pixels" in text
     assert "planned whole    2 of 4 images" in text
+
+
+def test_info_of_an_extractor_on_fields_of_view(capsys: pytest.CaptureFixture[str]) -> None:
+    """LIDC-IDRI's boxes are in slices of 512 x 512; smaller images are parts of them, around a lesion."""
+    main(["info", "--extractor", "vgg19:relu3_4", "--image-size", "64"])
+    (cost,) = re.findall(r"expected cost +([\d.]+)% of whole images", capsys.readouterr().out)
+    assert float(cost) > 95
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from cachetools import LRUCache
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lidnet_fast.data.samples.fields_of_view import boxes_in_view, draw_origin
 from lidnet_fast.data.samples.sampling import BalancedDraws
 from lidnet_fast.data.simulation.dose import (
     DoseSimulation,
@@ -26,11 +27,6 @@ from lidnet_fast.data.simulation.dose import (
 )
 from lidnet_fast.data.store.reader import Store
 from lidnet_fast.errors import InputError
-
-# A lesion cut by the edge of the field of view is kept when its centre is inside, at least this many pixels from it.
-_CENTRE_MARGIN = 1.0
-_SMALLEST_SIDE = 2.0
-
 
 SampleId = tuple[int, int, int, int, bool, bool]
 """Series, slice, first row and column of the field of view, and whether its rows and columns are reversed: what a
@@ -169,7 +165,7 @@ class LesionPatches(Dataset[Sample]):
             index, z = self._draws.slice(rng)
         height, width = self.store.series[index].shape[1:]
         rows, columns = (height, width) if self.crop is None else (self.crop, self.crop)
-        y0, x0 = _origin(rng, lesion, (height, width), (rows, columns))
+        y0, x0 = draw_origin(rng, lesion, (height, width), (rows, columns))
         window = (y0, x0, rows, columns)
         flips = (bool(rng.integers(2)), bool(rng.integers(2))) if self.augment else (False, False)
         flip = tuple(slice(None, None, -1 if flipped else 1) for flipped in flips)
@@ -182,7 +178,7 @@ class LesionPatches(Dataset[Sample]):
             attenuation=self._attenuation(index, z) if simulated else None,
             image_size=(height, width),
             pixel_spacing=self.store.series[index].spacing[2],
-            boxes=_boxes_in_view(self.store.boxes(index, z), window, flips),
+            boxes=boxes_in_view(self.store.boxes(index, z), window, flips),
             noise_key=(self.seed, epoch, sample),
             simulation=self.simulation,
         )
@@ -197,34 +193,6 @@ class LesionPatches(Dataset[Sample]):
         if attenuation.nbytes <= self._cache.maxsize:
             self._cache[key] = attenuation
         return attenuation
-
-
-def _origin(
-    rng: np.random.Generator, lesion: np.ndarray | None, image_size: tuple[int, int], size: tuple[int, int]
-) -> tuple[int, int]:
-    room = (image_size[0] - size[0], image_size[1] - size[1])
-    if lesion is None:
-        return int(rng.integers(room[0] + 1)), int(rng.integers(room[1] + 1))
-    x1, y1, x2, y2 = lesion
-    # The lesion lies anywhere in the inner 80 % of the field of view: a fixed place would be learnt.
-    shift = rng.uniform(-0.4, 0.4, 2)
-    y0 = (y1 + y2) / 2 + shift[0] * size[0] - size[0] / 2
-    x0 = (x1 + x2) / 2 + shift[1] * size[1] - size[1] / 2
-    return int(np.clip(y0, 0, room[0])), int(np.clip(x0, 0, room[1]))
-
-
-def _boxes_in_view(boxes: np.ndarray, window: tuple[int, int, int, int], flips: tuple[bool, bool]) -> np.ndarray:
-    y0, x0, rows, columns = window
-    limit = np.array([columns, rows], np.float32)
-    boxes = boxes - np.array([x0, y0, x0, y0], np.float32)
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    boxes = boxes[((centres > _CENTRE_MARGIN) & (centres < limit - _CENTRE_MARGIN)).all(1)]
-    corners = np.clip(boxes.reshape(-1, 2, 2), 0, limit)
-    corners = corners[(corners[:, 1] - corners[:, 0] > _SMALLEST_SIDE).all(1)]
-    for axis, flipped in ((1, flips[0]), (0, flips[1])):
-        if flipped:
-            corners[:, :, axis] = limit[axis] - corners[:, ::-1, axis]
-    return corners.reshape(-1, 4)
 
 
 def collate(samples: Sequence[Sample]) -> Samples:
