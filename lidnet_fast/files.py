@@ -2,8 +2,8 @@
 
 Everything is written under an unguessable temporary name in the folder that it belongs to, and renamed when it is
 complete. A temporary file is always new: what somebody else put under its name, be it a link, is never written to.
-Permissions are those that the umask leaves. A killed process can leave a temporary file behind, which the command that
-owns the folder removes with `remove_temporary`.
+Permissions are those that the umask leaves, within `as_private_as` no more than sources have. A killed process can
+leave a temporary file behind, which the command that owns the folder removes with `remove_temporary`.
 """
 
 import contextlib
@@ -11,7 +11,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -77,6 +78,37 @@ def whole_path(path: Path) -> Iterator[Path]:
         yield folder / path.name
         for made in sorted(folder.iterdir(), key=lambda made: made.name == path.name):
             move_whole(made, path.with_name(made.name))
+
+
+@contextlib.contextmanager
+def as_private_as(sources: Iterable[Path]) -> Iterator[None]:
+    """Within the block, nothing that this process makes is more readable than any of the sources.
+
+    Whom a source's permissions keep out, or those of a folder on the way to it, gets none, whatever the umask allows:
+    the block's umask is the stricter one of both. It holds for all threads, and for what libraries write.
+
+    Args:
+        sources: files and folders; those that don't exist count for nothing.
+    """
+    usual = os.umask(0o077)
+    try:
+        os.umask(usual | _kept_out(sources))
+        yield
+    finally:
+        os.umask(usual)
+
+
+def _kept_out(sources: Iterable[Path]) -> int:
+    """The bits of a umask for those, of group and others, who can't read all of some files and folders."""
+    readable, folders = stat.S_IRGRP | stat.S_IROTH, set()
+    for source in sources:
+        with contextlib.suppress(FileNotFoundError):
+            readable &= source.stat().st_mode
+            folders.add((source.resolve() if source.is_symlink() else source.absolute()).parent)
+    real = {folder.resolve() for folder in folders}
+    for folder in real.union(*(folder.parents for folder in real)):
+        readable &= (folder.stat().st_mode & (stat.S_IXGRP | stat.S_IXOTH)) << 2
+    return sum(who for who, bit in ((stat.S_IRWXG, stat.S_IRGRP), (stat.S_IRWXO, stat.S_IROTH)) if not readable & bit)
 
 
 def move_whole(made: Path, path: Path) -> None:

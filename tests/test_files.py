@@ -2,12 +2,13 @@
 
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from lidnet_fast.errors import InputError
-from lidnet_fast.files import make_folder, remove_temporary, whole, whole_path, write_text
+from lidnet_fast.files import as_private_as, make_folder, remove_temporary, whole, whole_path, write_text
 
 WAYS = {
     "stream": lambda path, content: _stream(path, content),
@@ -76,6 +77,40 @@ def test_permissions_are_those_of_the_umask(tmp_path, write, umask, mode):
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "folder" / "a.bin").stat().st_mode) == mode
     assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o777 & ~umask
+
+
+@pytest.mark.parametrize(
+    ("folder", "file", "umask", "expected"),
+    [
+        (0o755, 0o644, 0o022, 0o644),
+        (0o755, 0o600, 0o022, 0o600),
+        (0o700, 0o644, 0o022, 0o600),
+        (0o750, 0o644, 0o002, 0o660),
+        (0o755, 0o640, 0o022, 0o640),
+        (0o755, 0o644, 0o077, 0o600),
+    ],
+)
+def test_results_are_no_more_readable_than_their_sources(folder, file, umask, expected):
+    usual = os.umask(umask)
+    try:
+        with tempfile.TemporaryDirectory() as top:  # its parents let everybody pass, where pytest's don't
+            source, link = Path(top, "in", "deep", "ct"), Path(top, "link")
+            write_text(source, "ct")
+            link.symlink_to(source)
+            Path(top).chmod(0o755)
+            source.parent.chmod(0o755)
+            source.parent.parent.chmod(folder)
+            source.chmod(file)
+            for way in (source, link):
+                with as_private_as([Path(top), way, Path(top, "nowhere")]):
+                    write_text(Path(top, "out", "a"), "1")
+                assert stat.S_IMODE(Path(top, "out", "a").stat().st_mode) == expected
+                assert stat.S_IMODE(Path(top, "out").stat().st_mode) == expected | (expected & 0o444) >> 2
+            with pytest.raises(KeyboardInterrupt), as_private_as([source]):
+                raise KeyboardInterrupt
+            assert os.umask(umask) == umask
+    finally:
+        os.umask(usual)
 
 
 def test_two_writers_of_one_file_do_not_disturb_each_other(tmp_path):

@@ -8,12 +8,13 @@ import numpy as np
 from jsonargparse import ArgumentParser
 
 from lidnet_fast.data.samples.dataset import SampleId
-from lidnet_fast.data.store.reader import Store
+from lidnet_fast.data.store.reader import Store, index_files
 from lidnet_fast.device import Device, Precision, choose_device, choose_precision
 from lidnet_fast.errors import InputError
 from lidnet_fast.evaluation.arms import Evaluation, evaluate, images_arm, network_arm, reference_arms, write_metrics
 from lidnet_fast.evaluation.denoised import denoised_views
 from lidnet_fast.evaluation.results import COTRAINED, INDEPENDENT, JUDGE, build_report, print_results
+from lidnet_fast.files import as_private_as
 from lidnet_fast.models.files import load_denoiser, load_detector, refuse_foreign_code
 from lidnet_fast.report.page import write_report
 from lidnet_fast.runtime import machine_facts
@@ -195,7 +196,6 @@ def _publish(
     """Write and print the results; `phases` is None where there is no run."""
     rows = evaluation.flat()
     folders = {name: str(folder) for name, folder in images.items()}
-    write_metrics(out / "metrics.json", {"arms": evaluation.metrics, "images": folders, "machine": machine_facts()})
     summary = without_secrets(summary)
     facts = {"images from": folders} if folders else {}
     if Store(config.data.store).inserted_lesions is not None:
@@ -203,7 +203,10 @@ def _publish(
     highlight = None if phases is None else DENOISED
     notes = dict.fromkeys(images, "from images")
     report = build_report(title, summary, config, rows, evaluation, phases or {}, facts, highlight, list(images), notes)
-    write_report(out / "report.html", report if phases is not None else replace(report, config=""))
+    metrics = {"arms": evaluation.metrics, "images": folders, "machine": machine_facts()}
+    with as_private_as([*index_files(config.data.store), *images.values()]):
+        write_metrics(out / "metrics.json", metrics)
+        write_report(out / "report.html", report if phases is not None else replace(report, config=""))
     named = {f"{name} (images)" if name in images else name: row for name, row in rows.items()}
     print_results(named, f"Held-out samples of {config.data.store}")
     print(f"Report: {out / 'report.html'}")

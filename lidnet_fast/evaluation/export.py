@@ -12,10 +12,10 @@ import torch
 
 from lidnet_fast.data.simulation.dose import DoseSimulation, sample_generator, simulate_low_dose
 from lidnet_fast.data.store.index import SeriesInfo
-from lidnet_fast.data.store.reader import Store
+from lidnet_fast.data.store.reader import Store, index_files
 from lidnet_fast.data.store.writer import StoreWriter
 from lidnet_fast.errors import InputError
-from lidnet_fast.files import make_folder, whole_path
+from lidnet_fast.files import as_private_as, make_folder, whole_path
 from lidnet_fast.progress import progress
 
 
@@ -52,6 +52,7 @@ def export(store: str | Path, out: Path, split: str = "test", format: str = "nif
     names = file_names([source.series[index].series_uid for index in chosen])
     write = _WRITERS[format]
     with (
+        as_private_as(index_files(store)),
         whole_path(out) as work,
         StoreWriter(
             work / "store",

@@ -6,7 +6,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby, repeat
@@ -24,7 +24,7 @@ from lidnet_fast.data.formats.geometry import LOWEST_HU
 from lidnet_fast.data.formats.itk.files import is_volume
 from lidnet_fast.device import Device, Precision, choose_device
 from lidnet_fast.errors import InputError
-from lidnet_fast.files import lock, move_whole, remove_temporary, write_text
+from lidnet_fast.files import as_private_as, lock, move_whole, remove_temporary, write_text
 from lidnet_fast.inference.slices import SliceDenoiser
 from lidnet_fast.inference.sources import find
 from lidnet_fast.inference.volumes import (
@@ -122,9 +122,13 @@ def denoise(
     if not found.series:
         raise InputError(failures[0])
     settings = {"model": _fingerprint(file), "precision": denoiser.precision, "blend": float(blend)}
+    files = [file for one in found.series for file in ([one.path] if isinstance(one, VolumeFile) else one.files)]
     try:
-        created = datetime.now() if one_volume else _claim(out, settings)
-        with nullcontext() if one_volume else _locked(out):
+        with ExitStack() as held:
+            held.enter_context(as_private_as([source, *files]))
+            created = datetime.now() if one_volume else _claim(out, settings)
+            if not one_volume:
+                held.enter_context(_locked(out))
             derivation = _derivation(file, settings, created)
             base = source if source.is_dir() else source.parent
             targets: dict[Path, DicomSeries | VolumeFile] = {}

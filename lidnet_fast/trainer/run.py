@@ -21,9 +21,10 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 
 from lidnet_fast import backend
+from lidnet_fast.data.store.reader import index_files
 from lidnet_fast.device import choose_device, choose_precision
 from lidnet_fast.errors import InputError
-from lidnet_fast.files import is_temporary, make_folder, remove_temporary, write_text
+from lidnet_fast.files import as_private_as, is_temporary, make_folder, remove_temporary, write_text
 from lidnet_fast.models.detectors import LesionDetector
 from lidnet_fast.models.envelope import Envelope
 from lidnet_fast.models.files import Kind, build_network, load_network, save_network, without_weights
@@ -261,11 +262,12 @@ def train(config: RunConfig) -> Run:
     Raises:
         InputError: see `Run`.
     """
-    run = Run(config)
-    run.train_detector()
-    run.train_independent_judge()
-    run.train_denoiser()
-    run.collaborate()
+    with as_private_as(index_files(config.data.store)):
+        run = Run(config)
+        run.train_detector()
+        run.train_independent_judge()
+        run.train_denoiser()
+        run.collaborate()
     return run
 
 

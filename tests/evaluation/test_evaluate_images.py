@@ -335,6 +335,18 @@ def test_export_refuses_what_exists_and_empty_splits(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("format", ["nifti", "dicom"])
+def test_what_comes_of_a_private_store_is_private(tiny_store: Path, tmp_path: Path, format: str) -> None:
+    shutil.copytree(tiny_store, tmp_path / "store")
+    (tmp_path / "store").chmod(0o700)
+    export(tmp_path / "store", tmp_path / "out", format=format)
+    compare(tmp_path / "out", tmp_path / "results", tool=tmp_path / "out" / "low_dose")
+    made = [path for name in ("out", "results") for path in (tmp_path / name, *(tmp_path / name).rglob("*"))]
+    assert {"report.html", "metrics.json", "index.npz"} <= {path.name for path in made}
+    for path in made:
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
 def test_interrupted_export_leaves_nothing(tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_, **__) -> None:
         raise OSError("disk full")

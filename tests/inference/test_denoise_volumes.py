@@ -78,6 +78,18 @@ def test_slices_run_across_the_patient(tmp_path, run, expected, make_hu):
     assert np.abs(made - expected(hu).clip(-1024)).max() <= 0.5 + 1e-3
 
 
+def test_results_are_as_private_as_their_sources(tmp_path, run, make_hu, write_series):
+    write(tmp_path / "in" / "ct.mhd", make_hu(2))
+    write_series(tmp_path / "in" / "dicom", make_hu(2))
+    (tmp_path / "in").chmod(0o700)
+    run_on(tmp_path / "in", tmp_path / "out", run)
+    run_on(tmp_path / "in" / "ct.mhd", tmp_path / "one" / "ct.nii.gz", run)
+    made = [*(tmp_path / "out").rglob("*"), *(tmp_path / "one").rglob("*")]
+    assert len(made) == 8
+    for path in [tmp_path / "out", tmp_path / "one", *made]:
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
 def test_one_file_into_another_format(tmp_path, run, make_hu):
     write(tmp_path / "ct.mhd", make_hu(2))
     run_on(tmp_path / "ct.mhd", tmp_path / "new" / "ct.nii.gz", run)

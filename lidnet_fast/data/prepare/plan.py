@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from contextlib import ExitStack
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from lidnet_fast.data.prepare.writing import Job, write_all
 from lidnet_fast.data.store.reader import Store
 from lidnet_fast.data.store.writer import StoreWriter
 from lidnet_fast.errors import InputError
+from lidnet_fast.files import as_private_as
 
 _SPLIT_REMEDY = {
     "draw": "give another seed, other fractions or a split table",
@@ -53,8 +55,11 @@ def prepare(sources: Sequence[str | Path], out: str | Path, **options: Any) -> P
     folders = [Path(source).absolute() for source in sources]
     chosen = PrepareOptions(**options)
     rejections = Rejections(chosen.strict)
-    with executor(chosen.workers, chosen.dask) as pool:
+    with executor(chosen.workers, chosen.dask) as pool, ExitStack() as held:
         found = find_series(folders, "reading headers", strict=chosen.strict, resample=chosen.resample, executor=pool)
+        tables = [Path(table) for table in (chosen.low_dose, chosen.boxes, chosen.splits) if table is not None]
+        files = [file for one in found.series for file in one.files]
+        held.enter_context(as_private_as([*folders, *tables, *files]))
         rejections.add(found.rejected)
         series, pairs, warnings = _paired(found.series, chosen, rejections, pool)
         boxes_of = _boxes(chosen, series, rejections)

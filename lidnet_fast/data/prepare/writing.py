@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from lidnet_fast.data.prepare.resample import Resampling
 from lidnet_fast.data.store.index import SeriesInfo
 from lidnet_fast.data.store.writer import SeriesWriter, StoreWriter
 from lidnet_fast.errors import InputError
+from lidnet_fast.files import as_private_as
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +53,14 @@ class Job:
             body_part=self.series.body_part,
         )
 
+    def files(self) -> list[Path]:
+        """The files of both doses."""
+        return list(dict.fromkeys([*self.series.files, *(self.low_dose.files if self.low_dose else ())]))
+
     def fingerprint(self) -> Any:
         """What the written series depends on, JSON-able; files count by their names, sizes and times."""
-        files = [path for one in (self.series, self.low_dose) if one is not None for path in one.files]
         try:
-            states = [(path, path.stat()) for path in dict.fromkeys(files)]
+            states = [(path, path.stat()) for path in self.files()]
         except OSError as error:
             raise InputError(f"{error.filename}: can't be read any more: {error.strerror}") from error
         return [
@@ -92,7 +97,8 @@ def _write(task: tuple[Job, SeriesWriter]) -> str | None:
         if job.insertion is not None:
             volumes = [np.array(volume) for volume in volumes]
             boxes = insert_lesions(volumes, job.series.spacing, job.insertion, job.series.series_uid)
-        writer.write(job.index, job.info(), volumes[0], boxes, volumes[1] if len(volumes) > 1 else None)
+        with as_private_as(job.files()):
+            writer.write(job.index, job.info(), volumes[0], boxes, volumes[1] if len(volumes) > 1 else None)
     except InputError as error:
         return str(error)
     return None

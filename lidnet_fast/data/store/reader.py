@@ -24,6 +24,7 @@ from fsspec.core import url_to_fs
 from lidnet_fast.data.store.backends import FORMATS, Volume
 from lidnet_fast.data.store.index import Index, SeriesInfo, box_keys
 from lidnet_fast.errors import InputError
+from lidnet_fast.urls import is_url
 
 STORE_FORMAT = "lidnet_fast-store"
 STORE_VERSION = 2
@@ -178,6 +179,11 @@ class Store:
         key = (int(series_index) << 32) | int(z)
         first, last = np.searchsorted(self._key, [key, key + 1])
         return self.index.box[first:last].copy()
+
+
+def index_files(location: str | Path) -> list[Path]:
+    """The files that say what a store holds; none where it isn't a local folder."""
+    return [] if is_url(str(location)) else [Path(location, name) for name in ("store.json", "index.npz")]
 
 
 def volume_name(number: int, low_dose: bool) -> str:

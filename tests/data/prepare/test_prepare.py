@@ -87,6 +87,14 @@ def test_prepare(tmp_path, study, splits_csv):
     assert "  train: 1 patients, 2 series, 9 slices, 2 boxes on 1 of them" in summary.lines()
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_store_is_as_private_as_its_sources(tmp_path, study, workers):
+    tmp_path.chmod(0o700)
+    prepare([study[0]], tmp_path / "store", workers=workers, report=tmp_path / "report.csv")
+    for path in [tmp_path / "report.csv", tmp_path / "store", *(tmp_path / "store").rglob("*")]:
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
 def test_progress_is_silent_off_the_terminal(tmp_path, study, capfd):
     prepare([study[0]], tmp_path / "store")
     assert capfd.readouterr() == ("", "")
