@@ -6,6 +6,7 @@ forward sums the criterion; the backward writes its derivative per bin to a buff
 the kernels of `roi_gather` make the features' gradient. Batch indices are clamped into the batch.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -13,11 +14,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lidnet_fast._constants import CHARBONNIER_EPS
+
 from .devices import on_device
 from .roi_gather import gather_kernel, list_kernel
-from .roi_sampling import axis_bins, image_number, sample_corners, sample_count
+from .roi_sampling import Boxes, Level, Pooling, axis_bins, image_number, sample_corners, sample_count
 
-_CRITERIA = {"mse": 0, "l1": 1, "smooth_l1": 2, "charbonnier": 3}
+_EPS_SQUARED = tl.constexpr(CHARBONNIER_EPS**2)
 _LISTED_BOXES = 128
 # Left alone, ptxas spills a few registers for the sake of occupancy, in loops that wait for memory anyway.
 _COMPILER = {} if torch.version.hip else {"maxnreg": 128}
@@ -36,9 +39,9 @@ def roi_perceptual_losses(
 ) -> Tensor:
     """The loss of each box: Tensor[K] in the dtype of `rois`. Arguments as in the op's schema in `lidnet_fast.ops`."""
     call = _Call(inputs, targets, rois, box_levels, spatial_scales, output_size, sampling_ratio, aligned, criterion)
-    if call.boxes == 0:
+    if call.boxes.count == 0:
         return rois.new_empty(0)
-    partial = rois.new_empty(call.boxes, call.channel_blocks)
+    partial = rois.new_empty(call.boxes.count, call.channel_blocks)
     call.difference(partial, None)
     return partial.sum(1)
 
@@ -58,9 +61,9 @@ def roi_perceptual_losses_backward(
     """The gradient of sum(grad_losses * losses) in each input, in its dtype and strides."""
     call = _Call(inputs, targets, rois, box_levels, spatial_scales, output_size, sampling_ratio, aligned, criterion)
     gradients = [torch.empty_like(input) for input in inputs]
-    if call.boxes == 0 or call.images == 0:
+    if call.boxes.count == 0 or call.boxes.images == 0:
         return [gradient.zero_() for gradient in gradients]
-    derivatives = rois.new_empty(call.boxes, call.bins, call.most_channels)
+    derivatives = rois.new_empty(call.boxes.count, call.bins, call.most_channels)
     call.difference(derivatives, grad_losses.contiguous())
     call.gather(derivatives, gradients)
     return gradients
@@ -93,106 +96,79 @@ class _Call:
         criterion: str,
     ) -> None:
         volumes = inputs[0].ndim == 5
-        self.inputs, self.targets = tuple(inputs), tuple(targets)
-        self.rois, self.box_levels = rois.contiguous(), box_levels
-        self.scales = tuple(float(scale) for scale in spatial_scales)
-        self.boxes, self.images = rois.shape[0], inputs[0].shape[0]
-        self.sizes = tuple(tuple(x.shape[2:]) if volumes else (1, *x.shape[2:]) for x in inputs)
-        self.channels = tuple(x.shape[1] for x in inputs)
-        self.most_channels = max(self.channels)
-        self.bins_per_axis = tuple(output_size) if volumes else (1, *output_size)
-        self.bins = self.bins_per_axis[0] * self.bins_per_axis[1] * self.bins_per_axis[2]
+        self.inputs, self.targets = _levels(inputs), _levels(targets)
+        self.boxes = Boxes(rois.contiguous(), box_levels, rois.shape[0], inputs[0].shape[0])
+        bins = tuple(output_size) if volumes else (1, *output_size)
+        self.bins = bins[0] * bins[1] * bins[2]
+        scales = tuple(float(scale) for scale in spatial_scales)
+        self.pooling = Pooling(scales, bins, max(sampling_ratio, 0), aligned, volumes)
+        self.criterion = criterion
+        self.most_channels = max(level.channels for level in self.inputs)
         channels_last = all(x.stride(1) == 1 and x.shape[1] > 1 for x in inputs)
         self.blocks = block_sizes(channels_last, self.most_channels)
         self.channel_blocks = triton.cdiv(self.most_channels, self.blocks["BLOCK_C"])
-        self.options = {
-            "VOLUMES": volumes,
-            "SAMPLES": max(sampling_ratio, 0),
-            "ALIGNED": aligned,
-            "BINS_Z": self.bins_per_axis[0],
-            "BINS_Y": self.bins_per_axis[1],
-            "BINS_X": self.bins_per_axis[2],
-        }
-        self.criterion = _CRITERIA[criterion]
 
     def difference(self, output: Tensor, grad_losses: Tensor | None) -> None:
-        with on_device(self.rois):
-            _difference_kernel[(self.boxes * self.channel_blocks,)](
+        with on_device(output):
+            _difference_kernel[(self.boxes.count * self.channel_blocks,)](
                 self.inputs,
                 self.targets,
-                tuple(_strides(x) for x in self.inputs),
-                tuple(_strides(x) for x in self.targets),
-                self.sizes,
-                self.channels,
-                self.rois,
-                self.box_levels,
+                self.boxes,
                 grad_losses,
                 output,
-                self.images,
                 self.channel_blocks,
                 self.most_channels,
-                LEVELS=len(self.inputs),
-                SCALES=self.scales,
+                POOLING=self.pooling,
                 CRITERION=self.criterion,
                 BLOCK_C=self.blocks["BLOCK_C"],
-                BLOCK_X=triton.next_power_of_2(self.bins_per_axis[2]),
-                **self.options,
+                BLOCK_X=triton.next_power_of_2(self.pooling.bins[2]),
                 **_COMPILER,
             )
 
     def gather(self, derivatives: Tensor, gradients: list[Tensor]) -> None:
-        tile_y, tile_x = self.blocks["TILE_Y"], self.blocks["TILE_X"]
+        levels, tile_y = _levels(gradients), self.blocks["TILE_Y"]
         # Tiles of rows, over all levels, images and slices; and how many tiles of columns times blocks each has.
-        rows = [self.images * depth * triton.cdiv(height, tile_y) for depth, height, _ in self.sizes]
-        columns = [triton.cdiv(width, tile_x) for _, _, width in self.sizes]
-        row_ends = tuple(sum(rows[: level + 1]) for level in range(len(rows)))
+        rows = [self.boxes.images * level.size[0] * triton.cdiv(level.size[1], tile_y) for level in levels]
+        columns = [triton.cdiv(level.size[2], self.blocks["TILE_X"]) for level in levels]
+        row_ends = tuple(itertools.accumulate(rows))
         programs = [row * column * self.channel_blocks for row, column in zip(rows, columns, strict=True)]
-        ends = tuple(sum(programs[: level + 1]) for level in range(len(rows)))
-        lists = torch.empty(row_ends[-1], self.boxes, dtype=torch.int32, device=self.rois.device)
-        counts = torch.empty(row_ends[-1], dtype=torch.int32, device=self.rois.device)
-        with on_device(self.rois):
+        ends = tuple(itertools.accumulate(programs))
+        lists = torch.empty(row_ends[-1], self.boxes.count, dtype=torch.int32, device=derivatives.device)
+        counts = torch.empty(row_ends[-1], dtype=torch.int32, device=derivatives.device)
+        with on_device(derivatives):
             list_kernel[(row_ends[-1],)](
-                self.sizes,
-                row_ends,
-                self.rois,
-                self.box_levels,
+                levels,
+                self.boxes,
                 lists,
                 counts,
-                self.boxes,
-                self.images,
-                LEVELS=len(self.inputs),
-                SCALES=self.scales,
-                VOLUMES=self.options["VOLUMES"],
-                ALIGNED=self.options["ALIGNED"],
+                row_ends,
+                POOLING=self.pooling,
                 TILE_Y=tile_y,
                 BLOCK_K=_LISTED_BOXES,
             )
             gather_kernel[(ends[-1],)](
-                tuple(gradients),
-                tuple(_strides(x) for x in gradients),
-                self.sizes,
-                self.channels,
-                row_ends,
-                ends,
-                self.rois,
+                levels,
+                self.boxes,
                 derivatives,
                 lists,
                 counts,
-                self.boxes,
-                self.channel_blocks,
+                row_ends,
+                ends,
                 self.most_channels,
-                LEVELS=len(self.inputs),
-                SCALES=self.scales,
+                POOLING=self.pooling,
                 **self.blocks,
-                **self.options,
                 **_COMPILER,
             )
 
 
-def _strides(features: Tensor) -> tuple[int, ...]:
-    """(image, channel, slice, row, cell); images have one slice."""
-    strides = features.stride()
-    return strides if features.ndim == 5 else (*strides[:2], 0, *strides[2:])
+def _levels(maps: Sequence[Tensor]) -> tuple[Level, ...]:
+    levels = []
+    for x in maps:
+        stride, size = tuple(x.stride()), tuple(x.shape[2:])
+        if x.ndim == 4:
+            stride, size = (*stride[:2], 0, *stride[2:]), (1, *size)
+        levels.append(Level(x, stride, size, x.shape[1]))
+    return tuple(levels)
 
 
 @triton.jit
@@ -206,55 +182,48 @@ def _load_difference(input, target, offsets, target_offsets, mask, dtype: tl.con
 def _box_difference(
     input,
     target,
-    stride,
-    target_stride,
-    size,
-    channels,
-    SCALE: tl.constexpr,
-    rois,
+    boxes,
     grad_losses,
     output,
     box,
     block,
-    images,
     channel_blocks,
     most_channels,
-    VOLUMES: tl.constexpr,
-    SAMPLES: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    BINS_Z: tl.constexpr,
-    BINS_Y: tl.constexpr,
-    BINS_X: tl.constexpr,
+    number: tl.constexpr,
+    POOLING: tl.constexpr,
     CRITERION: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_X: tl.constexpr,
 ):
+    rois, size, channels = boxes.rois, input.size, input.channels
+    stride, target_stride = input.stride, target.stride
     dtype: tl.constexpr = rois.dtype.element_ty
-    axes: tl.constexpr = 3 if VOLUMES else 2
-    image = image_number(tl.load(rois + box * (1 + 2 * axes)), images).to(tl.int64)
-    start_x, bin_x = axis_bins(rois, box, 0, SCALE, BINS_X, VOLUMES, ALIGNED)
-    start_y, bin_y = axis_bins(rois, box, 1, SCALE, BINS_Y, VOLUMES, ALIGNED)
-    samples_x, samples_y = sample_count(bin_x, SAMPLES), sample_count(bin_y, SAMPLES)
-    if VOLUMES:
-        start_z, bin_z = axis_bins(rois, box, 2, SCALE, BINS_Z, VOLUMES, ALIGNED)
-        samples_z = sample_count(bin_z, SAMPLES)
+    axes: tl.constexpr = 3 if POOLING.volumes else 2
+    bins: tl.constexpr = POOLING.bins
+    image = image_number(tl.load(rois + box * (1 + 2 * axes)), boxes.images).to(tl.int64)
+    start_x, bin_x = axis_bins(rois, box, 0, number, POOLING)
+    start_y, bin_y = axis_bins(rois, box, 1, number, POOLING)
+    samples_x, samples_y = sample_count(bin_x, POOLING), sample_count(bin_y, POOLING)
+    if POOLING.volumes:
+        start_z, bin_z = axis_bins(rois, box, 2, number, POOLING)
+        samples_z = sample_count(bin_z, POOLING)
     else:
         start_z, bin_z, samples_z = start_x * 0.0, bin_x * 0.0, 1
     count = tl.maximum(samples_x * samples_y * samples_z, 1)
 
     c = block * BLOCK_C + tl.arange(0, BLOCK_C)
     x = tl.arange(0, BLOCK_X)
-    mask = (c < channels)[:, None] & (x < BINS_X)[None, :]
+    mask = (c < channels)[:, None] & (x < bins[2])[None, :]
     base = image * stride[0] + (c.to(tl.int64) * stride[1])[:, None]
     target_base = image * target_stride[0] + (c.to(tl.int64) * target_stride[1])[:, None]
     # In `dtype`: a plain 1.0 over a number would be float32.
-    values = tl.full((), 1.0, dtype) / (channels * BINS_Z * BINS_Y * BINS_X)
+    values = tl.full((), 1.0, dtype) / (channels * bins[0] * bins[1] * bins[2])
     total = tl.zeros((BLOCK_C, BLOCK_X), dtype)
     if grad_losses is not None:
         factor = tl.load(grad_losses + box) * values
 
-    for z in range(BINS_Z):
-        for y in range(BINS_Y):
+    for z in range(bins[0]):
+        for y in range(bins[1]):
             pooled = tl.zeros((BLOCK_C, BLOCK_X), dtype)
             for sample_z in range(samples_z):
                 z0, z1, wz0, wz1 = sample_corners(start_z, bin_z, z, sample_z, samples_z, size[0])
@@ -262,43 +231,43 @@ def _box_difference(
                     y0, y1, wy0, wy1 = sample_corners(start_y, bin_y, y, sample_y, samples_y, size[1])
                     for sample_x in range(samples_x):
                         x0, x1, wx0, wx1 = sample_corners(start_x, bin_x, x, sample_x, samples_x, size[2])
-                        for corner in tl.static_range(8 if VOLUMES else 4):
+                        for corner in tl.static_range(8 if POOLING.volumes else 4):
                             at_x = (x1 if corner % 2 else x0).to(tl.int64)
                             at_y = (y1 if corner // 2 % 2 else y0).to(tl.int64)
                             weight = (wx1 if corner % 2 else wx0) * (wy1 if corner // 2 % 2 else wy0)
                             at = (at_x * stride[4] + at_y * stride[3])[None, :]
                             target_at = (at_x * target_stride[4] + at_y * target_stride[3])[None, :]
-                            if VOLUMES:
+                            if POOLING.volumes:
                                 at_z = (z1 if corner // 4 else z0).to(tl.int64)
                                 weight *= wz1 if corner // 4 else wz0
                                 at += at_z * stride[2]
                                 target_at += at_z * target_stride[2]
                             read = mask & (weight != 0.0)[None, :]
                             pooled += weight[None, :] * _load_difference(
-                                input, target, base + at, target_base + target_at, read, dtype
+                                input.maps, target.maps, base + at, target_base + target_at, read, dtype
                             )
             d = pooled / count
             if grad_losses is None:
-                if CRITERION == 0:
+                if CRITERION == "mse":
                     value = d * d
-                elif CRITERION == 1:
+                elif CRITERION == "l1":
                     value = tl.abs(d)
-                elif CRITERION == 2:
+                elif CRITERION == "smooth_l1":
                     value = tl.where(tl.abs(d) < 1.0, 0.5 * d * d, tl.abs(d) - 0.5)
                 else:
-                    value = tl.sqrt(d * d + 1e-6)
+                    value = tl.sqrt(d * d + _EPS_SQUARED)
                 total += tl.where(mask, value, 0.0)
             else:
-                if CRITERION == 0:
+                if CRITERION == "mse":
                     derivative = 2.0 * d
-                elif CRITERION == 1:
+                elif CRITERION == "l1":
                     derivative = tl.where(d > 0.0, 1.0, tl.where(d < 0.0, -1.0, d))
-                elif CRITERION == 2:
+                elif CRITERION == "smooth_l1":
                     derivative = tl.where(d > 1.0, 1.0, tl.where(d < -1.0, -1.0, d))
                 else:
-                    derivative = d / tl.sqrt(d * d + 1e-6)
-                bins = (z * BINS_Y + y) * BINS_X + x
-                row = box.to(tl.int64) * (BINS_Z * BINS_Y * BINS_X) + bins
+                    derivative = d / tl.sqrt(d * d + _EPS_SQUARED)
+                bin = (z * bins[1] + y) * bins[2] + x
+                row = box.to(tl.int64) * (bins[0] * bins[1] * bins[2]) + bin
                 tl.store(output + (row * most_channels)[None, :] + c[:, None], factor * derivative, mask=mask)
     if grad_losses is None:
         tl.store(output + box * channel_blocks + block, tl.sum(total) * values)
@@ -308,57 +277,34 @@ def _box_difference(
 def _difference_kernel(
     inputs,
     targets,
-    strides,
-    target_strides,
-    sizes,
-    channels,
-    rois,
-    box_levels,
+    boxes,
     grad_losses,
     output,
-    images,
     channel_blocks,
     most_channels,
-    LEVELS: tl.constexpr,
-    SCALES: tl.constexpr,
-    VOLUMES: tl.constexpr,
-    SAMPLES: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    BINS_Z: tl.constexpr,
-    BINS_Y: tl.constexpr,
-    BINS_X: tl.constexpr,
+    POOLING: tl.constexpr,
     CRITERION: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_X: tl.constexpr,
 ):
     box, block = tl.program_id(0) // channel_blocks, tl.program_id(0) % channel_blocks
     level = 0
-    if box_levels is not None:
-        level = tl.load(box_levels + box).to(tl.int32)
-    for number in tl.static_range(LEVELS):
+    if boxes.levels is not None:
+        level = tl.load(boxes.levels + box).to(tl.int32)
+    for number in tl.static_range(len(POOLING.scales)):
         if level == number:
             _box_difference(
                 inputs[number],
                 targets[number],
-                strides[number],
-                target_strides[number],
-                sizes[number],
-                channels[number],
-                SCALES[number],
-                rois,
+                boxes,
                 grad_losses,
                 output,
                 box,
                 block,
-                images,
                 channel_blocks,
                 most_channels,
-                VOLUMES,
-                SAMPLES,
-                ALIGNED,
-                BINS_Z,
-                BINS_Y,
-                BINS_X,
+                number,
+                POOLING,
                 CRITERION,
                 BLOCK_C,
                 BLOCK_X,

@@ -5,8 +5,40 @@ the map and those beyond its border left out (csrc/roi_align.h has the CPU's for
 out: whatever the boxes hold, reads stay inside.
 """
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
+from torch import Tensor
+
+
+class Pooling(NamedTuple):
+    """How boxes are pooled; the kernels are compiled for it."""
+
+    scales: tuple[float, ...]  # of the levels
+    bins: tuple[int, int, int]  # z, y, x; images have one along z
+    samples: int  # per bin and axis; 0: adaptive
+    aligned: bool
+    volumes: bool
+
+
+class Boxes(NamedTuple):
+    """The boxes of a call."""
+
+    rois: Tensor  # [count, 5], or 7 for volumes
+    levels: Tensor | None
+    count: int
+    images: int  # in the batch
+
+
+class Level(NamedTuple):
+    """The feature maps of one level, or their gradient."""
+
+    maps: Tensor
+    stride: tuple[int, ...]  # image, channel, slice, row, cell
+    size: tuple[int, ...]  # slices, rows, cells; images have one slice
+    channels: int
+
 
 # Adaptive sampling takes ceil(bin) samples; a bin beyond this many cells is a broken box.
 _MOST_SAMPLES = tl.constexpr(1 << 16)
@@ -31,25 +63,23 @@ def divide(a, b):
 
 
 @triton.jit
-def axis_bins(
-    rois, box, axis: tl.constexpr, SCALE: tl.constexpr, bins: tl.constexpr, VOLUMES: tl.constexpr, ALIGNED: tl.constexpr
-):
-    """Where a box starts along x, y or z (axis 0, 1, 2), and the size of its bins, in cells."""
-    axes: tl.constexpr = 3 if VOLUMES else 2
+def axis_bins(rois, box, axis: tl.constexpr, number: tl.constexpr, POOLING: tl.constexpr):
+    """On level `number`, where a box starts along x, y or z (axis 0, 1, 2), and the size of its bins, in cells."""
+    axes: tl.constexpr = 3 if POOLING.volumes else 2
     row = rois + box * (1 + 2 * axes) + 1
-    shift: tl.constexpr = 0.5 if ALIGNED else 0.0
-    start = tl.load(row + axis) * SCALE - shift
-    side = tl.load(row + axes + axis) * SCALE - shift - start
-    if not ALIGNED:
+    shift: tl.constexpr = 0.5 if POOLING.aligned else 0.0
+    start = tl.load(row + axis) * POOLING.scales[number] - shift
+    side = tl.load(row + axes + axis) * POOLING.scales[number] - shift - start
+    if not POOLING.aligned:
         side = tl.maximum(side, 1.0)
-    return start, divide(side, bins)
+    return start, divide(side, POOLING.bins[2 - axis])
 
 
 @triton.jit
-def sample_count(bin, SAMPLES: tl.constexpr):
+def sample_count(bin, POOLING: tl.constexpr):
     """Samples per bin."""
-    if SAMPLES > 0:
-        return bin.to(tl.int32) * 0 + SAMPLES
+    if POOLING.samples > 0:
+        return bin.to(tl.int32) * 0 + POOLING.samples
     count = tl.minimum(tl.maximum(tl.ceil(bin), 0.0), _MOST_SAMPLES * 1.0)
     return tl.where(count == count, count, 0.0).to(tl.int32)
 
@@ -87,23 +117,13 @@ def bin_touches(first, last, start, bin, index, size):
 
 
 @triton.jit
-def boxes_touch(
-    rois,
-    box,
-    mask,
-    axis: tl.constexpr,
-    SCALE: tl.constexpr,
-    first,
-    last,
-    VOLUMES: tl.constexpr,
-    ALIGNED: tl.constexpr,
-):
+def boxes_touch(rois, box, mask, axis: tl.constexpr, first, last, number: tl.constexpr, POOLING: tl.constexpr):
     """Whether boxes may read cells first to last of an axis: samples weigh on cells less than 1 away."""
-    axes: tl.constexpr = 3 if VOLUMES else 2
-    shift: tl.constexpr = 0.5 if ALIGNED else 0.0
+    axes: tl.constexpr = 3 if POOLING.volumes else 2
+    shift: tl.constexpr = 0.5 if POOLING.aligned else 0.0
     row = rois + box * (1 + 2 * axes) + 1
-    start = tl.load(row + axis, mask=mask, other=0.0) * SCALE - shift
-    end = tl.load(row + axes + axis, mask=mask, other=0.0) * SCALE - shift
-    if not ALIGNED:
+    start = tl.load(row + axis, mask=mask, other=0.0) * POOLING.scales[number] - shift
+    end = tl.load(row + axes + axis, mask=mask, other=0.0) * POOLING.scales[number] - shift
+    if not POOLING.aligned:
         end = tl.maximum(end, start + 1.0)
     return (start - 1.0 <= last) & (end + 1.0 >= first)

@@ -21,8 +21,8 @@ MUTANTS = {
     "a division that isn't rounded": ("roi_sampling", "tl.div_rn(a, tl.cast(b, tl.float32))", "a / b"),
     "a mask that is dropped": (
         "roi_gather",
-        "total.to(gradient.dtype.element_ty), mask=mask)",
-        "total.to(gradient.dtype.element_ty))",
+        "total.to(gradient.maps.dtype.element_ty), mask=mask)",
+        "total.to(gradient.maps.dtype.element_ty))",
     ),
     "strides that are swapped": (
         "roi_perceptual",
