@@ -22,18 +22,13 @@ from lidnet_fast.data.formats.dicom.writer import CTImage, Derivation, read_imag
 from lidnet_fast.data.formats.find import counted
 from lidnet_fast.data.formats.geometry import LOWEST_HU
 from lidnet_fast.data.formats.itk.files import is_volume
+from lidnet_fast.data.formats.itk.series import VolumeSeries
 from lidnet_fast.device import Device, Precision, choose_device
 from lidnet_fast.errors import InputError
 from lidnet_fast.files import as_private_as, lock, move_whole, remove_temporary, write_text
 from lidnet_fast.inference.slices import SliceDenoiser
 from lidnet_fast.inference.sources import find
-from lidnet_fast.inference.volumes import (
-    VolumeFile,
-    check_free,
-    read_volume_file,
-    rounded_hu,
-    write_volume_file,
-)
+from lidnet_fast.inference.volumes import check_free, rounded_hu, write_volume
 from lidnet_fast.models.files import load_denoiser
 from lidnet_fast.progress import progress
 
@@ -122,7 +117,7 @@ def denoise(
     if not found.series:
         raise InputError(failures[0])
     settings = {"model": _fingerprint(file), "precision": denoiser.precision, "blend": float(blend)}
-    files = [file for one in found.series for file in ([one.path] if isinstance(one, VolumeFile) else one.files)]
+    files = [file for one in found.series for file in one.files]
     try:
         with ExitStack() as held:
             held.enter_context(as_private_as([source, *files]))
@@ -131,14 +126,14 @@ def denoise(
                 held.enter_context(_locked(out))
             derivation = _derivation(file, settings, created)
             base = source if source.is_dir() else source.parent
-            targets: dict[Path, DicomSeries | VolumeFile] = {}
+            targets: dict[Path, DicomSeries | VolumeSeries] = {}
             for one in found.series:
                 if isinstance(one, DicomSeries):
                     targets[out / one.folder.relative_to(base) / derivation.uid(one.uid)] = one
                 else:
-                    targets[out if one_volume else out / one.path.relative_to(base)] = one
+                    targets[out if one_volume else out / one.header.path.relative_to(base)] = one
             worker = _Worker(denoiser, derivation, DenoiseSummary(out, found.skipped, failures))
-            total = sum(one.slices if isinstance(one, VolumeFile) else len(one.files) for one in found.series)
+            total = sum(one.shape[0] if isinstance(one, VolumeSeries) else len(one.files) for one in found.series)
             with without_pydicom_warnings():
                 for _ in progress(worker.run(targets), "denoising", total=total):
                     pass
@@ -155,12 +150,12 @@ class _Worker:
     def __init__(self, denoiser: SliceDenoiser, derivation: Derivation, summary: DenoiseSummary) -> None:
         self.denoiser, self.derivation, self.summary = denoiser, derivation, summary
 
-    def run(self, targets: Mapping[Path, DicomSeries | VolumeFile]) -> Iterator[None]:
+    def run(self, targets: Mapping[Path, DicomSeries | VolumeSeries]) -> Iterator[None]:
         """Make each target; yields for each slice, or each file of multi-frame CT."""
         with ThreadPoolExecutor(2) as pool:
             for target, source in targets.items():
                 try:
-                    if isinstance(source, VolumeFile):
+                    if isinstance(source, VolumeSeries):
                         yield from self._volume(source, target)
                     else:
                         yield from self._series(source, target, pool)
@@ -230,21 +225,21 @@ class _Worker:
         for image, hu, path in zip(images, denoised, paths, strict=True):
             write_derived(image, hu, self.derivation, path)
 
-    def _volume(self, volume: VolumeFile, target: Path) -> Iterator[None]:
+    def _volume(self, volume: VolumeSeries, target: Path) -> Iterator[None]:
         if target.exists():
             self.summary.already += 1
-            yield from repeat(None, volume.slices)
+            yield from repeat(None, volume.shape[0])
             return
         check_free(target)
-        slices = read_volume_file(volume)
+        slices = volume.read_hu()
         result = np.empty(slices.shape, np.int16)
         size = self.denoiser.batch_size
         for start in range(0, len(slices), size):
             original = slices[start : start + size].astype(np.float32)
-            hu = self._checked(np.maximum(original, LOWEST_HU), volume.path)
+            hu = self._checked(np.maximum(original, LOWEST_HU), volume.header.path)
             result[start : start + size] = rounded_hu(hu, original)
             yield from repeat(None, len(original))
-        write_volume_file(result, volume, self.derivation.description, target)
+        write_volume(target, result, volume, self.derivation.description)
         self.summary.denoised += 1
         self.summary.slices += len(result)
 

@@ -6,11 +6,12 @@ from lidnet_fast.data.formats.dicom.images import DicomSeries, find_images
 from lidnet_fast.data.formats.find import Found, files_below
 from lidnet_fast.data.formats.geometry import Rejected
 from lidnet_fast.data.formats.itk.files import is_volume
+from lidnet_fast.data.formats.itk.series import VolumeSeries
 from lidnet_fast.errors import InputError
-from lidnet_fast.inference.volumes import VolumeFile, inspect_volume
+from lidnet_fast.inference.volumes import inspect_volume
 
 
-def find(source: Path, out: Path) -> Found[DicomSeries | VolumeFile]:
+def find(source: Path, out: Path) -> Found[DicomSeries | VolumeSeries]:
     """Look through a file, or a folder with everything below it.
 
     Files are recognised by their content, whatever their names; volumes by their names. Nothing is asked of a series
@@ -29,7 +30,7 @@ def find(source: Path, out: Path) -> Found[DicomSeries | VolumeFile]:
     """
     files = files_below([source], without=out)
     images = find_images([path for path in files.paths if not is_volume(path)], "reading headers")
-    found = Found[DicomSeries | VolumeFile]([], files.skipped + images.skipped, images.rejected)
+    found = Found[DicomSeries | VolumeSeries]([], files.skipped + images.skipped, images.rejected)
     for series in images.series:
         if fault := _ambiguous(series):
             found.rejected.append(Rejected(series.uid, series.folder, fault))
@@ -41,7 +42,7 @@ def find(source: Path, out: Path) -> Found[DicomSeries | VolumeFile]:
         except InputError as error:
             found.rejected.append(Rejected("", path, str(error)))
             continue
-        if isinstance(volume, VolumeFile):
+        if isinstance(volume, VolumeSeries):
             found.series.append(volume)
         else:
             found.skipped[volume] += 1

@@ -1,61 +1,26 @@
 """CT volumes in files, to be denoised: NIfTI, MetaImage, NRRD."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from lidnet_fast.data.formats.geometry import LOWEST_HU
-from lidnet_fast.data.formats.itk.files import check_hu, measured, read_header, read_voxels, write_voxels
-from lidnet_fast.data.formats.itk.header import VolumeHeader
+from lidnet_fast.data.formats.itk.files import read_header, volume_stem, write_voxels
+from lidnet_fast.data.formats.itk.series import VolumeSeries, volume_series
 from lidnet_fast.errors import InputError
 from lidnet_fast.files import is_temporary, whole_path
 
 
-@dataclass(frozen=True)
-class VolumeFile:
-    """A CT volume on disk.
-
-    Attributes:
-        header: what the file says of it.
-        axis: of its array (third, second, first index of the image) that runs closest to the patient's length; slices
-            are taken across it.
-        slices: how many.
-    """
-
-    header: VolumeHeader
-    axis: int
-    slices: int
-
-    @property
-    def path(self) -> Path:
-        """The file."""
-        return self.header.path
-
-
-def inspect_volume(path: Path) -> VolumeFile | str:
+def inspect_volume(path: Path) -> VolumeSeries | str:
     """Read a volume's header; a string says why it isn't CT.
 
     Raises:
-        InputError: it can't be read, or isn't an image of three dimensions and one value per voxel.
+        InputError: it can't be read, or isn't a volume of axial slices.
     """
     header = read_header(path)
     if header.bits == 8:
         return "of 8 bits, which can't hold HU (masks?)"
-    header.check_is_volume()
-    axis = 2 - int(np.abs(header.directions[:, 2]).argmax())
-    return VolumeFile(header, axis, header.size[2 - axis])
-
-
-def read_volume_file(volume: VolumeFile) -> np.ndarray:
-    """Read a volume's voxels [Z,H,W] as slices.
-
-    Raises:
-        InputError: it is damaged, or its values aren't HU.
-    """
-    slices = measured(volume.path, np.moveaxis(read_voxels(volume.path), volume.axis, 0))
-    check_hu(volume.path, slices)
-    return slices
+    return volume_series(header, volume_stem(path))
 
 
 def check_free(path: Path) -> None:
@@ -74,21 +39,14 @@ def check_free(path: Path) -> None:
             )
 
 
-def write_volume_file(slices: np.ndarray, volume: VolumeFile, description: str, path: Path) -> None:
-    """Write a volume with the geometry of another.
-
-    Args:
-        slices: int16 [Z,H,W].
-        volume: gives origin, spacing and directions.
-        description: kept in the header, where the format has a place for it.
-        path: the file to make; its name says in which format.
+def write_volume(path: Path, slices: np.ndarray, source: VolumeSeries, description: str) -> None:
+    """Write int16 slices [Z,H,W] as a volume of the source's axes and geometry, which appears whole.
 
     Raises:
         OSError: it can't be written.
     """
-    voxels = np.ascontiguousarray(np.moveaxis(slices, 0, volume.axis))
     with whole_path(path) as unfinished:
-        write_voxels(unfinished, voxels, volume.header, description)
+        write_voxels(unfinished, source.to_file(slices), source.header, description)
 
 
 def rounded_hu(denoised: np.ndarray, original: np.ndarray) -> np.ndarray:

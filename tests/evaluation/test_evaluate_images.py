@@ -204,6 +204,21 @@ def with_hole(image: sitk.Image) -> sitk.Image:
     return hole
 
 
+@pytest.mark.parametrize("order", ["PIR", "ASL", "RSA", "LPI"])
+def test_volumes_with_another_order_of_axes_are_the_same(
+    exported: Path, series: SeriesInfo, tmp_path: Path, order: str
+) -> None:
+    """Mirrored in the image plane they aren't the series' slices, and are refused."""
+    image = sitk.ReadImage(str(exported / "low_dose" / f"{series.series_uid}.nii.gz"))
+    turned = sitk.DICOMOrient(image, order)
+    for axis, letter in enumerate(order):
+        if letter in "RA":
+            turned = sitk.Flip(turned, [n == axis for n in range(3)])
+    sitk.WriteImage(turned, str(tmp_path / f"{series.series_uid}.nii.gz"))
+    arms = compare(exported, tmp_path / "out", turned=tmp_path)
+    assert arms["turned"] == arms["low dose"]
+
+
 @pytest.mark.parametrize("suffix", [".nii.gz", ".mha", ".nrrd"])
 def test_what_is_no_number_outside_the_field_of_view_is_air(
     exported: Path, series: SeriesInfo, tmp_path: Path, suffix: str

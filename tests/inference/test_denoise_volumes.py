@@ -8,6 +8,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from filelock import FileLock
 
+from lidnet_fast.data.formats.sources import find_series
 from lidnet_fast.errors import InputError
 from lidnet_fast.inference import denoise
 
@@ -68,14 +69,34 @@ def test_what_is_no_number_outside_the_field_of_view_is_air(tmp_path, run, expec
     assert np.abs(made - expected(air).clip(-1024))[inside].max() <= 0.5 + 1e-3
 
 
-def test_slices_run_across_the_patient(tmp_path, run, expected, make_hu):
-    """A volume kept as coronal planes is denoised in its axial ones."""
-    hu = make_hu(6, 40, 48)
-    # The array's first axis is now the patient's front to back, its second the length.
-    write(tmp_path / "in.mha", np.ascontiguousarray(np.moveaxis(hu, 0, 1)), (1, 0, 0, 0, 0, -1, 0, 1, 0))
-    run_on(tmp_path / "in.mha", tmp_path / "out", run)
-    made = np.moveaxis(sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out" / "in.mha"))), 1, 0)
-    assert np.abs(made - expected(hu).clip(-1024)).max() <= 0.5 + 1e-3
+@pytest.mark.parametrize("order", ["LPS", "RAS", "PIR", "ASL", "RSA", "SLP", "ILA"])
+@pytest.mark.parametrize("suffix", [".nii.gz", ".mha"])
+def test_slices_are_axial_whatever_the_order_of_the_axes(tmp_path, run, expected, make_hu, order, suffix):
+    """The slices that prepare takes of a file are denoised, and come back in the file's own order."""
+    image = sitk.GetImageFromArray(make_hu(6, 40, 48))
+    image.SetSpacing((0.7, 0.8, 2.5))
+    source = tmp_path / f"ct{suffix}"
+    sitk.WriteImage(sitk.DICOMOrient(image, order), str(source))
+    assert run_on(source, tmp_path / "out", run).slices == 6
+    before, after = (sitk.ReadImage(str(path)) for path in (source, tmp_path / "out" / source.name))
+    for what in ("Size", "Spacing", "Origin", "Direction"):
+        np.testing.assert_allclose(getattr(after, f"Get{what}")(), getattr(before, f"Get{what}")(), atol=1e-5)
+    (series,) = find_series([source], "", strict=True, resample=False).series
+    (made,) = find_series([tmp_path / "out" / source.name], "", strict=True, resample=False).series
+    assert series.shape == (6, 40, 48)
+    assert np.abs(made.read() - expected(series.read()).clip(-1024)).max() <= 0.5 + 1e-3
+
+
+def test_tilted_slices_keep_their_matrix(tmp_path, run, expected, make_hu):
+    hu = make_hu(3, 32, 40)
+    matrix = np.array([[-0.8, 0, 0, 20], [0, -0.7, 0.67, 30], [0, 0, 2.5, 100], [0, 0, 0, 1]])
+    image = nibabel.Nifti1Image(hu.T, None)
+    image.set_sform(matrix, "scanner")
+    nibabel.save(image, tmp_path / "ct.nii")
+    run_on(tmp_path / "ct.nii", tmp_path / "out", run)
+    after = nibabel.load(tmp_path / "out" / "ct.nii")
+    np.testing.assert_allclose(after.affine, matrix, atol=1e-6)
+    assert np.abs(np.asarray(after.dataobj).T - expected(hu)).max() <= 0.5 + 1e-3
 
 
 def test_results_are_as_private_as_their_sources(tmp_path, run, make_hu, write_series):
@@ -164,7 +185,10 @@ def test_two_calls_on_one_folder(tmp_path, run, make_hu):
 def bad_volumes(make_hu):
     spoiled = make_hu(2).astype(np.float32)
     spoiled[1, 5, 5] = np.nan
+    oblique = sitk.GetImageFromArray(make_hu(2))
+    oblique.SetDirection((1, 0, 0, 0, 0.8, -0.6, 0, 0.6, 0.8))
     return {
+        "oblique.nii": (oblique, "its slices are oblique, 37 degrees from axial; up to 30 are taken. To fix: "),
         "nan.nrrd": (spoiled, "has voxels that aren't finite"),
         "nan.nii.gz": (spoiled, "has voxels that aren't finite"),
         "infinite.mha": (np.full((2, 32, 32), np.inf, np.float32), "has voxels that aren't finite"),
@@ -179,7 +203,8 @@ def test_bad_volumes(tmp_path, run, make_hu):
     source.mkdir()
     bad = bad_volumes(make_hu)
     for name, (values, _) in bad.items():
-        sitk.WriteImage(sitk.GetImageFromArray(values, isVector=False), str(source / name))
+        image = values if isinstance(values, sitk.Image) else sitk.GetImageFromArray(values, isVector=False)
+        sitk.WriteImage(image, str(source / name))
     for name in ("cut.nii", "cut.nii.gz", "cut.nrrd", "cut.mha"):
         write(source / name, make_hu(4))
         content = (source / name).read_bytes()

@@ -54,12 +54,11 @@ def read_boxes(path: Path, series: Sequence[Series], rejected: frozenset[str] = 
         else:
             z = whole_number(row, "slice", where)
         box = np.array([number(row, name, where) for name in COLUMNS[1:]]).astype(np.float32)
-        fault = box_fault(z, box, one.shape)
+        fault = box_fault(z, box, one.source_shape)
         if fault:
             raise InputError(f"{where}: {fault} (series {one.series_uid})")
-        if slice_column == "slice":
-            z = one.slice_of_index(z)
-        found[one.series_uid].append([z, *box])
+        placed = one.from_source(np.array([z, *box]))
+        found[one.series_uid].append([placed[0] if slice_column == "slice" else z, *placed[1:]])
     return {uid: np.array(boxes, np.float32).reshape(-1, 5) for uid, boxes in found.items()}
 
 

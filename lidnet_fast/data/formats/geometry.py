@@ -181,9 +181,14 @@ class Series(Geometry, abc.ABC):
         """Positions of the slices along their normal: ascending, mm."""
         return tuple((np.array(self.positions) @ self.axes[2]).tolist())
 
-    def slice_of_index(self, index: int) -> int:
-        """The slice that the source counts as this, from 0."""
-        return index
+    @property
+    def source_shape(self) -> tuple[int, int, int]:
+        """The shape in the source's own order of axes."""
+        return self.shape
+
+    def from_source(self, row: np.ndarray) -> np.ndarray:
+        """Turn a box (slice, x1, y1, x2, y2) as the source counts into one on the slices here."""
+        return row
 
     def to_pixels(self, points: np.ndarray) -> np.ndarray:
         """Turn points in space into places on the slices.

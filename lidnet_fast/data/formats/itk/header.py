@@ -10,10 +10,10 @@ from lidnet_fast.data.formats.geometry import Triple
 from lidnet_fast.errors import InputError
 
 _LARGEST_SIDE = 65535
-_TOLERANCE = 1e-2
+_LENGTHS = 0.5, 2.0
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class VolumeHeader:
     """A volume's header.
 
@@ -40,6 +40,12 @@ class VolumeHeader:
         """What all voxels take in memory."""
         return math.prod(self.size) * self.values_per_voxel * self.bits // 8
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """[3]: of the directions; 1 but where files round or state sheared axes."""
+        with np.errstate(all="ignore"):
+            return np.asarray(np.linalg.norm(self.directions, axis=1))
+
     def check_is_volume(self) -> None:
         """Refuse what isn't three dimensions of one value per voxel, or has a size or directions that can't be.
 
@@ -51,6 +57,5 @@ class VolumeHeader:
             raise InputError(f"{self.path}: a CT volume has 3 dimensions and 1 value per voxel, this has {kind}")
         if not 1 <= min(self.size) <= max(self.size) <= _LARGEST_SIDE:
             raise InputError(f"{self.path}: says that it has {' x '.join(map(str, self.size))} voxels")
-        # Of numbers far beyond, decompositions of the matrix don't end.
-        if not np.abs(self.directions).max() < 1 + _TOLERANCE:
+        if not ((self.lengths > _LENGTHS[0]) & (self.lengths < _LENGTHS[1])).all():
             raise InputError(f"{self.path}: its directions aren't of length 1: {self.directions.ravel().tolist()}")

@@ -19,23 +19,41 @@ from lidnet_fast.data.prepare.jobs import run
 from lidnet_fast.errors import InputError
 
 _FILES_PER_JOB = 16
+_RIGHT_ANGLE = 1e-2
+"""Cosine of the angle between two axes that are at right angles but for rounding."""
+_LARGEST_ANGLE = 30.0
+"""Between slices and the axial plane, in degrees: gantries tilt no further."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VolumeSeries(Series):
-    """A CT volume in one file.
+    """A CT volume in one file, as axial slices, whichever of the file's axes runs along the patient.
+
+    The rows of a slice run along the axis that is nearer to left and right.
 
     Attributes:
+        header: what the file says.
+        file_axes: the file's axes, from 0 for the one that varies fastest: along the rows, the columns and the slices.
         flipped: the file's slices run against their normal, as in a left-handed coordinate system.
     """
 
+    header: VolumeHeader
+    file_axes: tuple[int, int, int]
     flipped: bool
 
     def read(self) -> np.ndarray:
         """Decode the volume; values are HU already."""
+        return hu_volume(self.read_hu())
+
+    def read_hu(self) -> np.ndarray:
+        """As `read_values`, of a volume whose values can be HU.
+
+        Raises:
+            InputError: they can't.
+        """
         values = self.read_values()
-        check_hu(self.files[0], values)
-        return hu_volume(values)
+        check_hu(self.header.path, values)
+        return values
 
     def read_values(self) -> np.ndarray:
         """Decode the volume to [Z, H, W] in the file's own numbers.
@@ -43,13 +61,33 @@ class VolumeSeries(Series):
         Raises:
             InputError: the file is damaged, or has voxels inside the field of view that aren't finite.
         """
-        (path,) = self.files
-        voxels = read_voxels(path)
-        return measured(path, voxels[::-1] if self.flipped else voxels)
+        slices = np.transpose(read_voxels(self.header.path), self._order)
+        return measured(self.header.path, slices[::-1] if self.flipped else slices)
 
-    def slice_of_index(self, index: int) -> int:
-        """The slice that is number `index` of the file."""
-        return self.shape[0] - 1 - index if self.flipped else index
+    def to_file(self, slices: np.ndarray) -> np.ndarray:
+        """Turn slices [Z, H, W] into voxels in the file's order, its slowest axis first."""
+        return np.ascontiguousarray(np.transpose(slices[::-1] if self.flipped else slices, np.argsort(self._order)))
+
+    @property
+    def _order(self) -> list[int]:
+        """Axes of the file's array, whose first is its slowest, in the order of [Z, H, W]."""
+        return [2 - axis for axis in reversed(self.file_axes)]
+
+    @property
+    def _transposed(self) -> bool:
+        return self.file_axes[0] > self.file_axes[1]
+
+    @property
+    def source_shape(self) -> tuple[int, int, int]:
+        """See `Series`."""
+        depth, height, width = self.shape
+        return (depth, width, height) if self._transposed else self.shape
+
+    def from_source(self, row: np.ndarray) -> np.ndarray:
+        """See `Series`."""
+        z, x1, y1, x2, y2 = row
+        z = self.shape[0] - 1 - z if self.flipped else z
+        return np.array([z, y1, x1, y2, x2] if self._transposed else [z, x1, y1, x2, y2])
 
 
 def scan_volumes(
@@ -103,16 +141,30 @@ def volume_series(header: VolumeHeader, name: str) -> VolumeSeries:
     """A series of what a volume's header says.
 
     Raises:
-        InputError: it isn't of a volume with the geometry of CT.
+        InputError: it isn't of a volume with the geometry of CT, or its slices aren't axial.
     """
     header.check_is_volume()
-    path, directions = header.path, header.directions
-    width, height, depth = header.size
-    if not np.allclose(directions[:2] @ directions[:2].T, np.eye(2), atol=1e-2):
-        raise InputError(f"{path}: its first two axes aren't at right angles: {directions[:2].tolist()}")
-    x_spacing, y_spacing, z_spacing = header.spacing
-    step = directions[2] * z_spacing
+    path = header.path
+    directions = header.directions / header.lengths[:, None]
+    file_axes = _axial(directions)
+    directions = directions[list(file_axes)]
+    if abs(directions[0] @ directions[1]) > _RIGHT_ANGLE:
+        raise InputError(
+            f"{path}: the rows and columns of its slices aren't at right angles: {directions[:2].tolist()}. "
+            "To fix: resample it to a grid of right angles"
+        )
+    columns = directions[1] - directions[0] * (directions[0] @ directions[1])  # without what files round
+    directions[1] = columns / np.linalg.norm(columns)
     normal = np.cross(directions[0], directions[1])
+    oblique = np.degrees(np.arccos(min(1.0, abs(normal[2]))))
+    if not oblique <= _LARGEST_ANGLE:
+        raise InputError(
+            f"{path}: its slices are oblique, {oblique:.0f} degrees from axial; up to {_LARGEST_ANGLE:g} are taken. "
+            "To fix: resample it to axial slices"
+        )
+    width, height, depth = (header.size[axis] for axis in file_axes)
+    x_spacing, y_spacing, z_spacing = (float(header.spacing[axis] * header.lengths[axis]) for axis in file_axes)
+    step = directions[2] * z_spacing
     first = np.array(header.origin)
     flipped = bool(normal @ step < 0)
     if flipped:
@@ -128,5 +180,17 @@ def volume_series(header: VolumeHeader, name: str) -> VolumeSeries:
         # Of the planes' distance, which is less than the step between them where a tilted gantry shifts them.
         spacing=(float(normal @ step), y_spacing, x_spacing),
         orientation=tuple(directions[:2].ravel().tolist()),
+        header=header,
+        file_axes=file_axes,
         flipped=flipped,
     )
+
+
+def _axial(directions: np.ndarray) -> tuple[int, int, int]:
+    """The axes that are nearest to left and right, front and back, and the patient's length."""
+    along = int(np.abs(directions[:, 2]).argmax())
+    one, other = (axis for axis in range(3) if axis != along)
+    # At 45 degrees between the two, the file's order stays, whatever is rounded.
+    if abs(directions[other, 0]) > abs(directions[one, 0]) + _RIGHT_ANGLE:
+        one, other = other, one
+    return one, other, along
