@@ -129,7 +129,7 @@ def denoise(
             targets: dict[Path, DicomSeries | VolumeSeries] = {}
             for one in found.series:
                 if isinstance(one, DicomSeries):
-                    targets[out / one.folder.relative_to(base) / derivation.uid(one.uid)] = one
+                    targets[out / one.folder.relative_to(base) / derivation.uid("series", one.uid)] = one
                 else:
                     targets[out if one_volume else out / one.header.path.relative_to(base)] = one
             worker = _Worker(denoiser, derivation, DenoiseSummary(out, found.skipped, failures))

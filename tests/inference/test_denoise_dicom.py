@@ -380,8 +380,6 @@ BAD_SLICES = {
         "3 samples",
     ),
     "two rescalings": (edit_of(RescaleSlope=[1, 2]), "has no usable RescaleSlope"),
-    "two numbers of frames": (edit_of(NumberOfFrames=[1, 2]), "has no usable NumberOfFrames"),
-    "a number that isn't": (lambda z, image: image.add_new("SeriesNumber", "LO", "x"), "can't be written again"),
     "no UID": (edit_of(SeriesInstanceUID=""), "has no SeriesInstanceUID"),
 }
 

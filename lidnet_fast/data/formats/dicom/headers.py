@@ -19,7 +19,15 @@ from pydicom.uid import (
 
 from lidnet_fast.data.formats.dicom.multiframe import MACROS, PER_FRAME, SHARED, frame_header
 from lidnet_fast.data.formats.dicom.pixels import hu_rescaling
-from lidnet_fast.data.formats.dicom.values import number, numbers, one_line, text, without_pydicom_warnings
+from lidnet_fast.data.formats.dicom.values import (
+    drop_unusable_numbers,
+    number,
+    numbers,
+    one_line,
+    optional_number,
+    text,
+    without_pydicom_warnings,
+)
 from lidnet_fast.data.formats.geometry import Geometry, Rejected
 from lidnet_fast.errors import InputError
 
@@ -47,6 +55,7 @@ _HEADER_TAGS = [
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "SliceThickness",
+    "AcquisitionNumber",
     "ConvolutionKernel",
     "BodyPartExamined",
     "RescaleSlope",
@@ -66,6 +75,7 @@ class SliceHeader:
         path: its file.
         frame: its place in a multi-frame file, from 0; None in a file of its own.
         sop_instance_uid: of the slice; frames are numbered from 1 behind the UID of their file.
+        acquisition: AcquisitionNumber, where there is one.
         kernel: ConvolutionKernel, or empty.
         body_part: BodyPartExamined, or empty.
         geometry: of the slice alone; the first spacing is its thickness, 0 where that is unknown.
@@ -74,6 +84,7 @@ class SliceHeader:
     path: Path
     frame: int | None
     sop_instance_uid: str
+    acquisition: float | None
     kernel: str
     body_part: str
     geometry: Geometry
@@ -154,6 +165,7 @@ def _parse(path: Path) -> tuple[pydicom.Dataset, int] | str:
         with path.open("rb") as file:
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_HEADER_TAGS), force=True)
             pixels_start = file.tell()
+        drop_unusable_numbers(header)
         for _ in (*header.file_meta, *header.iterall()):  # converts the values: many damaged ones are noticed there
             pass
     except Exception as error:  # whatever the parser stumbles over
@@ -248,24 +260,24 @@ def _ct_slice(header: pydicom.Dataset, image: ImageHeader, frame: int | None) ->
         path=path,
         frame=frame,
         sop_instance_uid=image.sop_instance_uid if frame is None else f"{image.sop_instance_uid}#{frame + 1}",
+        acquisition=optional_number(
+            header, "AcquisitionNumber" if "AcquisitionNumber" in header else "FrameAcquisitionNumber"
+        ),
         kernel=kernel_name(header),
         body_part=body_part(header),
         geometry=Geometry(
             shape=(1, rows, columns),
-            spacing=(slice_thickness(header, path) or 0.0, y_spacing, x_spacing),
+            spacing=(slice_thickness(header) or 0.0, y_spacing, x_spacing),
             origin=(x, y, z),
             orientation=tuple(orientation.ravel().tolist()),
         ),
     )
 
 
-def slice_thickness(header: pydicom.Dataset, path: Path) -> float | None:
+def slice_thickness(header: pydicom.Dataset) -> float | None:
     """In mm; None where it isn't known."""
-    try:
-        thickness = number(header, "SliceThickness", path)
-    except InputError:
-        return None
-    return thickness if thickness > 0 else None
+    thickness = optional_number(header, "SliceThickness")
+    return thickness if thickness is not None and thickness > 0 else None
 
 
 def kernel_name(header: pydicom.Dataset) -> str:

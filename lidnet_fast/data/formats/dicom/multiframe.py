@@ -16,6 +16,7 @@ MACROS = (
     "PixelValueTransformationSequence",
     "CTImageFrameTypeSequence",
     "CTReconstructionSequence",
+    "FrameContentSequence",
     "RealWorldValueMappingSequence",
 )
 

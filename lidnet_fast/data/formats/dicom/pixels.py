@@ -17,7 +17,13 @@ from pydicom.pixels import iter_pixels
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from lidnet_fast.data.formats.dicom.multiframe import frame_header
-from lidnet_fast.data.formats.dicom.values import number, one_line, without_pydicom_warnings
+from lidnet_fast.data.formats.dicom.values import (
+    drop_unusable_numbers,
+    number,
+    one_line,
+    optional_number,
+    without_pydicom_warnings,
+)
 from lidnet_fast.data.formats.geometry import LOWEST_HU
 from lidnet_fast.errors import InputError
 
@@ -120,6 +126,7 @@ def decode(path: Path, frames: Sequence[int] | None = None) -> StoredPixels:
 def _read_dataset(path: Path) -> Dataset:
     """Read all of a file; where it doesn't name its transfer syntax, that which it is parsed by is noted."""
     dataset = pydicom.dcmread(path, force=True)
+    drop_unusable_numbers(dataset)
     if "TransferSyntaxUID" not in dataset.file_meta:
         implicit = dataset.original_encoding[0]
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
@@ -139,11 +146,12 @@ def _padding(dataset: Dataset, stored: np.ndarray, hu: np.ndarray) -> np.ndarray
     Returns:
         bool, of the shape of `stored`.
     """
-    value = dataset.get("PixelPaddingValue")
-    try:
-        ends = [np.int64(int(end)) for end in (value, dataset.get("PixelPaddingRangeLimit", value))]
-    except (TypeError, ValueError, OverflowError):  # none, or damaged
+    value, limit = (optional_number(dataset, name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
+    if value is None:
+        return np.zeros(stored.shape, bool)
+    ends = np.array([value, value if limit is None else limit])
+    if np.abs(ends).max() >= 2**32:
         return np.zeros(stored.shape, bool)
     # Often stored as unsigned though the pixels are signed.
-    low, high = sorted(end.astype(stored.dtype) for end in ends)
+    low, high = sorted(ends.astype(np.int64).astype(stored.dtype))
     return (stored >= low) & (stored <= high) & ((hu <= LOWEST_HU) | (hu > _HIGHEST_SCANNER_HU))

@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from lidnet_fast.data.formats.dicom.headers import SliceHeader
 from lidnet_fast.data.formats.dicom.images import SAME_POSITION, DicomSeries, find_images
 from lidnet_fast.data.formats.dicom.pixels import decode
 from lidnet_fast.data.formats.find import Found, files_below
@@ -21,7 +22,9 @@ from lidnet_fast.data.formats.geometry import Rejected, Rejections, Series, hu_v
 from lidnet_fast.errors import InputError
 
 _LARGEST_GAP = 1.5
-"""Slices are missing where two neighbours are further apart than this many times the series' median distance."""
+"""Slices are missing where two neighbours are further apart than this many times the distance usual for them."""
+_SAME_THICKNESS = 0.1
+"""Slices whose thickness differs by less than this fraction are equally thick."""
 
 Accept = Literal["regular", "resampleable"]
 
@@ -101,6 +104,7 @@ def _assemble(found: DicomSeries, accept: Accept) -> CTSeries:
             )
     normal = first.geometry.axes[2]
     slices.sort(key=lambda part: float(normal @ part.geometry.origin))
+    _check_one_pass(found.uid, slices)
     gaps = np.diff([normal @ part.geometry.origin for part in slices])
     for one, other in compress(pairwise(slices), gaps < SAME_POSITION):
         raise InputError(
@@ -126,10 +130,28 @@ def _assemble(found: DicomSeries, accept: Accept) -> CTSeries:
     )
     if len(series.frames) not in (0, len(slices)):
         raise InputError(f"series {found.uid} in {found.folder}: some of its files are multi-frame, not all")
-    _check_complete(series)
+    _check_complete(series, [part.geometry.spacing[0] for part in slices])
     if accept == "regular":
         check_regular(series)
     return series
+
+
+def _check_one_pass(uid: str, slices: Sequence[SliceHeader]) -> None:
+    """Refuse slices of several acquisitions or kernels among each other: they are several scans under one UID.
+
+    Those of a scan in blocks, one behind the other, lie together.
+    """
+    for what, values in (
+        ("AcquisitionNumber", [part.acquisition for part in slices]),
+        ("ConvolutionKernel", [part.kernel or None for part in slices]),
+    ):
+        changes = [n for n, (one, other) in enumerate(pairwise(values), 1) if one != other]
+        if None not in values and len(changes) >= len(set(values)):
+            one, other = slices[changes[0] - 1], slices[changes[0]]
+            raise InputError(
+                f"series {uid}: slices of different {what} lie among each other, such as {one.path} and {other.path}: "
+                f"several scans under one SeriesInstanceUID. To fix: give each a SeriesInstanceUID of its own"
+            )
 
 
 def _only(names: set[str]) -> str:
@@ -137,16 +159,36 @@ def _only(names: set[str]) -> str:
     return next(iter(names)) if len(names) == 1 else ""
 
 
-def _check_complete(series: CTSeries) -> None:
+def _check_complete(series: CTSeries, thicknesses: Sequence[float]) -> None:
+    """Refuse gaps that are wide for slices of the thickness on either side."""
     distances = series.distances
-    wide = np.flatnonzero(np.diff(distances) > _LARGEST_GAP * series.spacing[0])
+    if len(distances) < 3:
+        return
+    usual = _usual_gaps(np.diff(distances), np.array(thicknesses))
+    wide = np.flatnonzero(np.diff(distances) > _LARGEST_GAP * usual)
     if len(wide):
         places = ", ".join(f"{distances[i]:g} and {distances[i + 1]:g} mm" for i in wide[:3])
         more = f" and at {len(wide) - 3} more places" if len(wide) > 3 else ""
         raise InputError(
             f"series {series.series_uid} in {series.files[0].parent}: slices are missing between {places}{more}; "
-            f"its slices are {series.spacing[0]:g} mm apart"
+            f"its slices are {usual[wide[0]]:g} mm apart"
         )
+
+
+def _usual_gaps(gaps: np.ndarray, thicknesses: np.ndarray) -> np.ndarray:
+    """The median distance of slices as thick as those at each gap, of the thicker ones where two thicknesses meet.
+
+    Slices too few to tell are taken for contiguous.
+    """
+    values, places = np.unique(thicknesses, return_inverse=True)
+    kinds = np.cumsum(np.diff(values, prepend=values[:1]) > _SAME_THICKNESS * values)[places]
+    usual = np.empty(len(kinds))
+    for kind in np.unique(kinds):
+        alike = kinds == kind
+        inside = gaps[alike[1:] & alike[:-1]]
+        contiguous = len(inside) < 2 and thicknesses[alike].any()
+        usual[alike] = np.median(thicknesses[alike] if contiguous else inside if len(inside) else gaps)
+    return np.maximum(usual[1:], usual[:-1])
 
 
 def check_regular(series: Series) -> None:

@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 from pydicom import Dataset
 
+from lidnet_fast.data.formats.dicom.multiframe import PER_FRAME
 from lidnet_fast.errors import InputError
+
+_OPTIONAL_NUMBERS = ("AcquisitionNumber", "SliceThickness", "PixelPaddingValue", "PixelPaddingRangeLimit")
 
 
 @contextlib.contextmanager
@@ -37,6 +40,23 @@ def number(header: Dataset, keyword: str, path: Path) -> float:
     if not np.isfinite(value):
         raise InputError(f"{path}: has no usable {keyword}")
     return value
+
+
+def optional_number(header: Dataset, keyword: str) -> float | None:
+    """Return the value of an element that nobody needs as a finite number; None where it is missing or isn't one."""
+    try:
+        value = float(header[keyword].value)
+    except Exception:  # elements are converted when they are asked for, each kind with exceptions of its own
+        return None
+    return value if np.isfinite(value) else None
+
+
+def drop_unusable_numbers(dataset: Dataset) -> None:
+    """Remove the elements that nobody needs and that should be numbers, where they aren't."""
+    optional = _OPTIONAL_NUMBERS if dataset.get(PER_FRAME) else (*_OPTIONAL_NUMBERS, "NumberOfFrames")
+    for keyword in optional:
+        if keyword in dataset and dataset.get_item(keyword).value and optional_number(dataset, keyword) is None:
+            del dataset[keyword]
 
 
 def numbers(header: Dataset, keyword: str, count: int, path: Path) -> tuple[float, ...]:

@@ -7,7 +7,7 @@ C.7.6.16 (functional groups); codes are of PS3.16.
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pydicom
@@ -25,7 +25,7 @@ from pydicom.uid import (
 
 from lidnet_fast import __version__
 from lidnet_fast.data.formats.dicom.pixels import decode
-from lidnet_fast.data.formats.dicom.values import one_line
+from lidnet_fast.data.formats.dicom.values import one_line, optional_number
 from lidnet_fast.data.formats.geometry import LOWEST_HU
 from lidnet_fast.errors import InputError
 from lidnet_fast.files import whole
@@ -62,9 +62,9 @@ class Derivation:
     identity: str
     created: datetime
 
-    def uid(self, source: str) -> str:
+    def uid(self, level: Literal["series", "image"], source: str) -> str:
         """The UID of what becomes of the series or image with UID `source`: always the same."""
-        return generate_uid(entropy_srcs=[source, self.identity])
+        return generate_uid(entropy_srcs=[level, source, self.identity])
 
 
 @dataclass(frozen=True)
@@ -160,13 +160,16 @@ def _describe(dataset: Dataset, derivation: Derivation) -> None:
         _describe_frames(dataset, derivation)
     else:
         _describe_image(dataset, derivation)
-    dataset.SOPInstanceUID = derivation.uid(dataset.SOPInstanceUID)
+    dataset.SOPInstanceUID = derivation.uid("image", dataset.SOPInstanceUID)
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
-    dataset.SeriesInstanceUID = derivation.uid(dataset.SeriesInstanceUID)
-    number = dataset.get("SeriesNumber")
-    if number is not None and number + _SERIES_NUMBER_STEP <= _LARGEST_NUMBER:
-        dataset.SeriesNumber = number + _SERIES_NUMBER_STEP
+    dataset.SeriesInstanceUID = derivation.uid("series", dataset.SeriesInstanceUID)
+    number = optional_number(dataset, "SeriesNumber")
+    if number is None or not number.is_integer():
+        dataset.pop("SeriesNumber", None)
+        dataset.SeriesNumber = None  # which has to be there, but may be empty
+    elif number + _SERIES_NUMBER_STEP <= _LARGEST_NUMBER:
+        dataset.SeriesNumber = int(number) + _SERIES_NUMBER_STEP
     dataset.SeriesDescription = _joined(dataset.get("SeriesDescription"), f"denoised {derivation.model}", " | ", 64)
     date, time = derivation.created.strftime("%Y%m%d"), derivation.created.strftime("%H%M%S")
     for event in ("InstanceCreation", "Content", "Series"):
