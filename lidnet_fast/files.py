@@ -37,6 +37,26 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def own_folder(path: Path, mode: int = 0o777) -> Path:
+    """As `make_folder`, for unfinished work under a name that others can know: what they put there isn't written to.
+
+    Raises:
+        InputError: it is a link, a file, or another user's.
+    """
+    make_folder(path.parent)
+    try:
+        path.mkdir(mode)
+    except FileExistsError:
+        there = path.lstat()
+        theirs = hasattr(os, "geteuid") and there.st_uid != os.geteuid()
+        if theirs or not stat.S_ISDIR(there.st_mode):
+            raise InputError(
+                f"{path}: unfinished results belong here, but it's a link, a file or another user's. "
+                "To fix: remove it, or choose another place"
+            ) from None
+    return path
+
+
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing that becomes `path` when the block ends well; parent folders are made.

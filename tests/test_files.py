@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lidnet_fast.errors import InputError
-from lidnet_fast.files import as_private_as, make_folder, remove_temporary, whole, whole_path, write_text
+from lidnet_fast.files import as_private_as, make_folder, own_folder, remove_temporary, whole, whole_path, write_text
 
 WAYS = {
     "stream": lambda path, content: _stream(path, content),
@@ -152,6 +152,29 @@ def test_what_killed_processes_left_is_removed(tmp_path):
         (tmp_path / mine).write_text("mine")
     remove_temporary(tmp_path)
     assert {entry.name for entry in tmp_path.rglob("*")} == {"sub", ".mine.part", "0123456789abcdef.part", ".hidden"}
+
+
+@pytest.mark.parametrize("theirs", ["link", "dangling link", "file"])
+def test_work_begins_in_no_folder_of_somebody_elses(tmp_path, theirs):
+    (tmp_path / "theirs").mkdir()
+    work = tmp_path / "new" / ".work"
+    assert own_folder(work, 0o700).stat().st_mode & 0o777 == 0o700
+    assert own_folder(work) == work
+    work.rmdir()
+    if theirs == "file":
+        work.write_text("theirs")
+    else:
+        work.symlink_to(tmp_path / ("theirs" if theirs == "link" else "nowhere"), target_is_directory=True)
+    with pytest.raises(InputError, match=r"\.work: .* it's a link, a file or another user's\. To fix:"):
+        own_folder(work)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give a folder away")
+def test_work_begins_in_no_folder_of_another_user(tmp_path):
+    (tmp_path / "work").mkdir()
+    os.chown(tmp_path / "work", 4711, -1)
+    with pytest.raises(InputError, match="another user's"):
+        own_folder(tmp_path / "work")
 
 
 def test_a_file_where_a_folder_is_needed(tmp_path):

@@ -1,5 +1,6 @@
 """From a folder of studies to a folder of denoised studies: what `lidnet-fast denoise` runs."""
 
+import errno
 import hashlib
 import json
 import shutil
@@ -25,7 +26,7 @@ from lidnet_fast.data.formats.itk.files import is_volume
 from lidnet_fast.data.formats.itk.series import VolumeSeries
 from lidnet_fast.device import Device, Precision, choose_device
 from lidnet_fast.errors import InputError
-from lidnet_fast.files import as_private_as, lock, move_whole, remove_temporary, write_text
+from lidnet_fast.files import as_private_as, is_temporary, lock, move_whole, own_folder, remove_temporary, write_text
 from lidnet_fast.inference.slices import SliceDenoiser
 from lidnet_fast.inference.sources import find
 from lidnet_fast.inference.volumes import check_free, rounded_hu, write_volume
@@ -33,6 +34,10 @@ from lidnet_fast.models.files import load_denoiser
 from lidnet_fast.progress import progress
 
 MANIFEST = "denoise.json"
+_LOCK = ".lock"
+_OURS = {(MANIFEST,), (_LOCK,)}
+# What the system says of one path, and not of all of them.
+_OF_ONE_PATH = {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
 _FORMAT = "lidnet_fast-denoised"
 
 T = TypeVar("T")
@@ -76,6 +81,7 @@ def denoise(
     tile: int | None = None,
     batch_size: int | None = None,
     blend: float = 1.0,
+    follow_links: bool = False,
     trust_code: bool = False,
 ) -> DenoiseSummary:
     """Denoise every CT series below a folder, slice by slice; see docs/denoise.md.
@@ -91,6 +97,7 @@ def denoise(
         tile: see `SliceDenoiser`.
         batch_size: see `SliceDenoiser`.
         blend: see `SliceDenoiser`.
+        follow_links: follow links in the source to wherever they lead; by default to inside the source only.
         trust_code: import the class that the model file names by import path.
 
     Raises:
@@ -112,7 +119,7 @@ def denoise(
         raise InputError(f"{out}: is the name of a volume, which {source} isn't; give a folder")
     if one_volume and out.exists():
         raise InputError(f"{out}: exists already")
-    found = find(source, out)
+    found = find(source, out, follow_links=follow_links)
     failures = [fault.reason for fault in found.rejected]
     if not found.series:
         raise InputError(failures[0])
@@ -128,10 +135,14 @@ def denoise(
             base = source if source.is_dir() else source.parent
             targets: dict[Path, DicomSeries | VolumeSeries] = {}
             for one in found.series:
-                if isinstance(one, DicomSeries):
-                    targets[out / one.folder.relative_to(base) / derivation.uid("series", one.uid)] = one
+                where = one.folder if isinstance(one, DicomSeries) else one.header.path
+                inside = where.relative_to(base)
+                if inside.parts[:1] in _OURS or any(map(is_temporary, (inside, *inside.parents))):
+                    failures.append(f"{where}: {out} can't hold this name beside its own files. To fix: rename it")
+                elif isinstance(one, DicomSeries):
+                    targets[out / inside / derivation.uid("series", one.uid)] = one
                 else:
-                    targets[out if one_volume else out / one.header.path.relative_to(base)] = one
+                    targets[out if one_volume else out / inside] = one
             worker = _Worker(denoiser, derivation, DenoiseSummary(out, found.skipped, failures))
             total = sum(one.shape[0] if isinstance(one, VolumeSeries) else len(one.files) for one in found.series)
             with without_pydicom_warnings():
@@ -161,6 +172,10 @@ class _Worker:
                         yield from self._series(source, target, pool)
                 except InputError as error:
                     self.summary.failures.append(str(error))
+                except OSError as error:
+                    if error.errno not in _OF_ONE_PATH:
+                        raise
+                    self.summary.failures.append(f"{error.filename or target}: can't be written: {error.strerror}")
 
     def _series(self, series: DicomSeries, target: Path, pool: ThreadPoolExecutor) -> Iterator[None]:
         if target.exists():
@@ -173,7 +188,7 @@ class _Worker:
             self.summary.already += 1
             yield from repeat(None, there)
             return
-        folder, slices_before = target.with_name(f".{target.name}.part"), self.summary.slices
+        folder, slices_before = own_folder(target.with_name(f".{target.name}.part")), self.summary.slices
         remove_temporary(folder)
         try:
             yield from self._fill(folder, series, pool)
@@ -285,7 +300,7 @@ def _derivation(file: Path, settings: Mapping[str, Any], created: datetime) -> D
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
     """Keep other processes from making the same files."""
-    path = out / ".lock"
+    path = out / _LOCK
     taken = lock(path, f"{out}: another process is denoising into it")
     try:
         yield

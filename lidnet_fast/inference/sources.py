@@ -11,7 +11,7 @@ from lidnet_fast.errors import InputError
 from lidnet_fast.inference.volumes import inspect_volume
 
 
-def find(source: Path, out: Path) -> Found[DicomSeries | VolumeSeries]:
+def find(source: Path, out: Path, *, follow_links: bool = False) -> Found[DicomSeries | VolumeSeries]:
     """Look through a file, or a folder with everything below it.
 
     Files are recognised by their content, whatever their names; volumes by their names. Nothing is asked of a series
@@ -20,6 +20,7 @@ def find(source: Path, out: Path) -> Found[DicomSeries | VolumeSeries]:
     Args:
         source: the file or folder.
         out: a folder to leave out, wherever it lies.
+        follow_links: follow links below the folder to wherever they lead.
 
     Returns:
         DICOM series in the order of their first files, then volumes. What was rejected are series whose identifiers
@@ -28,7 +29,7 @@ def find(source: Path, out: Path) -> Found[DicomSeries | VolumeSeries]:
     Raises:
         InputError: `source` doesn't exist, or holds no CT.
     """
-    files = files_below([source], without=out)
+    files = files_below([source], without=out, follow_links=follow_links)
     images = find_images([path for path in files.paths if not is_volume(path)], "reading headers")
     found = Found[DicomSeries | VolumeSeries]([], files.skipped + images.skipped, images.rejected)
     for series in images.series:

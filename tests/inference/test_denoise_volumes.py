@@ -1,6 +1,7 @@
 """NIfTI, MetaImage and NRRD in and out, checked with SimpleITK."""
 
 import gzip
+import shutil
 
 import nibabel
 import numpy as np
@@ -109,6 +110,43 @@ def test_results_are_as_private_as_their_sources(tmp_path, run, make_hu, write_s
     assert len(made) == 8
     for path in [tmp_path / "out", tmp_path / "one", *made]:
         assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_names_of_ours_concern_their_own_series_only(tmp_path, run, make_hu, write_series):
+    source, out = tmp_path / "in", tmp_path / "out"
+    collide = (".lock", "denoise.json", "deep/.0123456789abcdef.part")
+    for number, name in enumerate(collide):
+        write(source / name / "ct.nii", make_hu(1))
+        write_series(source / name / "dicom", make_hu(1), series_uid=f"1.2.{number}")
+    for name in ("sound", "deep/.lock", "deep/denoise.json"):
+        write(source / name / "ct.nii", make_hu(1))
+    summary = run_on(source, out, run)
+    assert (summary.denoised, len(summary.failures)) == (3, 6)
+    for name in collide:
+        of_name = [failure for failure in summary.failures if f"{source / name}/" in failure]
+        assert len(of_name) == 2 and all("To fix: rename it" in failure for failure in of_name)
+    assert (out / "deep" / ".lock" / "ct.nii").is_file()
+    assert (out / "denoise.json").is_file()
+    # A file of the user's where a folder is needed, likewise; what was made is found again.
+    (source / "late").mkdir()
+    write(source / "late" / "ct.nii", make_hu(1))
+    (out / "late").write_text("mine")
+    again = run_on(source, out, run)
+    assert (again.denoised, again.already, len(again.failures)) == (0, 3, 7)
+    assert (out / "late").read_text() == "mine"
+
+
+def test_unfinished_series_are_not_written_through_links(tmp_path, run, make_hu, write_series, monkeypatch):
+    write_series(tmp_path / "in", make_hu(2))
+    run_on(tmp_path / "in", tmp_path / "out", run)
+    (series,) = (path for path in (tmp_path / "out").iterdir() if path.is_dir())
+    shutil.rmtree(series)
+    (tmp_path / "theirs").mkdir()
+    series.with_name(f".{series.name}.part").symlink_to(tmp_path / "theirs", target_is_directory=True)
+    summary = run_on(tmp_path / "in", tmp_path / "out", run)
+    assert summary.denoised == 0
+    assert "it's a link" in summary.failures[0]
+    assert not list((tmp_path / "theirs").iterdir())
 
 
 def test_one_file_into_another_format(tmp_path, run, make_hu):

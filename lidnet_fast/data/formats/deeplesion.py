@@ -72,11 +72,12 @@ def is_deeplesion(source: Path) -> bool:
     return (source / TABLE).is_file()
 
 
-def scan_deeplesion(root: Path) -> tuple[list[PNGSeries], list[Rejected]]:
+def scan_deeplesion(root: Path, *, follow_links: bool = False) -> tuple[list[PNGSeries], list[Rejected]]:
     """Find the series of DeepLesion.
 
     Args:
         root: the folder with `TABLE`; the images lie somewhere below it, all of them or some.
+        follow_links: follow links to outside of it.
 
     Returns:
         The series, by name, and what can't be used.
@@ -86,7 +87,7 @@ def scan_deeplesion(root: Path) -> tuple[list[PNGSeries], list[Rejected]]:
     """
     keys = _read_table(root / TABLE)
     images: defaultdict[str, dict[int, Path]] = defaultdict(dict)
-    for file in files_below([root]).paths:
+    for file in files_below([root], follow_links=follow_links).paths:
         if file.suffix.lower() == ".png" and _NUMBER.fullmatch(file.stem) and _FOLDER.fullmatch(file.parent.name):
             images[file.parent.name][int(file.stem)] = file
     series: list[PNGSeries] = []

@@ -1,7 +1,8 @@
 """The one gate for input files: what lies below a user's folders, and what a search of it found.
 
 Only regular files pass. A link below a folder is followed where it leads to somewhere inside the folders given, since
-it could otherwise bring in whatever its author can name. What is skipped is counted by its reason.
+it could otherwise bring in whatever its author can name; further only where the user says so. What is skipped is
+counted by its reason.
 """
 
 import dataclasses
@@ -60,19 +61,20 @@ def counted(skipped: Counter[str]) -> str:
     return ", ".join(f"{count} files {why}" for why, count in sorted(skipped.items()))
 
 
-def files_below(sources: Sequence[Path], without: Path | None = None) -> Files:
+def files_below(sources: Sequence[Path], without: Path | None = None, *, follow_links: bool = False) -> Files:
     """List every file below some folders (or the files themselves) once, in a stable order.
 
     Args:
         sources: folders or files; a source that is itself a link is followed.
         without: a folder to leave out, wherever it lies.
+        follow_links: follow links to wherever they lead.
 
     Raises:
         InputError: a source doesn't exist, or a folder can't be listed.
     """
     roots = [source.resolve() for source in sources]
     left_out = [] if without is None else [without.resolve()]
-    seen: set[Path] = set()
+    seen = {root for root in roots if root.is_dir()}
     files = Files([], Counter())
 
     def passes(path: Path, *, given: bool = False) -> bool:
@@ -81,9 +83,11 @@ def files_below(sources: Sequence[Path], without: Path | None = None) -> Files:
         if real in seen or any(real.is_relative_to(folder) for folder in left_out):
             return False
         if not given and path.is_symlink():
-            reason = "that are links to outside of the folder" if real.exists() else "that are links to nothing"
-            if not real.exists() or not any(real.is_relative_to(root) for root in roots):
-                files.skipped[reason] += 1
+            if not real.exists():
+                files.skipped["that are links to nothing"] += 1
+                return False
+            if not follow_links and not any(real.is_relative_to(root) for root in roots):
+                files.skipped["that are links to outside of the folder"] += 1
                 return False
         seen.add(real)
         return True

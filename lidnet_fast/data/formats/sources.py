@@ -15,7 +15,13 @@ from lidnet_fast.errors import InputError
 
 
 def find_series(
-    sources: Sequence[Path], what: str, *, strict: bool, resample: bool, executor: Executor | None = None
+    sources: Sequence[Path],
+    what: str,
+    *,
+    strict: bool,
+    resample: bool,
+    follow_links: bool = False,
+    executor: Executor | None = None,
 ) -> Found[Series]:
     """Find the CT series below some folders: DICOM, volumes that SimpleITK reads, DeepLesion.
 
@@ -25,6 +31,7 @@ def find_series(
         what: what the progress bar of the DICOM headers says.
         strict: raise at the first series that can't be used.
         resample: let series pass that are tilted or unevenly spaced.
+        follow_links: follow links below the folders to wherever they lead.
         executor: runs the work.
 
     Raises:
@@ -34,12 +41,12 @@ def find_series(
     series: list[Series] = []
     skipped: Counter[str] = Counter()
     for root in filter(is_deeplesion, sources):
-        images, faulty = scan_deeplesion(root)
+        images, faulty = scan_deeplesion(root, follow_links=follow_links)
         series += images
         rejections.add(faulty)
     others = [source for source in sources if not is_deeplesion(source)]
     if others:
-        files = files_below(others)
+        files = files_below(others, follow_links=follow_links)
         volumes, faulty = scan_volumes([file for file in files.paths if is_volume(file)], others, executor)
         series += volumes
         rejections.add(faulty)

@@ -34,6 +34,7 @@ class PrepareOptions:
         test_fraction: expected fraction of patients drawn for testing.
         seed: of the draw, and of inserted lesions.
         resample: make tilted and unevenly spaced series regular (`lidnet_fast.data.prepare.resample`), not reject them.
+        follow_links: follow links in the sources to wherever they lead; by default to inside the sources only.
         strict: refuse at the first series that can't be used, instead of leaving it out.
         report: CSV file for what was rejected and why.
         volume_format: how the store keeps its volumes, "blosc2" or "zarr"; see `StoreWriter`.
@@ -57,6 +58,7 @@ class PrepareOptions:
     test_fraction: float = 0.1
     seed: int = 0
     resample: bool = False
+    follow_links: bool = False
     strict: bool = False
     report: str | Path | None = None
     volume_format: str = "blosc2"

@@ -56,7 +56,14 @@ def prepare(sources: Sequence[str | Path], out: str | Path, **options: Any) -> P
     chosen = PrepareOptions(**options)
     rejections = Rejections(chosen.strict)
     with executor(chosen.workers, chosen.dask) as pool, ExitStack() as held:
-        found = find_series(folders, "reading headers", strict=chosen.strict, resample=chosen.resample, executor=pool)
+        found = find_series(
+            folders,
+            "reading headers",
+            strict=chosen.strict,
+            resample=chosen.resample,
+            follow_links=chosen.follow_links,
+            executor=pool,
+        )
         tables = [Path(table) for table in (chosen.low_dose, chosen.boxes, chosen.splits) if table is not None]
         files = [file for one in found.series for file in one.files]
         held.enter_context(as_private_as([*folders, *tables, *files]))
@@ -114,6 +121,7 @@ def _paired(
             "reading low-dose headers",
             strict=options.strict,
             resample=options.resample,
+            follow_links=options.follow_links,
             executor=pool,
         )
         rejections.add(found.rejected)

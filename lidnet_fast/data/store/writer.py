@@ -26,7 +26,7 @@ from lidnet_fast.data.store.backends import FORMATS
 from lidnet_fast.data.store.index import SPLITS, Index, SeriesInfo
 from lidnet_fast.data.store.reader import STORE_FORMAT, STORE_VERSION, volume_name
 from lidnet_fast.errors import InputError
-from lidnet_fast.files import lock, make_folder, move_whole, remove, whole_path, write_text
+from lidnet_fast.files import lock, make_folder, move_whole, own_folder, remove, whole_path, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +126,12 @@ class StoreWriter:
         if self._format not in FORMATS:
             raise InputError(f"volume_format {self._format!r} isn't one of {', '.join(FORMATS)}")
         self._refuse_existing()
-        make_folder(self._partial)
+        own_folder(self._partial, 0o700)
+        if any(self._partial.iterdir()) and not (self._partial / "lock").exists():
+            raise InputError(
+                f"{self._partial}: is the place of an unfinished store, and holds other files. "
+                "To fix: rename it, or choose another name for the store"
+            )
         self._lock = lock(self._partial / "lock", f"{self.path}: is being written by another process")
         # Records without a store are what is left of one that was finished; other folders are of other keys.
         if not (self._work / "store").is_dir():

@@ -53,6 +53,24 @@ def test_links_are_followed_inside_the_given_folders_only(tmp_path):
     assert files_below([inside / "far"]).paths == [inside / "far"]
 
 
+def test_links_are_followed_further_on_request(tmp_path, write_series, make_hu):
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    write_series(outside, make_hu(3))
+    inside.mkdir()
+    (inside / "link").symlink_to(outside, target_is_directory=True)
+    (inside / "again").symlink_to(next(outside.iterdir()))
+    (inside / "round").symlink_to(inside, target_is_directory=True)
+    (inside / "nowhere").symlink_to(inside / "gone")
+    found = files_below([inside], follow_links=True)
+    assert len(found.paths) == 3
+    assert found.skipped == {"that are links to nothing": 1}
+    for series in (
+        find_series([inside], "", strict=True, resample=False, follow_links=True).series,
+        find(inside, tmp_path / "results", follow_links=True).series,
+    ):
+        assert [len(one.files) for one in series] == [3]
+
+
 def test_what_is_no_regular_file_is_never_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.dcm")
     with socket.socket(socket.AF_UNIX) as server:

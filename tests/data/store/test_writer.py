@@ -54,6 +54,23 @@ def test_an_existing_destination_is_refused(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["s"]
 
 
+def test_what_lies_where_unfinished_stores_do_stays(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    partial = tmp_path / ".s.partial"
+    partial.symlink_to(tmp_path / "theirs", target_is_directory=True)
+    with pytest.raises(InputError, match=r"\.s\.partial: .*To fix"), StoreWriter(tmp_path / "s"):
+        pass
+    partial.unlink()
+    (partial / "mine").mkdir(parents=True)
+    with (
+        pytest.raises(InputError, match=r"\.s\.partial: .*holds other files.*To fix: rename"),
+        StoreWriter(tmp_path / "s"),
+    ):
+        pass
+    assert (partial / "mine").is_dir()
+    assert not list((tmp_path / "theirs").iterdir())
+
+
 def test_nothing_is_left_of_a_store_that_failed(tmp_path):
     with pytest.raises(KeyboardInterrupt), StoreWriter(tmp_path / "s") as writer:
         writer.add_series(series_info(), volume_of(), NO_BOXES)
