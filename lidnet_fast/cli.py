@@ -291,6 +291,7 @@ def prepare(arguments: Sequence[str]) -> None:
         help="make tilted and unevenly spaced series regular, not reject them",
     )
     add("--follow-links", action="store_true", help="follow links in the sources to outside of them, too")
+    add("--reformats", action="store_true", help="take coronal and sagittal sections and projections, too")
     add("--strict", action="store_true", help="stop at the first series that can't be used instead of leaving it out")
     add("--report", default=None, help="CSV file to be written: what was rejected and why")
     add("--format", default="blosc2", choices=["blosc2", "zarr"], help="of the volumes; zarr for object storage")
@@ -315,6 +316,7 @@ def denoise(arguments: Sequence[str]) -> None:
     add("--batch-size", type=int, default=None, help="most slices at a time; by default 1, on a GPU 8")
     add("--blend", type=float, default=1.0, help="share of the denoised image in the result, from 0 to 1")
     add("--follow-links", action="store_true", help="follow links in IN to outside of it, too")
+    add("--reformats", action="store_true", help="take coronal and sagittal sections and projections, too")
     add("--trust-code", action="store_true", help="import the denoiser's class that the model file names")
     options = vars(_parse(parser, arguments))
     _prepare_process()

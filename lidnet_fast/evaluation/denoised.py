@@ -136,7 +136,7 @@ def denoised_series(folder: Path) -> list[DenoisedSeries]:
             for path, header in zip(files, headers, strict=True)
             if header.bits != 8
         ]
-    return [_dicom(series) for series in scan([folder], f"headers of {folder.name}").series]
+    return [_dicom(series) for series in scan([folder], f"headers of {folder.name}", reformats=True).series]
 
 
 def _names(path: Path, folder: Path) -> set[str]:

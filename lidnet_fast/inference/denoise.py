@@ -82,6 +82,7 @@ def denoise(
     batch_size: int | None = None,
     blend: float = 1.0,
     follow_links: bool = False,
+    reformats: bool = False,
     trust_code: bool = False,
 ) -> DenoiseSummary:
     """Denoise every CT series below a folder, slice by slice; see docs/denoise.md.
@@ -98,6 +99,7 @@ def denoise(
         batch_size: see `SliceDenoiser`.
         blend: see `SliceDenoiser`.
         follow_links: follow links in the source to wherever they lead; by default to inside the source only.
+        reformats: take reformats (coronal and sagittal sections, projections), which are skipped otherwise.
         trust_code: import the class that the model file names by import path.
 
     Raises:
@@ -119,7 +121,7 @@ def denoise(
         raise InputError(f"{out}: is the name of a volume, which {source} isn't; give a folder")
     if one_volume and out.exists():
         raise InputError(f"{out}: exists already")
-    found = find(source, out, follow_links=follow_links)
+    found = find(source, out, follow_links=follow_links, reformats=reformats)
     failures = [fault.reason for fault in found.rejected]
     if not found.series:
         raise InputError(failures[0])

@@ -11,7 +11,9 @@ from lidnet_fast.errors import InputError
 from lidnet_fast.inference.volumes import inspect_volume
 
 
-def find(source: Path, out: Path, *, follow_links: bool = False) -> Found[DicomSeries | VolumeSeries]:
+def find(
+    source: Path, out: Path, *, follow_links: bool = False, reformats: bool = False
+) -> Found[DicomSeries | VolumeSeries]:
     """Look through a file, or a folder with everything below it.
 
     Files are recognised by their content, whatever their names; volumes by their names. Nothing is asked of a series
@@ -21,6 +23,7 @@ def find(source: Path, out: Path, *, follow_links: bool = False) -> Found[DicomS
         source: the file or folder.
         out: a folder to leave out, wherever it lies.
         follow_links: follow links below the folder to wherever they lead.
+        reformats: take reformats in DICOM files, too.
 
     Returns:
         DICOM series in the order of their first files, then volumes. What was rejected are series whose identifiers
@@ -30,7 +33,7 @@ def find(source: Path, out: Path, *, follow_links: bool = False) -> Found[DicomS
         InputError: `source` doesn't exist, or holds no CT.
     """
     files = files_below([source], without=out, follow_links=follow_links)
-    images = find_images([path for path in files.paths if not is_volume(path)], "reading headers")
+    images = find_images([path for path in files.paths if not is_volume(path)], "reading headers", reformats=reformats)
     found = Found[DicomSeries | VolumeSeries]([], files.skipped + images.skipped, images.rejected)
     for series in images.series:
         if fault := _ambiguous(series):

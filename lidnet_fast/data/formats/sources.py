@@ -21,6 +21,7 @@ def find_series(
     strict: bool,
     resample: bool,
     follow_links: bool = False,
+    reformats: bool = False,
     executor: Executor | None = None,
 ) -> Found[Series]:
     """Find the CT series below some folders: DICOM, volumes that SimpleITK reads, DeepLesion.
@@ -32,6 +33,7 @@ def find_series(
         strict: raise at the first series that can't be used.
         resample: let series pass that are tilted or unevenly spaced.
         follow_links: follow links below the folders to wherever they lead.
+        reformats: take reformats in DICOM files, too.
         executor: runs the work.
 
     Raises:
@@ -52,7 +54,7 @@ def find_series(
         rejections.add(faulty)
         data = DATA_SUFFIXES if volumes else ()
         dicom = [file for file in files.paths if not is_volume(file) and not file.name.lower().endswith(data)]
-        scan = scan_files(dicom, what, strict=strict, accept="resampleable", executor=executor)
+        scan = scan_files(dicom, what, strict=strict, accept="resampleable", reformats=reformats, executor=executor)
         series += scan.series
         rejections.add(scan.rejected)
         skipped = scan.skipped + files.skipped

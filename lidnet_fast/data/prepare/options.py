@@ -35,6 +35,7 @@ class PrepareOptions:
         seed: of the draw, and of inserted lesions.
         resample: make tilted and unevenly spaced series regular (`lidnet_fast.data.prepare.resample`), not reject them.
         follow_links: follow links in the sources to wherever they lead; by default to inside the sources only.
+        reformats: take reformats (coronal and sagittal sections, projections), which are skipped otherwise.
         strict: refuse at the first series that can't be used, instead of leaving it out.
         report: CSV file for what was rejected and why.
         volume_format: how the store keeps its volumes, "blosc2" or "zarr"; see `StoreWriter`.
@@ -59,6 +60,7 @@ class PrepareOptions:
     seed: int = 0
     resample: bool = False
     follow_links: bool = False
+    reformats: bool = False
     strict: bool = False
     report: str | Path | None = None
     volume_format: str = "blosc2"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lidnet_fast.data.annotations import read_annotations
+from lidnet_fast.data.formats.find import Found
 from lidnet_fast.data.formats.geometry import Rejected, Rejections, Series
 from lidnet_fast.data.formats.sources import find_series
 from lidnet_fast.data.prepare.jobs import executor
@@ -56,14 +57,7 @@ def prepare(sources: Sequence[str | Path], out: str | Path, **options: Any) -> P
     chosen = PrepareOptions(**options)
     rejections = Rejections(chosen.strict)
     with executor(chosen.workers, chosen.dask) as pool, ExitStack() as held:
-        found = find_series(
-            folders,
-            "reading headers",
-            strict=chosen.strict,
-            resample=chosen.resample,
-            follow_links=chosen.follow_links,
-            executor=pool,
-        )
+        found = _found(folders, "reading headers", chosen, pool)
         tables = [Path(table) for table in (chosen.low_dose, chosen.boxes, chosen.splits) if table is not None]
         files = [file for one in found.series for file in one.files]
         held.enter_context(as_private_as([*folders, *tables, *files]))
@@ -106,6 +100,11 @@ def prepare(sources: Sequence[str | Path], out: str | Path, **options: Any) -> P
     return summarise(out, Store(out).index, found.skipped, rejections.all, warnings, _SPLIT_REMEDY[split_record["by"]])
 
 
+def _found(sources: Sequence[Path], what: str, options: PrepareOptions, pool: Executor | None) -> Found[Series]:
+    chosen = {name: getattr(options, name) for name in ("strict", "resample", "follow_links", "reformats")}
+    return find_series(sources, what, **chosen, executor=pool)
+
+
 def _paired(
     series: list[Series], options: PrepareOptions, rejections: Rejections, pool: Executor | None
 ) -> tuple[list[Series], dict[str, Series], list[str]]:
@@ -116,14 +115,7 @@ def _paired(
     """
     description = options.low_dose_description
     if options.low_dose is not None:
-        found = find_series(
-            [Path(options.low_dose).absolute()],
-            "reading low-dose headers",
-            strict=options.strict,
-            resample=options.resample,
-            follow_links=options.follow_links,
-            executor=pool,
-        )
+        found = _found([Path(options.low_dose).absolute()], "reading low-dose headers", options, pool)
         rejections.add(found.rejected)
         low_dose = found.series
     elif description is not None:

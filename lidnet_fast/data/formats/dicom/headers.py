@@ -1,6 +1,7 @@
 """Headers of DICOM files: which are CT images, and what each says of its slices."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from lidnet_fast.data.formats.dicom.values import (
     one_line,
     optional_number,
     text,
+    texts,
     without_pydicom_warnings,
 )
 from lidnet_fast.data.formats.geometry import Geometry, Rejected
@@ -35,6 +37,15 @@ _UNCOMPRESSED = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEn
 _ENHANCED = {EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage}
 _FIRST_ELEMENTS = (b"\x02\x00\x00\x00", b"\x08\x00\x00\x00", b"\x08\x00\x05\x00", b"\x08\x00\x08\x00")
 """How files start that old archives wrote without the DICOM preamble."""
+
+_REFORMAT = re.compile(
+    r"(?<![A-Z])(MPR|MPVR|MIP|MINIP|MIN[ _]IP|MAX[ _]IP|MAXIMUM|MINIMUM|REFORMATTED|RESAMPLED|"
+    r"(VOLUME|SURFACE)[ _]RENDER(ED|ING)?)(?![A-Z])"
+)
+"""In the ImageTypes of GE (MIN IP), Siemens (CSA MPR), Philips and enhanced CT (MAXIMUM, MAX_IP)."""
+_REFORMATS = "reformats, which --reformats takes"
+_AXIAL = float(np.cos(np.radians(45)))
+"""Slices are axial where the cosine between their normal and the patient's length is at least this."""
 
 _HEADER_TAGS = [
     "SOPClassUID",
@@ -119,24 +130,31 @@ HeaderResult = ImageHeader | str | Rejected
 """A CT image, or why the file isn't one of those wanted, or why nobody can say which image it is."""
 
 
-def read_headers(paths: Sequence[Path]) -> list[HeaderResult]:
-    """Read the headers of some files; nothing is raised for what they hold."""
-    return [_read_header(path) for path in paths]
+def read_headers(paths: Sequence[Path], *, reformats: bool = False) -> list[HeaderResult]:
+    """Read the headers of some files; nothing is raised for what they hold.
+
+    Args:
+        paths: the files.
+        reformats: reformats are wanted, too; see `_is_reformat`.
+    """
+    return [_read_header(path, reformats) for path in paths]
 
 
 @without_pydicom_warnings()
-def _read_header(path: Path) -> HeaderResult:
+def _read_header(path: Path, reformats: bool) -> HeaderResult:
     try:
         parsed = _parse(path)
         if isinstance(parsed, str):
             return parsed
         header, pixels_start = parsed
+        if not _is_enhanced(header) and not reformats and _is_reformat(header):
+            return _REFORMATS
         image = _identify(header, path)
     except InputError as error:
         return Rejected("", path, str(error))
     try:
         _check_complete(header, path, pixels_start)
-        slices = _slices(header, image)
+        slices = _slices(header, image, reformats)
     except InputError as error:
         return dataclasses.replace(image, fault=str(error))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -187,7 +205,7 @@ def _unwanted(header: pydicom.Dataset, kinds: set[str]) -> str | None:
         return "dose report"
     if not kinds & {CTImageStorage, *_ENHANCED} or not "CT".startswith(str(header.get("Modality") or "")):
         return "not CT"
-    image_type = [str(value).upper() for value in header.get("ImageType") or ()]
+    image_type = [value.upper() for value in texts(header, "ImageType")]
     if "LOCALIZER" in image_type:
         return "localiser"
     # Screens of text that scanners file among the images: GE names them SCREEN SAVE, Siemens CT_SOM5 PROT and the like.
@@ -196,6 +214,26 @@ def _unwanted(header: pydicom.Dataset, kinds: set[str]) -> str | None:
     if "projections" in str(header.get("SeriesDescription") or "").lower():  # TCIA's LDCT-and-Projection-data
         return "CT projections"
     return None
+
+
+def _is_reformat(header: pydicom.Dataset) -> bool:
+    """Whether a slice was computed from slices: a coronal or sagittal section, a maximum intensity projection.
+
+    ImageType says so, or the description of what isn't original; or it isn't original and not axial, which scanners
+    don't acquire. That ImageType says AXIAL means nothing: coronal and sagittal sections are "axial" there.
+    """
+    image_type = [value.upper() for value in texts(header, "ImageType")]
+    original = image_type[:1] == ["ORIGINAL"]
+    said = [*image_type, str(header.get("VolumeBasedCalculationTechnique") or "")]
+    if not original:
+        said.append(str(header.get("SeriesDescription") or "").upper())
+    if _REFORMAT.search("\\".join(said)):
+        return True
+    try:
+        rows, columns = np.array(numbers(header, "ImageOrientationPatient", 6, Path())).reshape(2, 3)
+    except InputError:
+        return False
+    return not original and abs(np.cross(rows, columns)[2]) < _AXIAL
 
 
 def _identify(header: pydicom.Dataset, path: Path) -> ImageHeader:
@@ -230,7 +268,7 @@ def _frame_count(header: pydicom.Dataset, path: Path) -> int:
     return int(number(header, "NumberOfFrames", path)) if header.get("NumberOfFrames") else 1
 
 
-def _slices(header: pydicom.Dataset, image: ImageHeader) -> tuple[SliceHeader, ...] | str:
+def _slices(header: pydicom.Dataset, image: ImageHeader, reformats: bool) -> tuple[SliceHeader, ...] | str:
     if not _is_enhanced(header):
         if image.frames != 1:
             raise InputError(f"{image.path}: holds {image.frames} frames, but a CT Image Storage file has one")
@@ -238,8 +276,12 @@ def _slices(header: pydicom.Dataset, image: ImageHeader) -> tuple[SliceHeader, .
     if not header.get(SHARED) or len(header.get(PER_FRAME) or ()) < image.frames:
         raise InputError(f"{image.path}: is multi-frame (enhanced) CT without the functional groups of its frames")
     frames = [frame_header(header, frame) for frame in range(image.frames)]
-    wanted = [(n, frame) for n, frame in enumerate(frames) if "LOCALIZER" not in (frame.get("ImageType") or ())]
-    return tuple(_ct_slice(frame, image, n) for n, frame in wanted) or "localiser"
+    wanted = [(n, frame) for n, frame in enumerate(frames) if "LOCALIZER" not in texts(frame, "ImageType")]
+    if not wanted:
+        return "localiser"
+    if not reformats:
+        wanted = [(n, frame) for n, frame in wanted if not _is_reformat(frame)]
+    return tuple(_ct_slice(frame, image, n) for n, frame in wanted) or _REFORMATS
 
 
 def _ct_slice(header: pydicom.Dataset, image: ImageHeader, frame: int | None) -> SliceHeader:
@@ -282,8 +324,7 @@ def slice_thickness(header: pydicom.Dataset) -> float | None:
 
 def kernel_name(header: pydicom.Dataset) -> str:
     """The name of the reconstruction kernel, or empty; Siemens' iterative ones have a second value (I30f, 3)."""
-    kernel = header.get("ConvolutionKernel") or ""
-    return kernel.strip() if isinstance(kernel, str) else "\\".join(str(part).strip() for part in kernel)
+    return "\\".join(part.strip() for part in texts(header, "ConvolutionKernel"))
 
 
 def body_part(header: pydicom.Dataset) -> str:

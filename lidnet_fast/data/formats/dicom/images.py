@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -46,12 +47,15 @@ class DicomSeries:
         return Path(os.path.commonpath([path.parent for path in self.files]))
 
 
-def find_images(files: Sequence[Path], what: str, executor: Executor | None = None) -> Found[DicomSeries]:
+def find_images(
+    files: Sequence[Path], what: str, *, reformats: bool, executor: Executor | None = None
+) -> Found[DicomSeries]:
     """Read the headers of some files and sort the CT images among them into series, without copies.
 
     Args:
         files: the files.
         what: what the progress bar says.
+        reformats: take reformats (coronal and sagittal sections, projections), too.
         executor: runs the reading.
 
     Returns:
@@ -59,7 +63,8 @@ def find_images(files: Sequence[Path], what: str, executor: Executor | None = No
         series they belong, and series that several patients share.
     """
     jobs = [files[start : start + _FILES_PER_JOB] for start in range(0, len(files), _FILES_PER_JOB)]
-    results: list[HeaderResult] = [header for batch in run(executor, read_headers, jobs, what) for header in batch]
+    read = partial(read_headers, reformats=reformats)
+    results: list[HeaderResult] = [header for batch in run(executor, read, jobs, what) for header in batch]
     skipped = Counter(result for result in results if isinstance(result, str))
     rejected = [result for result in results if isinstance(result, Rejected)]
     by_series: dict[str, list[ImageHeader]] = {}

@@ -46,7 +46,12 @@ class CTSeries(Series):
 
 
 def scan(
-    sources: Sequence[Path], what: str = "reading headers", *, strict: bool = True, accept: Accept = "regular"
+    sources: Sequence[Path],
+    what: str = "reading headers",
+    *,
+    strict: bool = True,
+    accept: Accept = "regular",
+    reformats: bool = False,
 ) -> Found[CTSeries]:
     """Find the CT series below some folders.
 
@@ -60,6 +65,7 @@ def scan(
         strict: raise at the first series that can't be used; otherwise it is returned among those rejected.
         accept: "regular" refuses a series whose slices are missing, twice there and different, unevenly spaced or
             tilted; "resampleable" lets the last two pass.
+        reformats: take reformats, too.
 
     Raises:
         InputError: a source doesn't exist or no source has CT; with `strict`, a file is truncated or lacks a needed
@@ -67,17 +73,23 @@ def scan(
             The message names the file or the series.
     """
     files = files_below(sources)
-    found = scan_files(files.paths, what, strict=strict, accept=accept)
+    found = scan_files(files.paths, what, strict=strict, accept=accept, reformats=reformats)
     found.skipped.update(files.skipped)
     found.check_any(sources)
     return found
 
 
 def scan_files(
-    files: Sequence[Path], what: str, *, strict: bool, accept: Accept, executor: Executor | None = None
+    files: Sequence[Path],
+    what: str,
+    *,
+    strict: bool,
+    accept: Accept,
+    reformats: bool,
+    executor: Executor | None = None,
 ) -> Found[CTSeries]:
     """Find the CT series in some files, their headers read by `executor`; see `scan`."""
-    found = find_images(files, what, executor)
+    found = find_images(files, what, reformats=reformats, executor=executor)
     rejections = Rejections(strict)
     rejections.add(found.rejected)
     series = []

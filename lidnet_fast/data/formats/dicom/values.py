@@ -84,3 +84,9 @@ def text(header: Dataset, keyword: str, path: Path) -> str:
     if not value:
         raise InputError(f"{path}: has no {keyword}")
     return value
+
+
+def texts(header: Dataset, keyword: str) -> list[str]:
+    """Return the values of an element, be it one, several or none."""
+    value = header.get(keyword)
+    return [value] if isinstance(value, str) else [str(part) for part in value or ()]

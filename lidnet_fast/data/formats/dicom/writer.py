@@ -25,7 +25,7 @@ from pydicom.uid import (
 
 from lidnet_fast import __version__
 from lidnet_fast.data.formats.dicom.pixels import decode
-from lidnet_fast.data.formats.dicom.values import one_line, optional_number
+from lidnet_fast.data.formats.dicom.values import one_line, optional_number, texts
 from lidnet_fast.data.formats.geometry import LOWEST_HU
 from lidnet_fast.errors import InputError
 from lidnet_fast.files import whole
@@ -179,7 +179,7 @@ def _describe(dataset: Dataset, derivation: Derivation) -> None:
 
 
 def _describe_image(dataset: Dataset, derivation: Derivation) -> None:
-    values = _values(dataset.get("ImageType"))
+    values = texts(dataset, "ImageType")
     dataset.ImageType = ["DERIVED", "SECONDARY", *(values[2:] or ["AXIAL"])]
     before = dataset.get("DerivationDescription")
     dataset.DerivationDescription = _joined(before, derivation.description, "; ", 1024)
@@ -193,9 +193,9 @@ def _describe_frames(dataset: Dataset, derivation: Derivation) -> None:
     per_frame = list(dataset.get("PerFrameFunctionalGroupsSequence") or ())
     types = [kind for group in (shared, *per_frame) for kind in group.get("CTImageFrameTypeSequence") or ()]
     # Their second value is always PRIMARY (PS3.3, C.8.16.1).
-    dataset.ImageType = ["DERIVED", *_values(dataset.get("ImageType"))[1:]]
+    dataset.ImageType = ["DERIVED", *texts(dataset, "ImageType")[1:]]
     for kind in types:
-        kind.FrameType = ["DERIVED", *_values(kind.get("FrameType"))[1:]]
+        kind.FrameType = ["DERIVED", *texts(kind, "FrameType")[1:]]
     for group in per_frame:
         if "DerivationImageSequence" in group:
             del group.DerivationImageSequence
@@ -232,10 +232,6 @@ def _equipment(derivation: Derivation) -> Dataset:
     equipment.ContributionDateTime = derivation.created.strftime("%Y%m%d%H%M%S")
     equipment.ContributionDescription = _joined(None, derivation.description, "; ", 1024)
     return equipment
-
-
-def _values(element: Any) -> list[str]:
-    return [element] if isinstance(element, str) else list(element or ())
 
 
 def _joined(original: Any, added: str, separator: str, length: int) -> str:

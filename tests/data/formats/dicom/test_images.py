@@ -1,0 +1,106 @@
+"""Which files are CT images and which series they are of: the same answer in prepare and in denoise."""
+
+import pydicom
+import pytest
+
+from lidnet_fast.cli import main
+from lidnet_fast.data.formats.sources import find_series
+from lidnet_fast.errors import InputError
+from lidnet_fast.inference import denoise
+from lidnet_fast.inference.sources import find
+from tests.inference.conftest import make_run, run
+
+__all__ = ["make_run", "run"]
+
+CORONAL, SAGITTAL = (1, 0, 0, 0, 0, -1), (0, 1, 0, 0, 0, -1)
+
+
+def found(folder, **options):
+    """UIDs of the series that both commands find, and what both skip."""
+    prepared = find_series([folder], "", strict=False, resample=False, **options)
+    denoised = find(folder, folder / "out", **options)
+    assert prepared.skipped == denoised.skipped
+    assert prepared.rejected == denoised.rejected == []
+    uids = sorted(series.series_uid for series in prepared.series)
+    assert uids == sorted(series.uid for series in denoised.series)
+    return uids, dict(prepared.skipped)
+
+
+def typed(*image_type, description=None):
+    def edit(z, dataset):
+        if image_type:
+            dataset.ImageType = list(image_type)
+        else:
+            del dataset.ImageType
+        if description is not None:
+            dataset.SeriesDescription = description
+
+    return edit
+
+
+SKIPPED = "reformats, which --reformats takes"
+
+
+def test_reformats_beside_the_axial_series(tmp_path, write_series, make_hu, run, capsys):
+    write_series(tmp_path / "ct", make_hu(4), series_uid="1.2.1")
+    derived = typed("DERIVED", "SECONDARY", "AXIAL")
+    write_series(tmp_path / "ct", make_hu(3), series_uid="1.2.2", orientation=CORONAL, edit=derived)
+    write_series(tmp_path / "ct", make_hu(2), series_uid="1.2.3", orientation=SAGITTAL, edit=derived)
+    mip = typed("DERIVED", "SECONDARY", "AXIAL", "MIP")
+    write_series(tmp_path / "ct", make_hu(5), series_uid="1.2.4", edit=mip)
+    assert found(tmp_path / "ct") == (["1.2.1"], {SKIPPED: 10})
+    assert found(tmp_path / "ct", reformats=True) == (["1.2.1", "1.2.2", "1.2.3", "1.2.4"], {})
+    main(["prepare", str(tmp_path / "ct"), "--out", str(tmp_path / "store"), "--val-fraction", "0"])
+    assert f"skipped: 10 files {SKIPPED}" in capsys.readouterr().out
+    main(["denoise", str(tmp_path / "ct"), str(tmp_path / "out"), "--model", str(run)])
+    assert "1 series (4 slices) denoised\n" in (said := capsys.readouterr().out)
+    assert f"skipped: 10 files {SKIPPED}" in said
+    assert denoise(tmp_path / "ct", tmp_path / "all", model=run, reformats=True).slices == 14
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        typed("DERIVED", "SECONDARY", "REFORMATTED", "AVERAGE"),
+        typed("DERIVED", "SECONDARY", "REFORMATTED", "MIN IP"),
+        typed("DERIVED", "SECONDARY", "OTHER", "CSA MPR", "", "CSAPARALLEL"),
+        typed("DERIVED", "SECONDARY", "AXIAL", "CT_SOM5 MIP"),
+        typed("ORIGINAL", "PRIMARY", "MPR"),
+        typed("DERIVED", "SECONDARY", description="Thorax MIP 10.0"),
+    ],
+)
+def test_what_calls_itself_a_reformat(tmp_path, write_series, make_hu, edit):
+    write_series(tmp_path, make_hu(2), series_uid="1.2.1", edit=edit)
+    with pytest.raises(InputError, match=r"no CT found \(2 files reformats, which --reformats takes\)"):
+        found(tmp_path)
+    assert found(tmp_path, reformats=True)[0] == ["1.2.1"]
+
+
+@pytest.mark.parametrize(
+    ("orientation", "edit"),
+    [
+        (CORONAL, typed("ORIGINAL", "PRIMARY", "AXIAL")),  # a head that lies coronally in the gantry
+        ((1, 0, 0, 0, 0.8, -0.6), typed("DERIVED", "PRIMARY", "AXIAL")),  # tilted by 37 degrees
+        ((1, 0, 0, 0, 1, 0), typed("DERIVED", "SECONDARY", "AXIAL")),  # such as a denoiser's
+        ((1, 0, 0, 0, 1, 0), typed("DERIVED")),
+        ((1, 0, 0, 0, 1, 0), typed()),
+        ((1, 0, 0, 0, 1, 0), typed("ORIGINAL", "PRIMARY", "AXIAL", description="for MIP and MPR")),
+        ((1, 0, 0, 0, 1, 0), typed("DERIVED", "PRIMARY", "AXIAL", description="after Amipaque")),
+    ],
+)
+def test_what_is_no_reformat(tmp_path, write_series, make_hu, orientation, edit):
+    write_series(tmp_path, make_hu(2), series_uid="1.2.1", orientation=orientation, edit=edit)
+    assert found(tmp_path) == (["1.2.1"], {})
+
+
+def test_frames_that_are_reformats(tmp_path):
+    """A slab's maximum in enhanced CT says so in its functional groups alone."""
+    image = pydicom.dcmread(pydicom.data.get_testdata_file("eCT_Supplemental.dcm", download=False))
+    shared = image.SharedFunctionalGroupsSequence[0]
+    del shared.PixelValueTransformationSequence[0].RescaleType
+    shared.PixelValueTransformationSequence[0].RescaleType = "HU"
+    shared.CTImageFrameTypeSequence[0].VolumeBasedCalculationTechnique = "MAX_IP"
+    image.save_as(tmp_path / "slab.dcm")
+    with pytest.raises(InputError, match="1 files reformats"):
+        found(tmp_path)
+    assert len(found(tmp_path, reformats=True)[0]) == 1
