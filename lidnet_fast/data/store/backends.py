@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import blosc2
+import msgpack
 import numpy as np
 
 from lidnet_fast.errors import InputError
 from lidnet_fast.urls import is_url
+
+_LARGEST_BLOSC2_HEADER = 1 << 16
 
 
 class Volume(Protocol):
@@ -86,12 +89,32 @@ class Blosc2:
         """See `VolumeFormat`."""
         if is_url(location):
             raise InputError("blosc2 volumes are read from a local folder; a store at a URL needs volumes of zarr")
-        # One thread: readers run in parallel in the workers, and a slice is too small to share out.
         with _damage_is_a_value_error():
-            array = blosc2.open(location, mode="r", dparams=blosc2.DParams(nthreads=1))
+            _check_blosc2_metadata(Path(location))
+            # One thread: readers run in parallel in the workers, and a slice is too small to share out.
+            array = blosc2.open(location, mode="r", deserialize="safe", dparams=blosc2.DParams(nthreads=1))
         if not isinstance(array, blosc2.NDArray):
             raise ValueError(f"it holds a {type(array).__name__}, not an array")
         return _Blosc2Volume(array)
+
+
+def _check_blosc2_metadata(path: Path) -> None:
+    """Refuse what isn't a plain array before blosc2 sees it: other metadata name sources and code to evaluate.
+
+    Raises:
+        ValueError: says what the file is.
+    """
+    if not path.is_file():
+        raise ValueError("it isn't a regular file" if path.exists() else "there is no such file")
+    with path.open("rb") as file:
+        head = file.read(15)
+        length = int.from_bytes(head[11:15], "big")
+        if head[2:10] != b"b2frame\0" or not len(head) < length <= _LARGEST_BLOSC2_HEADER:
+            raise ValueError("it isn't a blosc2 file")
+        *_, metadata = msgpack.unpackb(head + file.read(length - len(head)), raw=True)
+    _, layers, _ = metadata
+    if set(layers) != {b"b2nd"}:
+        raise ValueError(f"it has metadata {sorted(layers)}; a plain array has b2nd alone")
 
 
 class _Blosc2Volume:

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import math
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -223,6 +224,8 @@ class Index:
             ValueError: this is not what `save` wrote.
         """
         try:
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                _check_members(archive.infolist(), len(content))
             with np.load(io.BytesIO(content)) as arrays:
                 older = {name: value for name, value in _UNKNOWN.items() if name not in arrays}
                 columns = {name: arrays[_FILE_NAMES.get(name, name)] for name in _COLUMNS if name not in older}
@@ -230,6 +233,14 @@ class Index:
             return cls(**columns, **{name: np.full(series, value) for name, value in older.items()})
         except Exception as error:  # a damaged archive has zipfile and NumPy raise this and that
             raise ValueError(str(error) or type(error).__name__) from error
+
+
+def _check_members(members: Sequence[zipfile.ZipInfo], size: int) -> None:
+    """Refuse an archive that could unpack to more than it has: `save` compresses nothing."""
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError("its arrays are compressed, which those of an index aren't")
+    if sum(member.file_size for member in members) > size:
+        raise ValueError("its arrays are larger than the file")
 
 
 def box_keys(series: np.ndarray, z: np.ndarray) -> np.ndarray:

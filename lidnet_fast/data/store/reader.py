@@ -79,6 +79,8 @@ class Store:
 
     def _read_file(self, name: str) -> bytes:
         try:
+            if not is_url(self.path) and Path(self.path, name).exists() and not Path(self.path, name).is_file():
+                raise ValueError("isn't a regular file")
             file_system, folder = url_to_fs(self.path)
             return file_system.cat_file(f"{folder}/{name}")
         except FileNotFoundError:

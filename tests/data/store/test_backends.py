@@ -3,10 +3,12 @@
 import base64
 import builtins
 import multiprocessing
+import os
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import blosc2
 import fsspec
 import numpy as np
 import pytest
@@ -177,6 +179,50 @@ def test_damaged_metadata_are_noticed(tmp_path, volume_format, file, part, damag
     assert part in metadata.read_bytes()
     metadata.write_bytes(metadata.read_bytes().replace(part, damaged))
     with pytest.raises(InputError, match=rf"00000\.\w+: can't be opened: {message}"):
+        Store(path).read(0, 0)
+
+
+def _lazy(path):
+    array = blosc2.asarray(np.ones(4), urlpath=str(path.with_name("operand.b2nd")), mode="w")
+    blosc2.lazyexpr("array + 1", {"array": array}).save(str(path))
+
+
+def _of_user_code(path):
+    """What ran its code when older blosc2 opened it."""
+    array = blosc2.asarray(np.ones(4), urlpath=str(path.with_name("operand.b2nd")), mode="w")
+
+    def evil(inputs, output, offset):
+        output[:] = inputs[0]
+
+    blosc2.lazyudf(evil, (array,), np.float64).save(urlpath=str(path))
+
+
+def _with_metadata(path, name):
+    meta = {name: b"anything"}
+    blosc2.asarray(np.zeros(SHAPES[0], np.int16), urlpath=str(path), mode="w", meta=meta)
+
+
+@pytest.mark.parametrize(
+    ("plant", "said"),
+    [
+        (_lazy, "it has metadata .*a plain array has b2nd alone"),
+        (_of_user_code, "it has metadata .*a plain array has b2nd alone"),
+        (lambda path: _with_metadata(path, "proxy-source"), "it has metadata .*proxy-source"),
+        (lambda path: _with_metadata(path, "b2o"), "it has metadata .*b2o"),
+        (lambda path: blosc2.SChunk(data=b"1", urlpath=str(path)), "it has metadata .*a plain array"),
+        (lambda path: path.write_bytes(b"x"), "it isn't a blosc2 file"),
+        (lambda path: path.write_bytes(b"\x9e\xa8b2frame\0\xd2\xff\xff\xff\xff"), "it isn't a blosc2 file"),
+        (os.mkfifo, "it isn't a regular file"),
+        (lambda path: path.mkdir(), "it isn't a regular file"),
+    ],
+)
+def test_what_is_no_plain_array_is_refused_before_blosc2_opens_it(tmp_path, monkeypatch, plant, said):
+    path = write_store(tmp_path / "s", "blosc2")
+    volume = path / "volumes" / "00000.b2nd"
+    volume.unlink()
+    plant(volume)
+    monkeypatch.setattr(blosc2, "open", lambda *arguments, **options: pytest.fail("opened"))
+    with pytest.raises(InputError, match=rf"00000\.b2nd: can't be opened: {said}"):
         Store(path).read(0, 0)
 
 

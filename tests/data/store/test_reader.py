@@ -214,7 +214,26 @@ def _with_a_huge_array(content):
     return changed.getvalue()
 
 
+def _compressed(content):
+    """Zeros that take a thousandth of their memory in the file."""
+    arrays = dict(np.load(io.BytesIO(content)))
+    changed = io.BytesIO()
+    np.savez_compressed(changed, **{**arrays, "box": np.zeros((1 << 16, 4), np.float32)})
+    return changed.getvalue()
+
+
+def _overlapping(content):
+    """An archive whose members say to be larger than the file."""
+    archive = zipfile.ZipFile(changed := io.BytesIO(content), "a")
+    archive.writestr("more.npy", b"")
+    archive.getinfo("box.npy").file_size = archive.getinfo("box.npy").compress_size = 1 << 29
+    archive.close()
+    return changed.getvalue()
+
+
 INDEX_DAMAGE = {
+    "compressed": _compressed,
+    "overlapping": _overlapping,
     "missing": lambda content: None,
     "empty": lambda content: b"",
     "cut": lambda content: content[: len(content) // 2],
@@ -276,5 +295,5 @@ def test_a_volume_is_an_array_and_nothing_that_would_be_run(study):
         Store(study[0]).read(0, 0)
     file.unlink()
     blosc2.SChunk(data=bytes(100), urlpath=str(file), mode="w")
-    with pytest.raises(InputError, match="can't be opened: it holds a SChunk, not an array"):
+    with pytest.raises(InputError, match=r"can't be opened: it has metadata .*; a plain array has b2nd alone"):
         Store(study[0]).read(0, 0)

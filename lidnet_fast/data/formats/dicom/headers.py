@@ -18,6 +18,7 @@ from pydicom.uid import (
     XRayRadiationDoseSRStorage,
 )
 
+from lidnet_fast.data.formats.dicom.limits import check_inflated
 from lidnet_fast.data.formats.dicom.multiframe import MACROS, PER_FRAME, SHARED, frame_header
 from lidnet_fast.data.formats.dicom.pixels import hu_rescaling
 from lidnet_fast.data.formats.dicom.values import (
@@ -180,6 +181,7 @@ def _parse(path: Path) -> tuple[pydicom.Dataset, int] | str:
             raise InputError(f"{path}: isn't a DICOM file, whatever its name says (empty or truncated?)")
         return "not DICOM"
     try:
+        check_inflated(path)
         with path.open("rb") as file:
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_HEADER_TAGS), force=True)
             pixels_start = file.tell()

@@ -146,5 +146,6 @@ def _digest_of_pixels(image: ImageHeader) -> bytes:
             hu, _ = pixels.hu(frame)
             digest.update(f"{hu.shape}".encode() + hu.tobytes())
     except InputError:
-        digest.update(image.path.read_bytes())
+        with image.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
     return digest.digest()

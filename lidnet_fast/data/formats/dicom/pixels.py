@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pydicom
 from pydicom import Dataset
 from pydicom.pixels import iter_pixels
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from lidnet_fast.data.formats.dicom.limits import read_dataset
 from lidnet_fast.data.formats.dicom.multiframe import frame_header
 from lidnet_fast.data.formats.dicom.values import (
     drop_unusable_numbers,
@@ -125,7 +125,7 @@ def decode(path: Path, frames: Sequence[int] | None = None) -> StoredPixels:
 
 def _read_dataset(path: Path) -> Dataset:
     """Read all of a file; where it doesn't name its transfer syntax, that which it is parsed by is noted."""
-    dataset = pydicom.dcmread(path, force=True)
+    dataset = read_dataset(path)
     drop_unusable_numbers(dataset)
     if "TransferSyntaxUID" not in dataset.file_meta:
         implicit = dataset.original_encoding[0]

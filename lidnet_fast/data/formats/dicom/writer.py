@@ -24,6 +24,7 @@ from pydicom.uid import (
 )
 
 from lidnet_fast import __version__
+from lidnet_fast.data.formats.dicom.limits import check_copied
 from lidnet_fast.data.formats.dicom.pixels import decode
 from lidnet_fast.data.formats.dicom.values import one_line, optional_number, texts
 from lidnet_fast.data.formats.geometry import LOWEST_HU
@@ -95,6 +96,7 @@ def read_image(path: Path) -> CTImage:
         InputError: it can't be decoded, or its values aren't HU.
     """
     pixels = decode(path)
+    check_copied(pixels.dataset, path)
     hu, outside = zip(*(pixels.hu(frame) for frame in range(len(pixels.frames))), strict=True)
     return CTImage(path, pixels.dataset, np.stack(pixels.frames), np.stack(hu), np.stack(outside), pixels.rescale)
 
