@@ -45,9 +45,18 @@ def read_header(path: Path) -> VolumeHeader:
         InputError: it can't be read.
     """
     try:
-        return _format(path).read_header(path)
+        header: VolumeHeader = _format(path).read_header(path)
+        stored = header.data.stat().st_size
+    except InputError:
+        raise
     except _UNREADABLE as error:
         raise InputError(f"{path}: can't be read (truncated?): {itk.cause(error)}") from error
+    if not header.packed and stored < header.data_bytes:
+        raise InputError(
+            f"{path}: can't be read (truncated?): its voxels take {header.data_bytes} bytes, "
+            f"and {header.data.name} has {stored}"
+        )
+    return header
 
 
 def read_voxels(path: Path) -> np.ndarray:

@@ -1,7 +1,6 @@
 """What the header of a volume's file says, whatever its format."""
 
 import dataclasses
-import math
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,9 @@ class VolumeHeader:
 
     Attributes:
         path: the file.
+        data: the file of its voxels, which may be another.
+        packed: whether they are compressed there, or written as text.
+        data_bytes: what that file has to hold, unpacked.
         size: how many voxels it has along each of its axes, from the one that varies fastest.
         values_per_voxel: 1 of CT.
         bits: of a value.
@@ -28,6 +30,9 @@ class VolumeHeader:
     """
 
     path: Path
+    data: Path
+    packed: bool
+    data_bytes: int
     size: tuple[int, ...]
     values_per_voxel: int
     bits: int
@@ -36,15 +41,15 @@ class VolumeHeader:
     directions: np.ndarray
 
     @property
-    def voxel_bytes(self) -> int:
-        """What all voxels take in memory."""
-        return math.prod(self.size) * self.values_per_voxel * self.bits // 8
-
-    @property
     def lengths(self) -> np.ndarray:
         """[3]: of the directions; 1 but where files round or state sheared axes."""
         with np.errstate(all="ignore"):
             return np.asarray(np.linalg.norm(self.directions, axis=1))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that the volume is read from."""
+        return (self.path,) if self.data == self.path else (self.path, self.data)
 
     def check_is_volume(self) -> None:
         """Refuse what isn't three dimensions of one value per voxel, or has a size or directions that can't be.

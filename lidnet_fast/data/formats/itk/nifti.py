@@ -4,13 +4,14 @@ ITK reads values that aren't numbers as 0, which is water, and zeros for what is
 """
 
 import gzip
+import logging
+import math
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import nibabel
 import numpy as np
 from nibabel.arrayproxy import ArrayProxy
-from nibabel.imageglobals import LoggingOutputSuppressor
 
 from lidnet_fast.data.formats.itk.header import VolumeHeader
 
@@ -18,23 +19,30 @@ SUFFIXES = (".nii", ".nii.gz")
 
 _TO_DICOM = np.array([-1.0, -1.0, 1.0])
 """NIfTI's coordinates run to the right, the front and the head."""
-_MM = {"meter": 1e3, "micron": 1e-3}
+_MM = {1: 1e3, 3: 1e-3}
+"""Of the units of length that aren't mm."""
 _FASTEST = 1
 """Of gzip's levels: higher ones take several times as long to make CT a few percent smaller."""
 _DESCRIPTION_BYTES = 79
+_SILENT = logging.Logger(__name__)
+_SILENT.addHandler(logging.NullHandler())
 
 
 def read_header(path: Path) -> VolumeHeader:
     """Read a file's header; errors are nibabel's."""
     header = _header(path)
     voxel = header.get_data_dtype()
+    size = _size(header)
     matrix = _affine(header)
     with np.errstate(invalid="ignore", divide="ignore"):
         spacing = np.linalg.norm(matrix[:, :3], axis=0)
         directions = (matrix[:, :3] / spacing).T
     return VolumeHeader(
         path=path,
-        size=_size(header),
+        data=path,
+        packed=is_compressed(path),
+        data_bytes=header.get_data_offset() + math.prod(size) * voxel.itemsize,
+        size=size,
         values_per_voxel=len(voxel.fields or "1") * (2 if voxel.kind == "c" else 1),
         bits=32 if _scaling(header) else 8 * voxel.itemsize,
         origin=tuple(matrix[:, 3].tolist()),
@@ -99,8 +107,9 @@ def _header(path: Path) -> "nibabel.Nifti1Header":
     with _opened(path) as file:
         head = file.read(nibabel.Nifti2Header.sizeof_hdr)
     kind = nibabel.Nifti2Header if nibabel.Nifti2Header.may_contain_header(head) else nibabel.Nifti1Header
-    with LoggingOutputSuppressor():
-        return kind(head[: kind.sizeof_hdr])
+    header = kind(head[: kind.sizeof_hdr], check=False)
+    header.check_fix(_SILENT)
+    return header
 
 
 def _size(header: "nibabel.Nifti1Header") -> tuple[int, ...]:
@@ -130,4 +139,4 @@ def _affine(header: "nibabel.Nifti1Header") -> np.ndarray:
         matrix = header.get_qform()[:3]
     else:
         matrix = np.diag([*header.get_zooms(), 1, 1, 1][:3]) @ np.eye(3, 4) * _TO_DICOM[:, None]
-    return matrix * _TO_DICOM[:, None] * _MM.get(header.get_xyzt_units()[0], 1.0)
+    return matrix * _TO_DICOM[:, None] * _MM.get(int(header["xyzt_units"]) & 7, 1.0)

@@ -174,7 +174,7 @@ def volume_series(header: VolumeHeader, name: str) -> VolumeSeries:
     return VolumeSeries(
         series_uid=name,
         patient_id=name,
-        files=(path,),
+        files=header.files,
         positions=tuple(tuple((first + z * step).tolist()) for z in range(depth)),
         shape=(depth, height, width),
         # Of the planes' distance, which is less than the step between them where a tilted gantry shifts them.

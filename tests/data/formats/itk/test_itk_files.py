@@ -1,5 +1,7 @@
 """Headers that ITK's readers crash on, loop on or follow to several files."""
 
+import gzip
+import os
 import re
 import struct
 
@@ -7,7 +9,10 @@ import numpy as np
 import pytest
 
 from lidnet_fast.data.formats.itk.files import read_header, read_voxels
+from lidnet_fast.data.formats.sources import find_series
 from lidnet_fast.errors import InputError
+from lidnet_fast.evaluation.denoised import denoised_series
+from lidnet_fast.inference.sources import find
 
 sitk = pytest.importorskip("SimpleITK")
 
@@ -105,3 +110,99 @@ def test_a_long_name_with_spaces(tmp_path):
     (tmp_path / "a.raw").rename(tmp_path / name)
     change(path, rb"a\.raw", name.encode())
     assert read(path).ravel().tolist() == list(range(240))
+
+
+NAMED_IN = {".mhd": (rb"ElementDataFile = .*", "ElementDataFile = {}"), ".nhdr": (rb"data file: .*", "data file: {}")}
+ELSEWHERE = [
+    "../../secret.bin",
+    "{}/secret.bin",
+    "/dev/zero",
+    "folder/secret.bin",
+    "..",
+    "link.raw",
+    "pipe.raw",
+    "./../a.raw",
+]
+READERS = {
+    "prepare": lambda path: find_series([path], "", strict=True, resample=False),
+    "denoise": lambda path: reject(find(path, path.parent / "out")),
+    "evaluate": lambda path: denoised_series(path.parent),
+}
+
+
+def reject(found):
+    (fault,) = found.rejected
+    raise InputError(fault.reason)
+
+
+@pytest.mark.parametrize("suffix", NAMED_IN)
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_voxels_that_are_not_in_the_headers_folder(tmp_path, suffix, name):
+    """Of the right size, their bytes would come out in the result; a pipe would be waited for."""
+    path = tmp_path / "in" / "deep" / f"a{suffix}"
+    (path.parent / "folder").mkdir(parents=True)
+    write(path)
+    for secret in (tmp_path / "secret.bin", path.parent / "folder" / "secret.bin"):
+        secret.write_bytes((path.parent / "a.raw").read_bytes())
+    (path.parent / "link.raw").symlink_to(tmp_path / "secret.bin")
+    os.mkfifo(path.parent / "pipe.raw")
+    pattern, replacement = NAMED_IN[suffix]
+    change(path, pattern, replacement.format(name.format(tmp_path)).encode())
+    for reader in READERS.values():
+        with pytest.raises(
+            InputError, match=rf"a\{suffix}: says that its voxels are in '.*'\. To fix: let it give the"
+        ):
+            reader(path)
+
+
+@pytest.mark.parametrize("suffix", NAMED_IN)
+def test_every_file_that_a_header_names_is_looked_at(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    write(path)
+    pattern, replacement = NAMED_IN[suffix]
+    for first, second in (("a.raw", "/dev/zero"), ("/dev/zero", "a.raw")):
+        write(path)
+        change(path, pattern, "\n".join(replacement.format(name) for name in (first, second)).encode())
+        with pytest.raises(InputError, match="says that its voxels are in '/dev/zero'"):
+            read_header(path)
+    write(path)
+    change(path, pattern, b"#" * (1 << 20) + replacement.format("/dev/zero").encode())
+    with pytest.raises(InputError, match=r"says that its voxels|longer than|doesn't say where|too long a line"):
+        read_header(path)
+
+
+@pytest.mark.parametrize("suffix", NAMED_IN)
+@pytest.mark.parametrize(
+    ("added", "message"), [(-2, "can't be read .truncated"), (2, "its voxels take 480 bytes, and a.raw has 482")]
+)
+def test_a_file_of_voxels_is_of_the_headers_size(tmp_path, suffix, added, message):
+    path = tmp_path / f"a{suffix}"
+    write(path)
+    content = (tmp_path / "a.raw").read_bytes()
+    (tmp_path / "a.raw").write_bytes((content + b"xx")[: len(content) + added])
+    with pytest.raises(InputError, match=message):
+        read_header(path)
+
+
+@pytest.mark.parametrize("kind", ["skipped", "compressed", "text", "link in the folder", "dot"])
+def test_files_of_voxels_that_are_read(tmp_path, kind):
+    path = tmp_path / "a.nhdr"
+    write(path)
+    voxels = tmp_path / "a.raw"
+    content = voxels.read_bytes()
+    if kind == "skipped":
+        voxels.write_bytes(b"x" * 100 + content)
+        change(path, rb"encoding:", b"byte skip: 100\nencoding:")
+    elif kind == "compressed":
+        voxels.write_bytes(gzip.compress(content))
+        change(path, rb"encoding: raw", b"encoding: gzip")
+    elif kind == "text":
+        voxels.write_text(" ".join(map(str, range(240))))
+        change(path, rb"encoding: raw", b"encoding: ascii")
+    elif kind == "link in the folder":
+        voxels.rename(tmp_path / "b.raw")
+        voxels.symlink_to("b.raw")
+    else:
+        change(path, rb"file: a\.raw", b"file: ./a.raw")
+    assert read(path).ravel().tolist() == list(range(240))
+    assert read_header(path).files == (path, voxels)

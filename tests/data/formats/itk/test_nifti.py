@@ -106,3 +106,15 @@ def test_damage_that_only_the_checksum_shows(tmp_path):
     (tmp_path / "a.nii.gz").write_bytes(packed)
     with pytest.raises(InputError, match=r"a\.nii\.gz: can't be read .*CRC"):
         read_voxels(tmp_path / "a.nii.gz")
+
+
+def test_small_faults_of_a_header_are_mended_silently(tmp_path, capfd):
+    save(
+        tmp_path / "a.nii",
+        np.zeros((5, 4, 3), np.int16),
+        sizeof_hdr=340,
+        pixdim=[0, -1, 1, 1, 1, 1, 1, 1],
+        qform_code=77,
+    )
+    assert read_header(tmp_path / "a.nii").size == (5, 4, 3)
+    assert capfd.readouterr() == ("", "")
