@@ -21,6 +21,7 @@ commands:
   train      train detector, denoiser and both together on a store
   bench      measure how fast a configuration trains here, and what limits it
   evaluate   score a finished run, or images that any tool denoised, on the held-out patients
+  assess     noise, resolution, detectability, and lesions that vanish or appear, of any denoisers
   export     write a store's held-out low-dose images for other tools to denoise
   denoise    denoise CT studies with a trained model: DICOM in, DICOM out
   info       what is installed and which implementations are used
@@ -252,6 +253,42 @@ def evaluate(arguments: Sequence[str]) -> None:
         compare_images(store, images, out or Path("runs/comparison"), options.samples, device=options.device)
 
 
+def assess(arguments: Sequence[str]) -> None:
+    """`lidnet-fast assess`."""
+    parser = _parser("assess", "Task-based image quality of denoisers: assess.json, assess.html; docs/assess.md.")
+    add = parser.add_argument
+    add("--model", action="append", default=[], metavar="[NAME=]MODEL", help="run, .pt or import path; repeatable")
+    add("--store", type=str, default=None, help="CT whose slices get lesions; by default chest phantoms")
+    add("--out", type=str, default="runs/assess", help="where results go")
+    add("--doses", type=float, nargs="+", default=[0.1, 0.25, 0.5, 1.0], help="fractions of the full dose")
+    add("--realisations", type=int, default=200, help="of the noise, per object of the uniform phantom")
+    add("--diameters", type=float, nargs="+", default=[3.0, 5.0, 8.0, 12.0], help="of signals and lesions, mm")
+    add("--contrasts", type=float, nargs="+", default=[5.0, 10.0, 20.0, 40.0], help="of signals, HU")
+    add("--edges", type=float, nargs="+", default=[60.0, 150.0, 400.0, -800.0], help="contrasts of the discs, HU")
+    add("--internal-noise", type=float, default=0.0, help="of the observers: variance over that of each channel")
+    add("--cases", type=int, default=16, help="backgrounds with lesions; 0 leaves them out")
+    add("--lesions-per-case", type=int, default=4, help="inserted into each")
+    add("--case-realisations", type=int, default=4, help="of the noise of each")
+    add("--false-alarm-rate", type=float, default=0.05, help="of inventions, per image")
+    add("--photons", type=float, default=None, help="incident photons per ray at dose 1")
+    add("--electronic-noise", type=float, default=None, help="its variance, photons squared")
+    add("--pixel-spacing", type=float, default=0.7, help="of the uniform phantom, mm")
+    add("--batch-size", type=int, default=8, help="images at a time")
+    add("--seed", type=int, default=0, help="of phantoms, lesions and noise")
+    _add_device(parser, precision="auto")
+    add("--trust-code", action="store_true", help="import the denoiser's class that a model file names")
+    options = vars(_parse(parser, arguments))
+    _prepare_process()
+    from lidnet_fast.assessment.assess import assess as assess_models
+    from lidnet_fast.assessment.options import AssessOptions
+
+    models, store, out = options.pop("model"), options.pop("store"), Path(options.pop("out"))
+    where = {name: options.pop(name) for name in ("device", "precision", "trust_code")}
+    options |= {name: tuple(options[name]) for name in ("doses", "diameters", "contrasts", "edges")}
+    assess_models(models, out, AssessOptions(**options), store=store, **where)
+    print(printable(f"{out / 'assess.html'}"))
+
+
 def export(arguments: Sequence[str]) -> None:
     """`lidnet-fast export`."""
     parser = _parser("export", "Write a split's low-dose images for other tools, and a store that holds them.")
@@ -357,6 +394,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train,
     "bench": bench,
     "evaluate": evaluate,
+    "assess": assess,
     "export": export,
     "denoise": denoise,
     "info": info,

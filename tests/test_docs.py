@@ -18,6 +18,10 @@ from lidnet_fast.data.prepare.splits import split_of
 from lidnet_fast.data.store.index import SeriesInfo
 from lidnet_fast.data.store.reader import Store
 from lidnet_fast.evaluation.export import export
+from lidnet_fast.models.denoisers import SmallCNN
+from lidnet_fast.models.files import save_network
+from lidnet_fast.models.registry import NetworkConfig
+from lidnet_fast.models.windowing import HUWindow
 from tests.data.annotations.test_annotations import message, outline
 from tests.data.conftest import make_hu, write_series
 from tests.data.formats.test_deeplesion import HEADER, line
@@ -44,7 +48,8 @@ SMALL = [
     *("--denoiser.steps", "1", "--denoiser.batch_size", "1", "--collaborate.steps", "1"),
     *("--collaborate.batch_size", "1", "--evaluation.samples", "2", "--evaluation.validation_samples", "2"),
 ]
-SHORTENED = {"train": SMALL, "bench": [*SMALL, "--seconds", "1"], "evaluate": ["--samples", "2"]}
+ASSESSED = ["--device", "cpu", "--realisations", "10", "--doses", "0.5", "--cases", "1", "--case-realisations", "1"]
+SHORTENED = {"train": SMALL, "bench": [*SMALL, "--seconds", "1"], "evaluate": ["--samples", "2"], "assess": ASSESSED}
 """Options that are added to a command so that it takes seconds."""
 STAND_FOR = {"STUDIES...": "STUDIES", "IN": "STUDIES", "RUN": "runs/measured", "STORE": "measured"}
 """Names in the documents that stand for a path of the reader's."""
@@ -170,13 +175,33 @@ def test_data_sets(tmp_path, monkeypatch, write_series, make_hu):
     assert min(found.values()) >= 1
 
 
+def test_assessment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("my_tools").mkdir()
+    Path("my_tools/bm3d.py").write_text("def denoise(images):\n    return images\n")
+    denoiser = Path(STAND_FOR["RUN"], "collaborate/denoiser.pt")
+    save_network(denoiser, "denoiser", SmallCNN(), NetworkConfig("small"), HUWindow(), {})
+    (command,) = commands(ROOT / "docs" / "assess.md")
+    run(command)
+    assert Path("runs/assess/assess.html").exists()
+
+
+def test_python_examples_of_the_assessment():
+    (example,) = python_examples(ROOT / "docs" / "assess.md")
+    scope: dict = {}
+    exec(example, scope)
+    assert scope["spectrum"].magnitude == pytest.approx(20, rel=0.02)
+    # Four by four pixels of 10 HU in 20 HU of white noise: 2 for the ideal observer.
+    assert scope["found"].low < 2 < scope["found"].high
+
+
 def test_no_command_is_left_out():
     """A new document with commands must be run by one of the tests above."""
     ran = {command for document in DOCUMENTS for command in commands(document)}
     ours = {
         document.name for document in DOCUMENTS for command in commands(document) if command.startswith("lidnet-fast ")
     }
-    assert ours == {"README.md", "datasets.md", "denoise.md", "evaluate.md"}
+    assert ours == {"README.md", "assess.md", "datasets.md", "denoise.md", "evaluate.md"}
     for beginning in ELSEWHERE:
         assert any(command.startswith(beginning) for command in ran), f"no document has {beginning}"
 

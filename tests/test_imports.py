@@ -20,7 +20,7 @@ FLOORS = (
     {"functional"},
     {"extractors", "multitask", "models"},
     {"losses", "data", "metrics", "report"},
-    {"trainer", "info"},
+    {"trainer", "info", "assessment"},
     {"evaluation", "inference"},
     {"cli"},
 )

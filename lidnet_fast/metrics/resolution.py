@@ -7,6 +7,7 @@ linear system has one; a network has another for every contrast and dose.
 """
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -150,7 +151,7 @@ def frequency_interval(
         seed: of the bootstrap.
 
     Returns:
-        Cycles per mm; NaN where the level isn't reached.
+        Cycles per mm; NaN where some resamples don't reach the level.
     """
 
     def crossing(chosen: NDArray[np.int64], axis: int) -> Floats:
@@ -158,15 +159,18 @@ def frequency_interval(
         frequency, values = _transfer(profiles.distance, np.atleast_2d(mean))
         return _crossing(frequency, values, level).reshape(mean.shape[:-1])
 
-    low, high = stats.bootstrap(
-        (np.arange(len(profiles.values)),),
-        crossing,
-        confidence_level=confidence,
-        n_resamples=resamples,
-        batch=50,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
+    with warnings.catch_warnings():
+        # Where some resamples don't reach the level, the interval is NaN, and scipy warns of it.
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        low, high = stats.bootstrap(
+            (np.arange(len(profiles.values)),),
+            crossing,
+            confidence_level=confidence,
+            n_resamples=resamples,
+            batch=50,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
     return float(low), float(high)
 
 

@@ -70,26 +70,37 @@ def is_import_path(name: str) -> bool:
     return ":" in name or "." in name
 
 
-def import_module_class(kind: str, path: str) -> type[nn.Module]:
-    """Import the `nn.Module` class named by "package.module:ClassName" or "package.module.ClassName".
+def import_attribute(kind: str, path: str) -> Any:
+    """Import what is named by "package.module:name" or "package.module.name".
 
     A module that isn't installed is looked for in the working directory, where a user's own networks usually lie. That
     folder is on the import path for this import alone, and last, so that no file in it can replace another module.
 
     Raises:
-        InputError: the module can't be imported, has no such attribute, or the attribute isn't an `nn.Module` class.
+        InputError: the module can't be imported or has no such attribute.
     """
-    module_name, _, class_name = path.partition(":") if ":" in path else path.rpartition(".")
+    module_name, _, name = path.partition(":") if ":" in path else path.rpartition(".")
     try:
         with _last_on_path(str(Path.cwd())):
             module = importlib.import_module(module_name)
     except (ImportError, ValueError) as error:
         raise InputError(f"{kind} {path!r}: can't import module {module_name!r}: {error}") from error
-    found = getattr(module, class_name, None)
+    found = getattr(module, name, None)
     if found is None:
-        raise InputError(f"{kind} {path!r}: module {module_name!r} has no {class_name!r}")
+        raise InputError(f"{kind} {path!r}: module {module_name!r} has no {name!r}")
+    return found
+
+
+def import_module_class(kind: str, path: str) -> type[nn.Module]:
+    """Import the `nn.Module` class named by "package.module:ClassName" or "package.module.ClassName".
+
+    Raises:
+        InputError: as `import_attribute`, or the attribute isn't an `nn.Module` class.
+    """
+    found = import_attribute(kind, path)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise InputError(f"{kind} {path!r}: {class_name!r} isn't a torch.nn.Module class")
+        name = path.replace(":", ".").rpartition(".")[2]
+        raise InputError(f"{kind} {path!r}: {name!r} isn't a torch.nn.Module class")
     return found
 
 

@@ -1,0 +1,178 @@
+"""`lidnet-fast assess`: denoisers measured side by side, as a radiology physicist would."""
+
+import io
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lidnet_fast.assessment.arms import LOW_DOSE, Arm, low_dose_arm, model_arms
+from lidnet_fast.assessment.cases import Case, phantom_cases, store_cases
+from lidnet_fast.assessment.lesions import LesionAssessment, LesionResults
+from lidnet_fast.assessment.options import AssessOptions
+from lidnet_fast.assessment.results import build_report, mean_auc, print_results
+from lidnet_fast.assessment.uniform import OBSERVERS, UniformPhantom
+from lidnet_fast.data.simulation.dose import DoseSimulation
+from lidnet_fast.data.store.reader import Store
+from lidnet_fast.device import Device, Precision
+from lidnet_fast.errors import InputError
+from lidnet_fast.files import write_bytes, write_text
+from lidnet_fast.metrics.observers import equal_detectability_dose
+from lidnet_fast.progress import progress
+from lidnet_fast.report.page import write_report
+from lidnet_fast.runtime import machine_facts
+
+RESULTS, SPECTRA, REPORT = "assess.json", "noise_power.npz", "assess.html"
+
+_BEYOND = 4.0
+"""The low dose itself is measured at doses so many times lower and higher than those that are denoised."""
+
+Results = dict[str, Any]
+
+
+def assess(
+    models: Sequence[str],
+    out: Path,
+    options: AssessOptions,
+    *,
+    store: Path | str | None = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    trust_code: bool = False,
+) -> Results:
+    """Measure denoisers; write `assess.json`, `noise_power.npz` and `assess.html`, and print a table.
+
+    Args:
+        models: see `model_arms`; at least one.
+        out: gets the results.
+        options: what is measured.
+        store: whose slices are the backgrounds of lesions; by default chest phantoms.
+        device: where networks run.
+        precision: their arithmetic.
+        trust_code: import the classes that model files name.
+
+    Returns:
+        What `assess.json` holds.
+
+    Raises:
+        InputError: a model, an option or the store can't be used.
+    """
+    if not models:
+        raise InputError("assess needs at least one --model")
+    opened = None if store is None else Store(store)
+    if opened is not None:
+        options = _of_store(options, opened)
+    arms = [low_dose_arm(), *model_arms(models, device=device, precision=precision, trust_code=trust_code)]
+    phantom = UniformPhantom(options)
+    cases = list(phantom_cases(options) if opened is None else store_cases(opened, options))
+    # A store's images are the scan of dose 1: there is no noise to add.
+    doses = [dose for dose in options.doses if opened is None or dose < 1]
+    if cases and not doses:
+        raise InputError("doses: at 1, a store's images stay as they are. To fix: give a dose below 1")
+    lesions = {
+        dose: LesionAssessment(options, arms, options.simulation(dose, noisy=opened is not None)) for dose in doses
+    }
+    extra = (min(options.doses) / _BEYOND, max(options.doses) * _BEYOND)
+    uniform: dict[float, dict[str, Results]] = {}
+    steps = _steps(phantom, arms, [*options.doses, *extra], len(options.doses), uniform, lesions, cases)
+    for _ in progress(steps, "assessing", total=phantom.batches * (len(options.doses) + 2) + len(cases) * len(doses)):
+        pass
+    spectra = {
+        f"{name}, dose {dose:g}": results["noise"].pop("power_2d")
+        for dose, of_dose in uniform.items()
+        for name, results in of_dose.items()
+    }
+    found: dict[float, LesionResults] = {dose: one.results() for dose, one in lesions.items()} if cases else {}
+    content: Results = {
+        "options": options.record(),
+        "backgrounds": "chest phantoms" if opened is None else opened.path,
+        "arms": {arm.name: arm.source for arm in arms},
+        "doses": list(options.doses),
+        "uniform": {
+            arm.name: {f"{d:g}": uniform[d][arm.name] for d in sorted(uniform) if arm.name in uniform[d]}
+            for arm in arms
+        },
+        "equal_detectability_dose": {arm.name: _equal_doses(arm.name, uniform, options) for arm in arms[1:]},
+        "lesions": {arm.name: {f"{dose:g}": one.arms[arm.name] for dose, one in found.items()} for arm in arms},
+        "machine": machine_facts(),
+    }
+    content = _plain(content)
+    shown = found[min(found)] if found else None
+    write_text(out / RESULTS, json.dumps(content, indent=1))
+    with io.BytesIO() as buffer:
+        np.savez_compressed(buffer, **spectra)
+        write_bytes(out / SPECTRA, buffer.getvalue())
+    write_report(out / REPORT, build_report(content, shown))
+    print_results(content)
+    return content
+
+
+def _of_store(options: AssessOptions, store: Store) -> AssessOptions:
+    """Options with the scanner of a store that simulates its low dose, where the user names no other."""
+    if store.simulation is None:
+        return options
+    own = DoseSimulation.from_dict(store.simulation)
+    return replace(
+        options,
+        photons=own.photons if options.photons is None else options.photons,
+        electronic_noise=own.electronic_noise if options.electronic_noise is None else options.electronic_noise,
+    )
+
+
+def _steps(
+    phantom: UniformPhantom,
+    arms: Sequence[Arm],
+    doses: Sequence[float],
+    denoised: int,
+    uniform: dict[float, dict[str, Results]],
+    lesions: dict[float, LesionAssessment],
+    cases: Sequence[Case],
+) -> Iterator[None]:
+    """Everything that takes time; the first `denoised` doses are denoised, at the others the low dose is measured."""
+    for stream, dose in enumerate(doses):
+        uniform[dose] = {}
+        yield from phantom.measure(arms if stream < denoised else arms[:1], dose, stream, uniform[dose])
+    for assessment in lesions.values():
+        yield from assessment.measure(cases)
+
+
+def _equal_doses(arm: str, uniform: dict[float, dict[str, Results]], options: AssessOptions) -> Results:
+    """Dose -> the dose of undenoised images with the arm's detectability: over all signals, and of each."""
+    measured = sorted(uniform)
+    values: Results = {}
+    for dose in options.doses:
+        values[f"{dose:g}"] = {
+            observer: equal_detectability_dose(
+                measured,
+                [mean_auc(uniform[d][LOW_DOSE], observer) for d in measured],
+                mean_auc(uniform[dose][arm], observer),
+            )
+            for observer in OBSERVERS
+        }
+        values[f"{dose:g}"]["signals"] = [
+            {
+                **{key: row[key] for key in ("diameter_mm", "contrast_hu", "observer")},
+                "dose": equal_detectability_dose(
+                    measured,
+                    [uniform[d][LOW_DOSE]["detectability"][number]["dprime"][0] for d in measured],
+                    row["dprime"][0],
+                ),
+            }
+            for number, row in enumerate(uniform[dose][arm]["detectability"])
+        ]
+    return values
+
+
+def _plain(value: Any) -> Any:
+    """JSON-able values; what isn't finite is null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return value
