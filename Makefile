@@ -11,7 +11,7 @@ SOURCES := pyproject.toml setup.py $(wildcard csrc/*.h csrc/cpu/* csrc/cuda/*)
 # One process per core, with one thread each.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
-.PHONY: demo test test-all check bench wheel versions clean
+.PHONY: demo test test-all check bench docs wheel versions clean
 
 demo: $(VENV)/.train
 	$(BIN)/lidnet-fast demo $(ARGS)
@@ -29,6 +29,10 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The pages of docs/ and the reference made from docstrings, in build/docs.
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --quiet
 
 # One wheel for every Python, torch and glibc since 2.28, in dist/.
 wheel: $(VENV)/.dev
@@ -50,6 +54,10 @@ $(VENV)/.dev: $(SOURCES) | $(BIN)/python
 	$(BIN)/pip install --quiet $(BUILD) $(NVCC)
 	$(BIN)/pip install --quiet --no-build-isolation --editable '.[dev]'
 	touch $@ $(VENV)/.train
+
+$(VENV)/.docs: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --group docs
+	touch $@
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,6 +1,7 @@
 """Every command and Python example of README.md and docs/ runs as it stands, or says here why not."""
 
 import csv
+import pydoc
 import re
 import shlex
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from PIL import Image
 
+import lidnet_fast.extractors
 from lidnet_fast.cli import COMMANDS, main
 from lidnet_fast.data.prepare.splits import split_of
 from lidnet_fast.data.store.index import SeriesInfo
@@ -239,6 +241,37 @@ def test_your_own_loop(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("0 {'mse': 0.0")
     assert (tmp_path / "denoiser.pt").exists()
+
+
+def test_links_lead_to_files():
+    for document in [*DOCUMENTS, ROOT / "CONTRIBUTING.md"]:
+        for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_the_reference_has_the_public_names():
+    listed = re.findall(r"^::: (lidnet_fast[\w.]+)$", (ROOT / "docs" / "reference.md").read_text(), re.M)
+    found = [pydoc.locate(name) for name in listed]
+    assert None not in found
+    for module in (lidnet_fast, lidnet_fast.extractors):
+        assert not [name for name in module.__all__ if getattr(module, name) not in found]
+
+
+def test_help_begins_with_a_table_of_the_names():
+    named = re.findall(r"\w+", " ".join(re.findall(r"^    (\S.*?)  ", lidnet_fast.__doc__, re.M)))
+    assert sorted(named) == sorted(lidnet_fast.__all__)
+
+
+@pytest.mark.slow
+def test_the_reference_builds(tmp_path):
+    for builder in ("mkdocs", "mkdocstrings"):
+        pytest.importorskip(builder, reason=f"{builder} isn't installed: pip install --group docs")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    page = (tmp_path / "reference.html").read_text()
+    assert not [name for name in lidnet_fast.__all__ if f'id="lidnet_fast.{name}"' not in page]
+    assert ":::" not in page
 
 
 def test_the_readme_matches_torchvision():
