@@ -354,6 +354,8 @@ def denoise(arguments: Sequence[str]) -> None:
     add("--blend", type=float, default=1.0, help="share of the denoised image in the result, from 0 to 1")
     add("--follow-links", action="store_true", help="follow links in IN to outside of it, too")
     add("--reformats", action="store_true", help="take coronal and sagittal sections and projections, too")
+    help_outside = "what becomes of series that lie outside of what the model was trained on"
+    add("--outside", choices=["warn", "refuse", "accept"], default="warn", help=help_outside)
     add("--trust-code", action="store_true", help="import the denoiser's class that the model file names")
     options = vars(_parse(parser, arguments))
     _prepare_process()

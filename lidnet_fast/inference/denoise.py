@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import groupby, repeat
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 
@@ -26,19 +26,24 @@ from lidnet_fast.data.formats.itk.files import is_volume
 from lidnet_fast.data.formats.itk.series import VolumeSeries
 from lidnet_fast.device import Device, Precision, choose_device
 from lidnet_fast.errors import InputError
-from lidnet_fast.files import as_private_as, is_temporary, lock, move_whole, own_folder, remove_temporary, write_text
+from lidnet_fast.files import as_private_as, is_temporary, lock, move_whole, own_folder, remove_temporary
+from lidnet_fast.inference.acquisition import acquisition_of_series, acquisition_of_volume
+from lidnet_fast.inference.manifest import MANIFEST, Manifest
 from lidnet_fast.inference.slices import SliceDenoiser
 from lidnet_fast.inference.sources import find
 from lidnet_fast.inference.volumes import check_free, rounded_hu, write_volume
+from lidnet_fast.models.envelope import Acquisition
 from lidnet_fast.models.files import load_denoiser
 from lidnet_fast.progress import progress
 
-MANIFEST = "denoise.json"
+Outside = Literal["warn", "refuse", "accept"]
+"""What becomes of a series that lies outside of what the model was trained on."""
+
+_OUTSIDE = "lies outside of what the model was trained on"
 _LOCK = ".lock"
 _OURS = {(MANIFEST,), (_LOCK,)}
 # What the system says of one path, and not of all of them.
 _OF_ONE_PATH = {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
-_FORMAT = "lidnet_fast-denoised"
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -55,6 +60,9 @@ class DenoiseSummary:
         denoised: series and volumes that this call denoised.
         slices: how many slices it denoised.
         already: series and volumes that were there.
+        outside: series or volume -> where it lies outside of what the model was trained on; None where that is
+            unknown, as with an older model file.
+        warned: whether to say so.
     """
 
     out: Path
@@ -63,12 +71,24 @@ class DenoiseSummary:
     denoised: int = 0
     slices: int = 0
     already: int = 0
+    outside: dict[str, list[str]] | None = field(default_factory=dict)
+    warned: bool = True
 
     def lines(self) -> list[str]:
         """Return the summary as lines of text."""
         already = f", {self.already} were there already" if self.already else ""
         lines = [f"{self.out}: {self.denoised} series ({self.slices} slices) denoised{already}"]
-        return lines + ([f"  skipped: {counted(self.skipped)}"] if self.skipped else [])
+        lines += [f"  skipped: {counted(self.skipped)}"] if self.skipped else []
+        if self.outside is None:
+            lines.append(
+                "  warning: its file doesn't say what the model was trained on, so no series was compared with it"
+            )
+            return lines
+        return lines + [f"  warning: {_outside(*item)}" for item in self.outside.items() if self.warned]
+
+
+def _outside(name: str, where: Sequence[str]) -> str:
+    return f"{name}: {_OUTSIDE}: {'; '.join(where)}"
 
 
 def denoise(
@@ -83,6 +103,7 @@ def denoise(
     blend: float = 1.0,
     follow_links: bool = False,
     reformats: bool = False,
+    outside: Outside = "warn",
     trust_code: bool = False,
 ) -> DenoiseSummary:
     """Denoise every CT series below a folder, slice by slice; see docs/denoise.md.
@@ -100,12 +121,16 @@ def denoise(
         blend: see `SliceDenoiser`.
         follow_links: follow links in the source to wherever they lead; by default to inside the source only.
         reformats: take reformats (coronal and sagittal sections, projections), which are skipped otherwise.
+        outside: what becomes of a series that lies outside of what the model was trained on: "warn" denoises it and
+            says so, "accept" denoises it, "refuse" doesn't. Results and `denoise.json` say so in any case.
         trust_code: import the class that the model file names by import path.
 
     Raises:
         InputError: something of this can't be used. What is wrong with a single series doesn't stop the others, and is
             among the summary's `failures`.
     """
+    if outside not in get_args(Outside):
+        raise InputError(f"outside must be one of {', '.join(get_args(Outside))}, got {outside!r}")
     source, out = Path(source), Path(out)
     file = _model_file(Path(model))
     denoiser = SliceDenoiser(
@@ -130,10 +155,10 @@ def denoise(
     try:
         with ExitStack() as held:
             held.enter_context(as_private_as([source, *files]))
-            created = datetime.now() if one_volume else _claim(out, settings)
+            manifest = None if one_volume else Manifest(out, settings, measured=denoiser.envelope is not None)
             if not one_volume:
                 held.enter_context(_locked(out))
-            derivation = _derivation(file, settings, created)
+            derivation = _derivation(file, settings, manifest.created if manifest else datetime.now())
             base = source if source.is_dir() else source.parent
             targets: dict[Path, DicomSeries | VolumeSeries] = {}
             for one in found.series:
@@ -145,7 +170,14 @@ def denoise(
                     targets[out / inside / derivation.uid("series", one.uid)] = one
                 else:
                     targets[out if one_volume else out / inside] = one
-            worker = _Worker(denoiser, derivation, DenoiseSummary(out, found.skipped, failures))
+            summary = DenoiseSummary(
+                out,
+                found.skipped,
+                failures,
+                outside=None if denoiser.envelope is None else {},
+                warned=outside == "warn",
+            )
+            worker = _Worker(denoiser, derivation, summary, manifest, refusing=outside == "refuse")
             total = sum(one.shape[0] if isinstance(one, VolumeSeries) else len(one.files) for one in found.series)
             with without_pydicom_warnings():
                 for _ in progress(worker.run(targets), "denoising", total=total):
@@ -154,14 +186,23 @@ def denoise(
                 remove_temporary(out)
     except OSError as error:
         raise InputError(f"{error.filename or out}: can't be written: {error.strerror or error}") from error
-    return worker.summary
+    return summary
 
 
 class _Worker:
     """Denoises series and volumes one after the other; reading, computing and writing overlap."""
 
-    def __init__(self, denoiser: SliceDenoiser, derivation: Derivation, summary: DenoiseSummary) -> None:
+    def __init__(
+        self,
+        denoiser: SliceDenoiser,
+        derivation: Derivation,
+        summary: DenoiseSummary,
+        manifest: Manifest | None,
+        *,
+        refusing: bool,
+    ) -> None:
         self.denoiser, self.derivation, self.summary = denoiser, derivation, summary
+        self.manifest, self.refusing = manifest, refusing
 
     def run(self, targets: Mapping[Path, DicomSeries | VolumeSeries]) -> Iterator[None]:
         """Make each target; yields for each slice, or each file of multi-frame CT."""
@@ -179,7 +220,38 @@ class _Worker:
                         raise
                     self.summary.failures.append(f"{error.filename or target}: can't be written: {error.strerror}")
 
+    def _outside(self, name: str, acquisition: Callable[[], Acquisition]) -> list[str]:
+        """Where a series lies outside of what the model was trained on.
+
+        Raises:
+            InputError: it lies outside, and is to be refused.
+        """
+        envelope = self.denoiser.envelope
+        where = [] if envelope is None else envelope.outside(acquisition())
+        if where and self.refusing:
+            raise InputError(f"{_outside(name, where)}. To fix: --outside warn denoises it all the same")
+        return where
+
+    def _derivation(self, where: Sequence[str]) -> Derivation:
+        said = f"; it {_OUTSIDE}: {', '.join(where)}" if where else ""
+        return replace(self.derivation, description=f"{self.derivation.description}{said}")
+
+    def _note(self, name: str, target: Path, where: list[str]) -> None:
+        if self.manifest is not None:
+            self.manifest.note(target, where)
+        self._say(name, where)
+
+    def _already(self, name: str, target: Path) -> None:
+        self.summary.already += 1
+        if self.manifest is not None:
+            self._say(name, self.manifest.noted(target))
+
+    def _say(self, name: str, where: list[str]) -> None:
+        if self.summary.outside is not None and where:
+            self.summary.outside[name] = where
+
     def _series(self, series: DicomSeries, target: Path, pool: ThreadPoolExecutor) -> Iterator[None]:
+        name = f"series {series.uid} in {series.folder}"
         if target.exists():
             there = sum(file.is_file() for file in target.rglob("*"))
             if there != len(series.files):
@@ -187,21 +259,25 @@ class _Worker:
                     f"{target}: holds {there} files, but series {series.uid} has {len(series.files)}; "
                     "remove the folder to denoise the series again"
                 )
-            self.summary.already += 1
+            self._already(name, target)
             yield from repeat(None, there)
             return
+        where = self._outside(name, lambda: acquisition_of_series(series, pool))
         folder, slices_before = own_folder(target.with_name(f".{target.name}.part")), self.summary.slices
         remove_temporary(folder)
         try:
-            yield from self._fill(folder, series, pool)
+            yield from self._fill(folder, series, self._derivation(where), pool)
         except InputError:
             self.summary.slices = slices_before
             shutil.rmtree(folder, ignore_errors=True)
             raise
+        self._note(name, target, where)
         move_whole(folder, target)
         self.summary.denoised += 1
 
-    def _fill(self, folder: Path, series: DicomSeries, pool: ThreadPoolExecutor) -> Iterator[None]:
+    def _fill(
+        self, folder: Path, series: DicomSeries, derivation: Derivation, pool: ThreadPoolExecutor
+    ) -> Iterator[None]:
         """Denoise what isn't in the folder yet, in the batches of an uninterrupted call."""
         outputs = {file: folder / file.relative_to(series.folder) for file in series.files}
         files = list(outputs)
@@ -216,7 +292,7 @@ class _Worker:
                 if writing is not None:
                     writing.result()
                 paths = [outputs[image.path] for image in images]
-                writing = pool.submit(self._write, images, denoised, paths)
+                writing = pool.submit(_write, images, denoised, derivation, paths)
                 self.summary.slices += sum(map(len, denoised))
                 yield from repeat(None, len(images))
         finally:
@@ -238,17 +314,15 @@ class _Worker:
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
 
-    def _write(self, images: Sequence[CTImage], denoised: Sequence[np.ndarray], paths: Sequence[Path]) -> None:
-        for image, hu, path in zip(images, denoised, paths, strict=True):
-            write_derived(image, hu, self.derivation, path)
-
     def _volume(self, volume: VolumeSeries, target: Path) -> Iterator[None]:
+        name = str(volume.header.path)
         if target.exists():
-            self.summary.already += 1
+            self._already(name, target)
             yield from repeat(None, volume.shape[0])
             return
         check_free(target)
         slices = volume.read_hu()
+        where = self._outside(name, lambda: acquisition_of_volume(volume, slices))
         result = np.empty(slices.shape, np.int16)
         size = self.denoiser.batch_size
         for start in range(0, len(slices), size):
@@ -256,13 +330,21 @@ class _Worker:
             hu = self._checked(np.maximum(original, LOWEST_HU), volume.header.path)
             result[start : start + size] = rounded_hu(hu, original)
             yield from repeat(None, len(original))
-        write_volume(target, result, volume, self.derivation.description)
+        self._note(name, target, where)
+        write_volume(target, result, volume, self._derivation(where).description)
         self.summary.denoised += 1
         self.summary.slices += len(result)
 
 
 def _read(paths: Sequence[Path]) -> list[CTImage]:
     return [read_image(path) for path in paths]
+
+
+def _write(
+    images: Sequence[CTImage], denoised: Sequence[np.ndarray], derivation: Derivation, paths: Sequence[Path]
+) -> None:
+    for image, hu, path in zip(images, denoised, paths, strict=True):
+        write_derived(image, hu, derivation, path)
 
 
 def _one_ahead(function: Callable[[T], R], items: Iterable[T], pool: Executor) -> Iterator[R]:
@@ -309,25 +391,3 @@ def _locked(out: Path) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         taken.release()
-
-
-def _claim(out: Path, settings: Mapping[str, Any]) -> datetime:
-    """Make a folder one of these settings, or check that it is; returns when it became one."""
-    path = out / MANIFEST
-    if path.exists():
-        try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            theirs = {name: manifest[name] for name in ("format", *settings)}
-            created = datetime.fromisoformat(manifest["created"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: isn't the record of a folder of denoised images") from error
-        for name, mine in {"format": _FORMAT, **settings}.items():
-            if theirs[name] != mine:
-                raise InputError(f"{out}: holds images of {name} {theirs[name]}, not {mine}; choose another folder")
-        return created
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: isn't empty and holds no denoised images; choose another folder")
-    created = datetime.now().replace(microsecond=0)
-    record = {"format": _FORMAT, "version": 1, "software": __version__, "created": created.isoformat(), **settings}
-    write_text(path, json.dumps(record, indent=2))
-    return created

@@ -35,6 +35,7 @@ class SliceDenoiser:
     Attributes:
         precision: "float32" or "bfloat16".
         batch_size: most slices at a time.
+        envelope: what the denoiser was trained on; None where that is unknown.
 
     Raises:
         InputError: an argument that can't work.
@@ -56,7 +57,7 @@ class SliceDenoiser:
         if not 0 <= blend <= 1:
             raise InputError(f"blend must lie in [0, 1], got {blend}")
         on_cpu = device.type == "cpu"
-        self.device, self.tile, self.blend = device, tile, blend
+        self.device, self.tile, self.blend, self.envelope = device, tile, blend, denoiser.envelope
         self.precision = choose_precision(precision, device)
         self.batch_size = batch_size or (1 if on_cpu else 8)
         self._memory = _CPU_MEMORY if on_cpu else int(_CUDA_SHARE * torch.cuda.mem_get_info(device)[0])

@@ -1,6 +1,5 @@
 """A denoiser for users: HU in, HU out."""
 
-import torch
 from torch import Tensor, nn
 
 from lidnet_fast.models.envelope import Envelope
@@ -37,6 +36,4 @@ class HUDenoiser(nn.Module):
         """
         if hu.dim() != 4 or hu.shape[1] != 1:
             raise ValueError(f"hu must be [N,1,H,W], got {list(hu.shape)}")
-        hu = hu.float()
-        denoised = self.window.unscale(self.window.denoise(self.network, hu).float())
-        return torch.where(self.window.is_denoised(hu), denoised, hu)  # unchanged to the bit, whatever the precision
+        return self.window.denoise(self.network, hu)

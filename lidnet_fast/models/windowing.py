@@ -49,17 +49,19 @@ class HUWindow:
     def denoise(self, network: nn.Module, hu: Tensor) -> Tensor:
         """Denoise images so that metal changes nothing around it by more than the range's end would.
 
-        The network sees values beyond `denoised_range` as the range's end; they themselves pass unchanged.
+        The network sees values beyond `denoised_range` as the range's end; they themselves pass unchanged, to the bit
+        in whatever precision the network computes.
 
         Args:
             network: windowed [N,1,H,W] -> windowed [N,1,H,W].
             hu: low-dose images [N,1,H,W], HU.
 
         Returns:
-            Windowed denoised images [N,1,H,W], in the dtype that the network returns.
+            Denoised images [N,1,H,W], HU, float32.
         """
-        denoised = network(self.scale(hu.clamp(*self.denoised_range)))
-        return torch.where(self.is_denoised(hu), denoised, self.scale(hu).to(denoised.dtype))
+        hu = hu.float()
+        denoised = self.unscale(network(self.scale(hu.clamp(*self.denoised_range))).float())
+        return torch.where(self.is_denoised(hu), denoised, hu)
 
     @property
     def width(self) -> float:

@@ -73,9 +73,13 @@ class DenoisingPhase(Phase):
         """The denoiser."""
         return [self.denoiser]
 
+    def windowed(self, denoiser: nn.Module, batch: Batch) -> Tensor:
+        """The images that a denoiser makes of a batch, windowed."""
+        return self.window.scale(self.window.denoise(denoiser, batch["low_dose"]))
+
     def denoise(self, batch: Batch) -> Tensor:
         """The denoised images of the network in training, windowed."""
-        denoised = self.window.denoise(self.denoiser, batch["low_dose"])
+        denoised = self.windowed(self.denoiser, batch)
         self.clock.lap("denoiser")
         return denoised
 
@@ -115,7 +119,7 @@ class DenoiserPhase(DenoisingPhase):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Image quality."""
-        self.validate_images(self.window.denoise(self.validated_denoiser(), batch["low_dose"]), batch)
+        self.validate_images(self.windowed(self.validated_denoiser(), batch), batch)
 
     def configure_optimizers(self) -> Any:
         """AdamW with the cosine schedule."""
@@ -220,7 +224,7 @@ class CollaboratePhase(DenoisingPhase):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Image quality, and the detector's AP on the denoised images."""
-        denoised = self.window.denoise(self.validated_denoiser(), batch["low_dose"])
+        denoised = self.windowed(self.validated_denoiser(), batch)
         self.validate_images(denoised, batch)
         self.validate_detections(self.detector, denoised, batch)
 

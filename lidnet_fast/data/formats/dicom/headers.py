@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -307,28 +308,42 @@ def _ct_slice(header: pydicom.Dataset, image: ImageHeader, frame: int | None) ->
         acquisition=optional_number(
             header, "AcquisitionNumber" if "AcquisitionNumber" in header else "FrameAcquisitionNumber"
         ),
-        kernel=kernel_name(header),
-        body_part=body_part(header),
+        kernel=_kernel(header),
+        body_part=_body_part(header),
         geometry=Geometry(
             shape=(1, rows, columns),
-            spacing=(slice_thickness(header) or 0.0, y_spacing, x_spacing),
+            spacing=(_thickness(header) or 0.0, y_spacing, x_spacing),
             origin=(x, y, z),
             orientation=tuple(orientation.ravel().tolist()),
         ),
     )
 
 
-def slice_thickness(header: pydicom.Dataset) -> float | None:
+def _thickness(header: pydicom.Dataset) -> float | None:
     """In mm; None where it isn't known."""
     thickness = optional_number(header, "SliceThickness")
     return thickness if thickness is not None and thickness > 0 else None
 
 
-def kernel_name(header: pydicom.Dataset) -> str:
+def _kernel(header: pydicom.Dataset) -> str:
     """The name of the reconstruction kernel, or empty; Siemens' iterative ones have a second value (I30f, 3)."""
     return "\\".join(part.strip() for part in texts(header, "ConvolutionKernel"))
 
 
-def body_part(header: pydicom.Dataset) -> str:
+def _body_part(header: pydicom.Dataset) -> str:
     """The body part as DICOM spells it (CHEST), or empty."""
     return str(header.get("BodyPartExamined") or "").strip().upper()
+
+
+def acquired_with(slices: Sequence[SliceHeader]) -> dict[str, Any]:
+    """Slice thickness (the median), kernel and body part of a series, by the names that `Series` has for them.
+
+    What isn't known, or in which slices differ by name, is None or empty.
+    """
+    thicknesses = [part.geometry.spacing[0] for part in slices if part.geometry.spacing[0] > 0]
+    kernels, body_parts = {part.kernel for part in slices}, {part.body_part for part in slices}
+    return {
+        "slice_thickness": float(np.median(thicknesses)) if thicknesses else None,
+        "kernel": kernels.pop() if len(kernels) == 1 else "",
+        "body_part": body_parts.pop() if len(body_parts) == 1 else "",
+    }

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from lidnet_fast.data.formats.dicom.headers import SliceHeader
+from lidnet_fast.data.formats.dicom.headers import SliceHeader, acquired_with
 from lidnet_fast.data.formats.dicom.images import SAME_POSITION, DicomSeries, find_images
 from lidnet_fast.data.formats.dicom.pixels import decode
 from lidnet_fast.data.formats.find import Found, files_below
@@ -124,7 +124,6 @@ def _assemble(found: DicomSeries, accept: Accept) -> CTSeries:
             f"{normal @ other.geometry.origin:g} mm: {one.path} and {other.path}"
         )
     thickness, y_spacing, x_spacing = first.geometry.spacing
-    thicknesses = [part.geometry.spacing[0] for part in slices if part.geometry.spacing[0] > 0]
     series = CTSeries(
         series_uid=found.uid,
         patient_id=found.images[0].patient_id,
@@ -136,9 +135,7 @@ def _assemble(found: DicomSeries, accept: Accept) -> CTSeries:
         shape=(len(slices), *first.geometry.shape[1:]),
         spacing=(float(np.median(gaps)) if len(gaps) else thickness, y_spacing, x_spacing),
         orientation=first.geometry.orientation,
-        slice_thickness=float(np.median(thicknesses)) if thicknesses else None,
-        kernel=_only({part.kernel for part in slices}),
-        body_part=_only({part.body_part for part in slices}),
+        **acquired_with(slices),
     )
     if len(series.frames) not in (0, len(slices)):
         raise InputError(f"series {found.uid} in {found.folder}: some of its files are multi-frame, not all")
@@ -164,11 +161,6 @@ def _check_one_pass(uid: str, slices: Sequence[SliceHeader]) -> None:
                 f"series {uid}: slices of different {what} lie among each other, such as {one.path} and {other.path}: "
                 f"several scans under one SeriesInstanceUID. To fix: give each a SeriesInstanceUID of its own"
             )
-
-
-def _only(names: set[str]) -> str:
-    """The name that all slices have, or empty."""
-    return next(iter(names)) if len(names) == 1 else ""
 
 
 def _check_complete(series: CTSeries, thicknesses: Sequence[float]) -> None:
