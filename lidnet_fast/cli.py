@@ -171,6 +171,12 @@ def _add_device(parser, precision):  # type: ignore[no-untyped-def]
     add("--precision", choices=get_args(Precision), default=precision, help="auto: bfloat16 where hardware has it")
 
 
+def _add_pseudonymise(parser):  # type: ignore[no-untyped-def]
+    add = parser.add_argument
+    add("--pseudonymise", metavar="KEYFILE", default=None, help="ids of patients and series become keyed hashes")
+    add("--pseudonym-table", metavar="FILE", default=None, help="CSV file to be written: which of them stand for whom")
+
+
 def _prepare_process() -> None:
     """What every long command does first."""
     from lidnet_fast.runtime import keep_freed_memory
@@ -298,6 +304,7 @@ def export(arguments: Sequence[str]) -> None:
     add("--split", choices=["train", "val", "test"], default="test", help="whose series")
     add("--format", choices=["nifti", "dicom"], default="nifti", help="of the images")
     add("--seed", type=int, default=0, help="of the noise, where the low dose is simulated")
+    _add_pseudonymise(parser)
     options = vars(_parse(parser, arguments))
     from lidnet_fast.evaluation.export import export as export_split
 
@@ -329,6 +336,7 @@ def prepare(arguments: Sequence[str]) -> None:
     )
     add("--follow-links", action="store_true", help="follow links in the sources to outside of them, too")
     add("--reformats", action="store_true", help="take coronal and sagittal sections and projections, too")
+    _add_pseudonymise(parser)
     add("--strict", action="store_true", help="stop at the first series that can't be used instead of leaving it out")
     add("--report", default=None, help="CSV file to be written: what was rejected and why")
     add("--format", default="blosc2", choices=["blosc2", "zarr"], help="of the volumes; zarr for object storage")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lidnet_fast.data.pseudonyms import chosen_pseudonyms, write_table
 from lidnet_fast.data.simulation.dose import DoseSimulation, sample_generator, simulate_low_dose
 from lidnet_fast.data.store.index import SeriesInfo
 from lidnet_fast.data.store.reader import Store, index_files
@@ -19,7 +20,16 @@ from lidnet_fast.files import as_private_as, make_folder, whole_path
 from lidnet_fast.progress import progress
 
 
-def export(store: str | Path, out: Path, split: str = "test", format: str = "nifti", seed: int = 0) -> list[str]:
+def export(
+    store: str | Path,
+    out: Path,
+    split: str = "test",
+    format: str = "nifti",
+    seed: int = 0,
+    *,
+    pseudonymise: str | Path | None = None,
+    pseudonym_table: str | Path | None = None,
+) -> list[str]:
     """Write `low_dose/` and `normal_dose/`, one file or folder per series, and `store/` with the same pairs and boxes.
 
     Where the store simulates its low dose, the noise of a slice is a pure function of the seed, the series' place in
@@ -32,6 +42,9 @@ def export(store: str | Path, out: Path, split: str = "test", format: str = "nif
         split: whose series.
         format: "nifti" (`<series_uid>.nii.gz`) or "dicom" (a folder per series); see `file_names`.
         seed: of simulated noise.
+        pseudonymise: file with a secret key; names, headers and the new store have pseudonyms of patients and series.
+            A store that was prepared with the same key has them already.
+        pseudonym_table: CSV file to be written: which pseudonym stands for whom.
 
     Returns:
         What was written, as lines of text.
@@ -41,7 +54,12 @@ def export(store: str | Path, out: Path, split: str = "test", format: str = "nif
     """
     if out.exists():
         raise InputError(f"{out}: exists already; an export goes to a new folder")
+    pseudonyms = chosen_pseudonyms(pseudonymise, pseudonym_table)
     source = Store(store)
+    if pseudonyms is not None and source.pseudonyms == pseudonyms.fingerprint:
+        if pseudonym_table is not None:
+            raise InputError(f"{store}: has the pseudonyms of this key already, and not what they stand for")
+        pseudonyms = None
     chosen = [index for index, info in enumerate(source.series) if info.split == split]
     if not chosen:
         raise InputError(f"{store}: the {split} split has no series")
@@ -49,19 +67,25 @@ def export(store: str | Path, out: Path, split: str = "test", format: str = "nif
         for index in chosen:
             if not source.series[index].has_low_dose:
                 raise InputError(f"{store}: series {source.series[index].series_uid} has no low dose to export")
-    names = file_names([source.series[index].series_uid for index in chosen])
+    infos = {index: source.series[index] for index in chosen}
+    split_record = source.split
+    if pseudonyms is not None:
+        infos = {index: pseudonyms.info(info) for index, info in infos.items()}
+        infos = dict(sorted(infos.items(), key=lambda item: item[1].series_uid))  # nor does their order tell who is who
+        split_record = pseudonyms.split(split_record)
+    names = file_names([info.series_uid for info in infos.values()])
     write = _WRITERS[format]
     with (
         as_private_as(index_files(store)),
         whole_path(out) as work,
         StoreWriter(
             work / "store",
-            split={"by": "export", "of": source.split},
+            split={"by": "export", "of": split_record},
             inserted_lesions=source.inserted_lesions,
+            pseudonyms=source.pseudonyms if pseudonyms is None else pseudonyms.fingerprint,
         ) as writer,
     ):
-        for index, name in progress(list(zip(chosen, names, strict=True)), "exporting"):
-            info = source.series[index]
+        for (index, info), name in progress(list(zip(infos.items(), names, strict=True)), "exporting"):
             normal = np.stack([source.read(index, z) for z in range(info.shape[0])])
             low = _low_dose(source, index, normal, seed)
             boxes = [(z, *box) for z in range(info.shape[0]) for box in source.boxes(index, z).tolist()]
@@ -69,6 +93,8 @@ def export(store: str | Path, out: Path, split: str = "test", format: str = "nif
             writer.add_series(replace(info, has_low_dose=True), normal, rows, low)
             for kind, volume in (("low_dose", low), ("normal_dose", normal)):
                 write(make_folder(work / kind) / name, volume, info, kind)
+        if pseudonyms is not None and pseudonym_table is not None:
+            write_table(Path(pseudonym_table), pseudonyms, [source.series[index] for index in chosen])
     return [
         f"{out / 'low_dose'}: {len(chosen)} series to denoise",
         f"{out / 'normal_dose'}: the same at normal dose",

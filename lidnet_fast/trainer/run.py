@@ -369,6 +369,9 @@ def _record(config: RunConfig) -> dict[str, Any]:
     """The configuration as a model file keeps it: model files travel, and this machine's paths and URLs don't."""
     record = to_dict(config)
     del record["out"], record["data"]["store"]
+    objective = record["collaborate"]["objective"]
+    if objective["extractor_weights"] is not None:
+        objective["extractor_weights"] = Path(objective["extractor_weights"]).name
     return record
 
 

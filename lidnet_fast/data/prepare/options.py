@@ -7,6 +7,7 @@ from typing import Any
 from lidnet_fast.data.lesions.insertion import Insertion
 from lidnet_fast.data.prepare.report import check_report
 from lidnet_fast.data.prepare.splits import check_fractions
+from lidnet_fast.data.pseudonyms import Pseudonyms, chosen_pseudonyms
 from lidnet_fast.data.simulation.dose import DoseSimulation
 from lidnet_fast.errors import InputError
 
@@ -36,6 +37,8 @@ class PrepareOptions:
         resample: make tilted and unevenly spaced series regular (`lidnet_fast.data.prepare.resample`), not reject them.
         follow_links: follow links in the sources to wherever they lead; by default to inside the sources only.
         reformats: take reformats (coronal and sagittal sections, projections), which are skipped otherwise.
+        pseudonymise: file with a secret key; patients and series get pseudonyms, the same for the same key.
+        pseudonym_table: CSV file to be written: which pseudonym stands for whom.
         strict: refuse at the first series that can't be used, instead of leaving it out.
         report: CSV file for what was rejected and why.
         volume_format: how the store keeps its volumes, "blosc2" or "zarr"; see `StoreWriter`.
@@ -61,6 +64,8 @@ class PrepareOptions:
     resample: bool = False
     follow_links: bool = False
     reformats: bool = False
+    pseudonymise: str | Path | None = None
+    pseudonym_table: str | Path | None = None
     strict: bool = False
     report: str | Path | None = None
     volume_format: str = "blosc2"
@@ -70,12 +75,17 @@ class PrepareOptions:
     def __post_init__(self) -> None:
         self.simulation()
         self.insertion()
+        self.pseudonyms()
         check_fractions(self.val_fraction, self.test_fraction)
         for table, present in ((self.boxes, Path.exists), (self.splits, Path.is_file)):
             if table is not None and not present(Path(table)):
                 raise InputError(f"{table}: there is no such file")
         if self.report is not None:
             check_report(Path(self.report))
+
+    def pseudonyms(self) -> Pseudonyms | None:
+        """What makes the store's ids; None where they are the sources'."""
+        return chosen_pseudonyms(self.pseudonymise, self.pseudonym_table)
 
     def insertion(self) -> Insertion | None:
         """Which lesions are inserted; None where there are none."""

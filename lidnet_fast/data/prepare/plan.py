@@ -22,6 +22,7 @@ from lidnet_fast.data.prepare.report import PrepareSummary, counted_patients, su
 from lidnet_fast.data.prepare.resample import Resampling, resampling
 from lidnet_fast.data.prepare.splits import read_splits, split_of
 from lidnet_fast.data.prepare.writing import Job, write_all
+from lidnet_fast.data.pseudonyms import Pseudonyms, write_table
 from lidnet_fast.data.store.reader import Store
 from lidnet_fast.data.store.writer import StoreWriter
 from lidnet_fast.errors import InputError
@@ -67,12 +68,15 @@ def prepare(sources: Sequence[str | Path], out: str | Path, **options: Any) -> P
         series, resamplings = _resamplings(series, boxes_of, rejections) if chosen.resample else (series, {})
         if not series:
             raise _none_usable(folders, rejections.all, chosen.report)
-        split_of_patient, split_record = _splits(series, chosen)
+        pseudonyms = chosen.pseudonyms()
+        if pseudonyms is not None:  # nor does their order tell who is who
+            series = sorted(series, key=lambda one: pseudonyms.series(one.series_uid))
+        split_of_patient, split_record = _splits(series, chosen, pseudonyms)
         insertion = chosen.insertion()
         jobs = [
             Job(
                 index,
-                one,
+                one if pseudonyms is None else pseudonyms.info(one),
                 split_of_patient[one.patient_id],
                 boxes_of[one.series_uid],
                 pairs.get(one.series_uid),
@@ -88,6 +92,7 @@ def prepare(sources: Sequence[str | Path], out: str | Path, **options: Any) -> P
             simulation=simulation,
             split=split_record,
             inserted_lesions=None if insertion is None else insertion.record(),
+            pseudonyms=None if pseudonyms is None else pseudonyms.fingerprint,
             volume_format=chosen.volume_format,
             key=key,
         ) as writer:
@@ -95,6 +100,8 @@ def prepare(sources: Sequence[str | Path], out: str | Path, **options: Any) -> P
                 raise _none_usable(folders, rejections.all, chosen.report)
             if chosen.report is not None:
                 write_report(Path(chosen.report), rejections.all)
+            if pseudonyms is not None and chosen.pseudonym_table is not None:
+                write_table(Path(chosen.pseudonym_table), pseudonyms, series)
     if insertion is not None:
         warnings.append("its lesions were inserted: none of them is a patient's own")
     return summarise(out, Store(out).index, found.skipped, rejections.all, warnings, _SPLIT_REMEDY[split_record["by"]])
@@ -163,8 +170,10 @@ def _resamplings(
     return rejections.drop(rejected, series), ways
 
 
-def _splits(series: Sequence[Series], options: PrepareOptions) -> tuple[dict[str, str], dict[str, Any]]:
-    """Return the split of every patient, and the record of how it came about."""
+def _splits(
+    series: Sequence[Series], options: PrepareOptions, pseudonyms: Pseudonyms | None
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return the split of every patient, and the record of how it came about; pseudonyms are drawn and recorded."""
     patients = sorted({one.patient_id for one in series})
     if options.splits is not None:
         chosen = read_splits(Path(options.splits), patients)
@@ -176,8 +185,9 @@ def _splits(series: Sequence[Series], options: PrepareOptions) -> tuple[dict[str
                 raise InputError(
                     f"splits: the data set puts patient {one.patient_id} into {own[one.patient_id]} and {one.split}"
                 )
-        draw = {name: getattr(options, name) for name in ("seed", "val_fraction", "test_fraction")}
-        chosen = {patient: split_of(patient, **draw) for patient in patients} | own
+        draw = {option: getattr(options, option) for option in ("seed", "val_fraction", "test_fraction")}
+        name = str if pseudonyms is None else pseudonyms.patient
+        chosen = {patient: split_of(name(patient), **draw) for patient in patients} | own
         record = {"by": "draw", **draw}
         if own:
             record["given"] = own
@@ -185,7 +195,7 @@ def _splits(series: Sequence[Series], options: PrepareOptions) -> tuple[dict[str
         raise InputError(
             f"splits: none of the {counted_patients(len(chosen))} is in the split train; {_SPLIT_REMEDY[record['by']]}"
         )
-    return chosen, record
+    return chosen, record if pseudonyms is None else pseudonyms.split(record)
 
 
 def _digest(value: Any) -> str:

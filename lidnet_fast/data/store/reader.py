@@ -49,6 +49,7 @@ class Store:
         simulation: parameters of the low-dose simulation to be used with this store, or None.
         split: how the patients were split, as `StoreWriter` was told.
         inserted_lesions: how its lesions were made, where they aren't the patients' own (`lidnet_fast.data.lesions`).
+        pseudonyms: fingerprint of the key that made its ids (`lidnet_fast.data.pseudonyms`), or None.
 
     Raises:
         InputError: there is no store at `path`, it is of another version, or its index is damaged.
@@ -60,6 +61,7 @@ class Store:
     simulation: dict[str, Any] | None
     split: dict[str, Any] | None
     inserted_lesions: dict[str, Any] | None
+    pseudonyms: str | None
 
     def __init__(self, path: str | Path):
         self.path = str(path).rstrip("/")
@@ -67,6 +69,7 @@ class Store:
         self.simulation = header.get("simulation")
         self.split = header.get("split")
         self.inserted_lesions = header.get("inserted_lesions")
+        self.pseudonyms = header.get("pseudonyms")
         try:
             self._format = FORMATS[header["volumes"]]
             self.index = Index.load(self._read_file("index.npz"))

@@ -82,6 +82,7 @@ class StoreWriter:
         simulation: parameters of the low-dose simulation to be used with this store (JSON-able), or None.
         split: how the patients were split (JSON-able), for the record.
         inserted_lesions: how the lesions were made that aren't the patients' own (JSON-able), or None.
+        pseudonyms: the `Pseudonyms.fingerprint` of the key that made the ids, or None where they are the sources'.
         volume_format: how the volumes are kept: "blosc2" for a local disk, or "zarr", which can also be read from
             object storage. Either is written to a local folder; copy a finished store of zarr to where it belongs.
         key: whatever distinguishes this store's content from another's (JSON-able), or None to always start again
@@ -104,6 +105,7 @@ class StoreWriter:
         simulation: dict[str, Any] | None = None,
         split: dict[str, Any] | None = None,
         inserted_lesions: dict[str, Any] | None = None,
+        pseudonyms: str | None = None,
         volume_format: str = "blosc2",
         key: Any = None,
     ):
@@ -111,6 +113,7 @@ class StoreWriter:
         self._simulation = simulation
         self._split = split
         self._inserted_lesions = inserted_lesions
+        self._pseudonyms = pseudonyms
         self._format = volume_format
         self._resumes = key is not None
         # A sibling, so that the final rename stays within one file system.
@@ -218,6 +221,7 @@ class StoreWriter:
             "simulation": self._simulation,
             "split": self._split,
             "inserted_lesions": self._inserted_lesions,
+            "pseudonyms": self._pseudonyms,
         }
         write_text(store / "store.json", json.dumps(header, indent=1))
         self._refuse_existing()
