@@ -240,6 +240,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     add("--samples", type=int, default=None, help="held-out samples; by default the run's, or 1000")
     add("--images", type=str, action="append", default=[], metavar="NAME=FOLDER", help="denoised images; repeatable")
     add("--store", type=str, default=None, help="another store than the run's, such as `lidnet-fast export` makes")
+    add("--max-volume-gib", type=float, default=None, help="largest compressed volume, unpacked; docs/datasets.md")
     add("--out", type=str, default=None, help="where results go; by default the run's folder, or runs/comparison")
     _add_device(parser, precision="float32")
     add("--trust-code", action="store_true", help="import a denoiser's class that the run or its files name")
@@ -251,12 +252,14 @@ def evaluate(arguments: Sequence[str]) -> None:
     store = options.store
     images = named_folders(options.images)
     if run is not None:
-        where = {"out": out, "device": options.device, "precision": options.precision}
-        evaluate_run(run, denoiser, options.samples, images=images, store=store, **where, trust_code=options.trust_code)
+        names = ("device", "precision", "trust_code", "max_volume_gib")
+        chosen = {name: getattr(options, name) for name in names}
+        evaluate_run(run, denoiser, options.samples, images=images, store=store, out=out, **chosen)
     elif store is None or not images or denoiser is not None:
         raise InputError("evaluate needs the folder of a run, or --store and --images")
     else:
-        compare_images(store, images, out or Path("runs/comparison"), options.samples, device=options.device)
+        chosen = {name: getattr(options, name) for name in ("device", "max_volume_gib")}
+        compare_images(store, images, out or Path("runs/comparison"), options.samples, **chosen)
 
 
 def assess(arguments: Sequence[str]) -> None:
@@ -337,6 +340,7 @@ def prepare(arguments: Sequence[str]) -> None:
     add("--follow-links", action="store_true", help="follow links in the sources to outside of them, too")
     add("--reformats", action="store_true", help="take coronal and sagittal sections and projections, too")
     _add_pseudonymise(parser)
+    add("--max-volume-gib", type=float, default=None, help="largest compressed volume, unpacked; docs/datasets.md")
     add("--strict", action="store_true", help="stop at the first series that can't be used instead of leaving it out")
     add("--report", default=None, help="CSV file to be written: what was rejected and why")
     add("--format", default="blosc2", choices=["blosc2", "zarr"], help="of the volumes; zarr for object storage")
@@ -364,6 +368,7 @@ def denoise(arguments: Sequence[str]) -> None:
     add("--reformats", action="store_true", help="take coronal and sagittal sections and projections, too")
     help_outside = "what becomes of series that lie outside of what the model was trained on"
     add("--outside", choices=["warn", "refuse", "accept"], default="warn", help=help_outside)
+    add("--max-volume-gib", type=float, default=None, help="largest compressed volume, unpacked; docs/datasets.md")
     add("--trust-code", action="store_true", help="import the denoiser's class that the model file names")
     options = vars(_parse(parser, arguments))
     _prepare_process()

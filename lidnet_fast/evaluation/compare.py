@@ -77,6 +77,7 @@ def evaluate_run(
     device: Device = "auto",
     precision: Precision = "float32",
     trust_code: bool = False,
+    max_volume_gib: float | None = None,
 ) -> Evaluation:
     """Score the run's denoiser between the low-dose and the normal-dose images; write `metrics.json`, `report.html`.
 
@@ -91,6 +92,7 @@ def evaluate_run(
         device: where the networks run.
         precision: their arithmetic.
         trust_code: import the classes that the run's files name by import path.
+        max_volume_gib: of the images: see `VolumeHeader.check_unpacked`.
 
     Raises:
         InputError: the folder is not a finished run's, a checkpoint is of another model, or images don't fit.
@@ -103,7 +105,7 @@ def evaluate_run(
         )
     config = _configured(config, samples, store)
     on = choose_device(device)
-    views = _views(config, images or {})
+    views = _views(config, images or {}, max_volume_gib)
     judges = {JUDGE: load_detector(folder / "detector" / "detector.pt", config.detector.network)}
     if config.independent_judge is not None:
         judges[INDEPENDENT] = load_detector(folder / "independent_judge" / "detector.pt", config.independent_judge)
@@ -132,7 +134,13 @@ def evaluate_run(
 
 
 def compare_images(
-    store: str | Path, images: Mapping[str, Path], out: Path, samples: int | None = None, *, device: Device = "auto"
+    store: str | Path,
+    images: Mapping[str, Path],
+    out: Path,
+    samples: int | None = None,
+    *,
+    device: Device = "auto",
+    max_volume_gib: float | None = None,
 ) -> Evaluation:
     """Score folders of denoised images alone: image quality, without detectors.
 
@@ -142,6 +150,7 @@ def compare_images(
         out: gets `metrics.json` and `report.html`.
         samples: how many held-out samples.
         device: where the metrics are computed.
+        max_volume_gib: of the images: see `VolumeHeader.check_unpacked`.
 
     Raises:
         InputError: the store or the images can't be used.
@@ -150,7 +159,7 @@ def compare_images(
     sides = [min(info.shape[1:]) for info in Store(store).series if info.split == "test"]
     crop = min(side for side in (config.data.crop, *sides) if side is not None)
     config = replace(config, data=replace(config.data, crop=crop))
-    views = _views(config, images)
+    views = _views(config, images, max_volume_gib)
     low, normal = reference_arms({})
     arms = [low, *(images_arm(name, shown, {}) for name, shown in views.items()), normal]
     evaluation = evaluate(config, arms, choose_device(device))
@@ -168,7 +177,9 @@ def _configured(config: RunConfig, samples: int | None, store: str | Path | None
     return config
 
 
-def _views(config: RunConfig, images: Mapping[str, Path]) -> dict[str, dict[SampleId, np.ndarray]]:
+def _views(
+    config: RunConfig, images: Mapping[str, Path], max_volume_gib: float | None
+) -> dict[str, dict[SampleId, np.ndarray]]:
     """Arm -> the evaluation's fields of view, from the images of its folder."""
     if not images:
         return {}
@@ -181,7 +192,8 @@ def _views(config: RunConfig, images: Mapping[str, Path]) -> dict[str, dict[Samp
         )
     patches = split_patches(config, "test", "test")
     ids = [patches[draw].id for draw in range(config.evaluation.samples)]
-    return {name: denoised_views(folder, store, ids, config.data.crop) for name, folder in images.items()}
+    crop = config.data.crop
+    return {name: denoised_views(folder, store, ids, crop, max_volume_gib) for name, folder in images.items()}
 
 
 def _publish(

@@ -41,7 +41,9 @@ class DenoisedSeries:
     read: Callable[[], np.ndarray]
 
 
-def denoised_views(folder: Path, store: Store, ids: Sequence[SampleId], crop: int | None) -> dict[SampleId, np.ndarray]:
+def denoised_views(
+    folder: Path, store: Store, ids: Sequence[SampleId], crop: int | None, max_volume_gib: float | None = None
+) -> dict[SampleId, np.ndarray]:
     """Cut the given fields of view from a folder's volumes, which are read one by one.
 
     Args:
@@ -49,6 +51,7 @@ def denoised_views(folder: Path, store: Store, ids: Sequence[SampleId], crop: in
         store: whose series they are.
         ids: the fields of view, none of them flipped.
         crop: their side in pixels; None for whole slices.
+        max_volume_gib: see `VolumeHeader.check_unpacked`.
 
     Returns:
         int16 or float32 [H, W] by field of view, HU.
@@ -59,7 +62,7 @@ def denoised_views(folder: Path, store: Store, ids: Sequence[SampleId], crop: in
     by_series: dict[int, list[SampleId]] = defaultdict(list)
     for sample in dict.fromkeys(ids):
         by_series[sample[0]].append(sample)
-    matched = match(folder, store, sorted(by_series))
+    matched = match(folder, store, sorted(by_series), max_volume_gib)
     views: dict[SampleId, np.ndarray] = {}
     for index, found in progress(list(matched.items()), f"reading {folder.name}"):
         height, width = store.series[index].shape[1:]
@@ -72,7 +75,9 @@ def denoised_views(folder: Path, store: Store, ids: Sequence[SampleId], crop: in
     return views
 
 
-def match(folder: Path, store: Store, wanted: Sequence[int]) -> dict[int, DenoisedSeries]:
+def match(
+    folder: Path, store: Store, wanted: Sequence[int], max_volume_gib: float | None = None
+) -> dict[int, DenoisedSeries]:
     """Find the volumes of some of a store's series.
 
     A volume belongs to a series when (a) its file or a folder on the way to it is named as the series, or by the
@@ -84,11 +89,12 @@ def match(folder: Path, store: Store, wanted: Sequence[int]) -> dict[int, Denois
         folder: searched with everything below it.
         store: has the series.
         wanted: their indices.
+        max_volume_gib: see `VolumeHeader.check_unpacked`.
 
     Raises:
         InputError: a series has no volume or several, or its volume has another geometry.
     """
-    found = denoised_series(folder)
+    found = denoised_series(folder, max_volume_gib)
     matched: dict[int, DenoisedSeries] = {}
     for index in wanted:
         info = store.series[index]
@@ -118,7 +124,7 @@ def match(folder: Path, store: Store, wanted: Sequence[int]) -> dict[int, Denois
     return matched
 
 
-def denoised_series(folder: Path) -> list[DenoisedSeries]:
+def denoised_series(folder: Path, max_volume_gib: float | None = None) -> list[DenoisedSeries]:
     """Find the volumes below a folder: NIfTI, MetaImage and NRRD files, or where there are none, DICOM series.
 
     Volumes of 8 bits (masks) are skipped.
@@ -132,7 +138,7 @@ def denoised_series(folder: Path) -> list[DenoisedSeries]:
     if files:
         headers = [read_header(path) for path in progress(files, f"headers of {folder.name}")]
         return [
-            _volume(volume_series(header, volume_stem(path)))
+            _volume(volume_series(header, volume_stem(path), max_volume_gib=max_volume_gib))
             for path, header in zip(files, headers, strict=True)
             if header.bits != 8
         ]

@@ -12,7 +12,12 @@ from lidnet_fast.inference.volumes import inspect_volume
 
 
 def find(
-    source: Path, out: Path, *, follow_links: bool = False, reformats: bool = False
+    source: Path,
+    out: Path,
+    *,
+    follow_links: bool = False,
+    reformats: bool = False,
+    max_volume_gib: float | None = None,
 ) -> Found[DicomSeries | VolumeSeries]:
     """Look through a file, or a folder with everything below it.
 
@@ -24,6 +29,7 @@ def find(
         out: a folder to leave out, wherever it lies.
         follow_links: follow links below the folder to wherever they lead.
         reformats: take reformats in DICOM files, too.
+        max_volume_gib: see `VolumeHeader.check_unpacked`.
 
     Returns:
         DICOM series in the order of their first files, then volumes. What was rejected are series whose identifiers
@@ -42,7 +48,7 @@ def find(
             found.series.append(series)
     for path in filter(is_volume, files.paths):
         try:
-            volume = inspect_volume(path)
+            volume = inspect_volume(path, max_volume_gib=max_volume_gib)
         except InputError as error:
             found.rejected.append(Rejected("", path, str(error)))
             continue

@@ -11,16 +11,16 @@ from lidnet_fast.errors import InputError
 from lidnet_fast.files import is_temporary, whole_path
 
 
-def inspect_volume(path: Path) -> VolumeSeries | str:
+def inspect_volume(path: Path, *, max_volume_gib: float | None = None) -> VolumeSeries | str:
     """Read a volume's header; a string says why it isn't CT.
 
     Raises:
-        InputError: it can't be read, or isn't a volume of axial slices.
+        InputError: it can't be read, or see `volume_series`.
     """
     header = read_header(path)
     if header.bits == 8:
         return "of 8 bits, which can't hold HU (masks?)"
-    return volume_series(header, volume_stem(path))
+    return volume_series(header, volume_stem(path), max_volume_gib=max_volume_gib)
 
 
 def check_free(path: Path) -> None:

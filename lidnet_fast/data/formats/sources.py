@@ -22,9 +22,10 @@ def find_series(
     resample: bool,
     follow_links: bool = False,
     reformats: bool = False,
+    max_volume_gib: float | None = None,
     executor: Executor | None = None,
 ) -> Found[Series]:
-    """Find the CT series below some folders: DICOM, volumes that SimpleITK reads, DeepLesion.
+    """Find the CT series below some folders: DICOM, volumes (NIfTI, MetaImage, NRRD), DeepLesion.
 
     Args:
         sources: folders, searched with everything below them, or single files. A folder with DL_info.csv in it is
@@ -34,6 +35,7 @@ def find_series(
         resample: let series pass that are tilted or unevenly spaced.
         follow_links: follow links below the folders to wherever they lead.
         reformats: take reformats in DICOM files, too.
+        max_volume_gib: up to how many GiB a compressed volume may unpack; see `VolumeHeader.check_unpacked`.
         executor: runs the work.
 
     Raises:
@@ -49,7 +51,9 @@ def find_series(
     others = [source for source in sources if not is_deeplesion(source)]
     if others:
         files = files_below(others, follow_links=follow_links)
-        volumes, faulty = scan_volumes([file for file in files.paths if is_volume(file)], others, executor)
+        volumes, faulty = scan_volumes(
+            [file for file in files.paths if is_volume(file)], others, executor, max_volume_gib=max_volume_gib
+        )
         series += volumes
         rejections.add(faulty)
         data = DATA_SUFFIXES if volumes else ()

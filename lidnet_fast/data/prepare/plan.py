@@ -108,8 +108,8 @@ def prepare(sources: Sequence[str | Path], out: str | Path, **options: Any) -> P
 
 
 def _found(sources: Sequence[Path], what: str, options: PrepareOptions, pool: Executor | None) -> Found[Series]:
-    chosen = {name: getattr(options, name) for name in ("strict", "resample", "follow_links", "reformats")}
-    return find_series(sources, what, **chosen, executor=pool)
+    names = ("strict", "resample", "follow_links", "reformats", "max_volume_gib")
+    return find_series(sources, what, **{name: getattr(options, name) for name in names}, executor=pool)
 
 
 def _paired(

@@ -1,6 +1,7 @@
 """What the header of a volume's file says, whatever its format."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,11 @@ from lidnet_fast.errors import InputError
 
 _LARGEST_SIDE = 65535
 _LENGTHS = 0.5, 2.0
+_MAX_BYTES = 8 << 30
+"""That a compressed volume may unpack to: 2,000 slices of 1024 x 1024 in float32."""
+_MAX_RATIO = 100
+"""Of what it unpacks to and its size, where the former is more than the bytes below; CT's is 2 to 20."""
+_SMALL_BYTES = 64 << 20
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,6 +56,23 @@ class VolumeHeader:
     def files(self) -> tuple[Path, ...]:
         """All files that the volume is read from."""
         return (self.path,) if self.data == self.path else (self.path, self.data)
+
+    def check_unpacked(self, max_gib: float | None = None) -> None:
+        """Refuse a compressed file that unpacks to more than a volume of CT would.
+
+        Args:
+            max_gib: up to how many GiB it may unpack; None for the usual limits of size and ratio.
+
+        Raises:
+            InputError: names the file, its sizes and the option.
+        """
+        stored = self.data.stat().st_size
+        limit = min(_MAX_BYTES, max(_SMALL_BYTES, _MAX_RATIO * stored)) if max_gib is None else max_gib * 2**30
+        if self.packed and self.data_bytes > limit:
+            raise InputError(
+                f"{self.path}: would unpack from {stored / 2**20:.1f} to {self.data_bytes / 2**20:.1f} MiB. To fix: "
+                f"if that is what it should be, --max-volume-gib {math.ceil(self.data_bytes / 2**30)} allows it"
+            )
 
     def check_is_volume(self) -> None:
         """Refuse what isn't three dimensions of one value per voxel, or has a size or directions that can't be.

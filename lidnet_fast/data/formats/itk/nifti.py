@@ -24,6 +24,7 @@ _MM = {1: 1e3, 3: 1e-3}
 _FASTEST = 1
 """Of gzip's levels: higher ones take several times as long to make CT a few percent smaller."""
 _DESCRIPTION_BYTES = 79
+_MAX_MORE_BYTES = 1 << 20
 _SILENT = logging.Logger(__name__)
 _SILENT.addHandler(logging.NullHandler())
 
@@ -57,7 +58,8 @@ def read_voxels(path: Path) -> np.ndarray:
     scaling = _scaling(header)
     with _opened(path) as file:
         voxels = np.asarray(ArrayProxy(file, header, mmap=False).get_unscaled())
-        file.read(1)  # gzip compares its checksum at the end
+        if is_compressed(path):
+            _to_end(file)
     voxels = voxels.reshape(_size(header)).T
     if scaling is not None:
         slope, intercept = scaling
@@ -101,6 +103,15 @@ def is_compressed(path: Path) -> bool:
 
 def _opened(path: Path) -> BinaryIO:
     return cast(BinaryIO, gzip.open(path)) if is_compressed(path) else path.open("rb")
+
+
+def _to_end(file: BinaryIO) -> None:
+    """Read what follows the voxels, a little at most: gzip compares its checksum at the end."""
+    more = 0
+    while chunk := file.read(1 << 16):
+        more += len(chunk)
+        if more > _MAX_MORE_BYTES:
+            raise ValueError("more than its voxels unpacks (damaged?)")
 
 
 def _header(path: Path) -> "nibabel.Nifti1Header":

@@ -5,6 +5,7 @@ SeriesInstanceUID), or by its path below the source where several files have one
 """
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -91,7 +92,11 @@ class VolumeSeries(Series):
 
 
 def scan_volumes(
-    files: Sequence[Path], sources: Sequence[Path], executor: Executor | None = None
+    files: Sequence[Path],
+    sources: Sequence[Path],
+    executor: Executor | None = None,
+    *,
+    max_volume_gib: float | None = None,
 ) -> tuple[list[VolumeSeries], list[Rejected]]:
     """Read the headers of volumes.
 
@@ -99,13 +104,15 @@ def scan_volumes(
         files: the volumes; `is_volume` is true of each.
         sources: the folders below which they lie.
         executor: runs the work.
+        max_volume_gib: see `VolumeHeader.check_unpacked`.
 
     Returns:
         The series, in the order of the files, and what can't be used.
     """
     named = list(zip(files, _names(files, sources), strict=True))
     jobs = [named[start : start + _FILES_PER_JOB] for start in range(0, len(named), _FILES_PER_JOB)]
-    found = [result for batch in run(executor, _read_headers, jobs, "reading volume headers") for result in batch]
+    read = functools.partial(_read_headers, max_volume_gib=max_volume_gib)
+    found = [result for batch in run(executor, read, jobs, "reading volume headers") for result in batch]
     return [one for one in found if isinstance(one, VolumeSeries)], [one for one in found if isinstance(one, Rejected)]
 
 
@@ -123,27 +130,33 @@ def _below(path: Path, sources: Sequence[Path]) -> str:
     return next((path.relative_to(source).as_posix() for source in sources if path.is_relative_to(source)), path.name)
 
 
-def _read_headers(named: Sequence[tuple[Path, str]]) -> list[VolumeSeries | Rejected]:
-    return [_read_header(path, name) for path, name in named]
+def _read_headers(named: Sequence[tuple[Path, str]], max_volume_gib: float | None) -> list[VolumeSeries | Rejected]:
+    return [_read_header(path, name, max_volume_gib) for path, name in named]
 
 
-def _read_header(path: Path, name: str) -> VolumeSeries | Rejected:
+def _read_header(path: Path, name: str, max_volume_gib: float | None) -> VolumeSeries | Rejected:
     try:
         header = read_header(path)
         if header.bits == 8:
             raise InputError(f"{path}: holds 8-bit values, which HU don't fit into (labels?)")
-        return volume_series(header, name)
+        return volume_series(header, name, max_volume_gib=max_volume_gib)
     except InputError as error:
         return Rejected(name, path, str(error))
 
 
-def volume_series(header: VolumeHeader, name: str) -> VolumeSeries:
+def volume_series(header: VolumeHeader, name: str, *, max_volume_gib: float | None = None) -> VolumeSeries:
     """A series of what a volume's header says.
 
+    Args:
+        header: the header.
+        name: of the series.
+        max_volume_gib: see `VolumeHeader.check_unpacked`.
+
     Raises:
-        InputError: it isn't of a volume with the geometry of CT, or its slices aren't axial.
+        InputError: it isn't of a volume with the geometry of CT, its slices aren't axial, or it unpacks to too much.
     """
     header.check_is_volume()
+    header.check_unpacked(max_volume_gib)
     path = header.path
     directions = header.directions / header.lengths[:, None]
     file_axes = _axial(directions)

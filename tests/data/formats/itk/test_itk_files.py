@@ -4,15 +4,19 @@ import gzip
 import os
 import re
 import struct
+import zlib
 
+import nibabel
 import numpy as np
 import pytest
 
+from lidnet_fast.cli import main
 from lidnet_fast.data.formats.itk.files import read_header, read_voxels
 from lidnet_fast.data.formats.sources import find_series
 from lidnet_fast.errors import InputError
 from lidnet_fast.evaluation.denoised import denoised_series
 from lidnet_fast.inference.sources import find
+from tests.fuzz.hostile import limits
 
 sitk = pytest.importorskip("SimpleITK")
 
@@ -206,3 +210,153 @@ def test_files_of_voxels_that_are_read(tmp_path, kind):
         change(path, rb"file: a\.raw", b"file: ./a.raw")
     assert read(path).ravel().tolist() == list(range(240))
     assert read_header(path).files == (path, voxels)
+
+
+def pack_zeros(path, depth):
+    """A volume of zeros, 512 KiB a slice, packed to a thousandth: its header can be read at once."""
+    if path.suffix == ".gz":
+        header = nibabel.Nifti1Header()
+        header.set_data_shape((512, 512, depth))
+        header.set_data_dtype(np.int16)
+        header.set_data_offset(352)
+        head = header.binaryblock + b"\0" * 4
+    elif path.suffix == ".nrrd":
+        head = (
+            f"NRRD0004\ntype: short\ndimension: 3\nsizes: 512 512 {depth}\nendian: little\nencoding: gzip\n\n".encode()
+        )
+    else:
+        head = (
+            f"NDims = 3\nCompressedData = True\nDimSize = 512 512 {depth}\nElementType = MET_SHORT\nElementDataFile = "
+        )
+        head = (head + ("LOCAL\n" if path.suffix == ".mha" else "a.zraw\n")).encode()
+    zeros = bytes(512 * 512 * 2 * min(depth, 8))  # of more, only the header speaks
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(head + zeros))
+    elif path.suffix == ".nrrd":
+        path.write_bytes(head + gzip.compress(zeros))
+    elif path.suffix == ".mha":
+        path.write_bytes(head + zlib.compress(zeros))
+    else:
+        path.write_bytes(head)
+        path.with_suffix(".zraw").write_bytes(zlib.compress(zeros))
+
+
+PACKED = ["a.nii.gz", "a.nrrd", "a.mha", "a.mhd"]
+
+
+@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("command", READERS)
+def test_a_volume_that_unpacks_to_far_more_than_its_size(tmp_path, name, command):
+    """Of what the header says, nothing is unpacked before."""
+    pack_zeros(tmp_path / name, 1500)
+    message = rf"{name}: would unpack from 0\.0 to 750\.0 MiB\. To fix: .* --max-volume-gib 1 allows it"
+    with limits(), pytest.raises(InputError, match=message):
+        READERS[command](tmp_path / name)
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_limits_of_unpacked_sizes(tmp_path, name):
+    path = tmp_path / name
+    pack_zeros(path, 8)
+    read_header(path).check_unpacked()
+    assert not read_voxels(path).any()
+    pack_zeros(path, 1500)
+    read_header(path).check_unpacked(0.74)
+    with pytest.raises(InputError, match="would unpack"):
+        read_header(path).check_unpacked(0.73)
+    data = path.with_suffix(".zraw") if name == "a.mhd" else path
+    with data.open("ab") as file:
+        file.truncate(8 << 20)  # a ratio of 94
+    read_header(path).check_unpacked()
+
+
+def test_nothing_unpacks_to_more_than_the_largest_size(tmp_path):
+    pack_zeros(tmp_path / "a.nrrd", 17000)
+    with (tmp_path / "a.nrrd").open("ab") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(InputError, match=r"would unpack from 1024\.0 to 8500\.0 MiB.*--max-volume-gib 9 allows it"):
+        read_header(tmp_path / "a.nrrd").check_unpacked()
+    read_header(tmp_path / "a.nrrd").check_unpacked(9)
+
+
+def test_masks_that_pack_well_are_no_bombs(tmp_path):
+    """They are skipped for what they are, before their size is looked at."""
+    header = nibabel.Nifti1Header()
+    header.set_data_shape((512, 512, 1500))
+    header.set_data_dtype(np.uint8)
+    (tmp_path / "mask.nii.gz").write_bytes(gzip.compress(header.binaryblock))
+    write(tmp_path / "a.nii")
+    found = find(tmp_path, tmp_path / "out")
+    assert (found.rejected, sum(found.skipped.values())) == ([], 1)
+
+
+def test_limits_of_commands(tmp_path, capsys):
+    pack_zeros(tmp_path / "a.nii.gz", 130)
+    arguments = ["prepare", str(tmp_path / "a.nii.gz"), "--out", str(tmp_path / "store"), "--workers", "1"]
+    for option, message in (([], "would unpack from 0.0 to 65.0 MiB"), (["--max-volume-gib", "0.07"], "can't be read")):
+        with pytest.raises(SystemExit) as stop:
+            main([*arguments, *option])
+        assert stop.value.code == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["a.mha", "a.mhd", "a.nrrd", "a.nhdr", "a.nii.gz"])
+@pytest.mark.parametrize("damage", ["flipped", "overwritten", "cut", "checksum"])
+def test_damaged_voxels_are_never_invented(tmp_path, name, damage):
+    """ITK left memory as it was behind the damage of compressed voxels, and said nothing."""
+    values = np.random.default_rng(0).integers(-1000, 1000, (8, 32, 32), np.int16)
+    sitk.WriteImage(sitk.GetImageFromArray(values), str(tmp_path / name), True)
+    np.testing.assert_array_equal(read_voxels(tmp_path / name), values)
+    data = max(tmp_path.iterdir(), key=lambda file: file.stat().st_size)
+    content = bytearray(data.read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 0xFF
+    elif damage == "overwritten":
+        content[len(content) // 2 : len(content) // 2 + 100] = bytes(100)
+    elif damage == "cut":
+        del content[-100:]
+    else:
+        content[-6] ^= 1
+    data.write_bytes(content)
+    with pytest.raises(InputError, match=rf"{name}: can't be read"):
+        read_voxels(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.mha", "a.mhd", "a.nrrd"])
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.int32, np.float32, np.float64])
+@pytest.mark.parametrize("order", "<>")
+def test_compressed_values_of_every_kind(tmp_path, name, dtype, order):
+    values = np.arange(240).reshape(3, 8, 10).astype(dtype)
+    sitk.WriteImage(sitk.GetImageFromArray(values), str(tmp_path / name), True)
+    if order == ">":
+        big = values.astype(values.dtype.newbyteorder(">")).tobytes()
+        if name == "a.nrrd":
+            head = (tmp_path / name).read_bytes().split(b"\n\n")[0].replace(b"endian: little", b"endian: big")
+            (tmp_path / name).write_bytes(head + b"\n\n" + gzip.compress(big))
+        else:
+            change(tmp_path / name, rb"ByteOrderMSB = False", b"ByteOrderMSB = True")
+            head = (tmp_path / name).read_bytes().split(b"LOCAL\n")[0]
+            if name == "a.mha":
+                (tmp_path / name).write_bytes(head + b"LOCAL\n" + zlib.compress(big))
+            else:
+                (tmp_path / "a.zraw").write_bytes(zlib.compress(big))
+    voxels = read_voxels(tmp_path / name)
+    assert voxels.dtype == dtype
+    np.testing.assert_array_equal(voxels, values)
+
+
+@pytest.mark.parametrize("count", [100, 239])
+def test_too_few_values_in_a_text(tmp_path, count):
+    path = tmp_path / "a.nhdr"
+    write(path)
+    (tmp_path / "a.raw").write_text(" ".join(map(str, range(count))))
+    change(path, rb"encoding: raw", b"encoding: ascii")
+    with pytest.raises(InputError, match="can't be read"):
+        read_voxels(path)
+    path = tmp_path / "b.mhd"
+    write(path)
+    (tmp_path / "b.raw").write_text(" ".join(map(str, range(count))))
+    change(path, rb"BinaryData = True", b"BinaryData = False")
+    with pytest.raises(InputError, match="can't be read"):
+        read_voxels(path)
