@@ -72,7 +72,7 @@ def describe_extractor(extractor: str, boxes: Path | None, image_size: int) -> s
             f"  {'alignment':<16} {_sides(field.alignment)} pixels",
         ]
     slices, source = _slices_with_lesions(boxes)
-    slices = _in_view(slices, image_size)
+    slices = lesions_in_view(slices, image_size)
     plans = [planner.plan(batch, _BATCH) for batch in _batches(slices)]
     cost = float(np.mean([plan.relative_cost for plan in plans]))
     whole = sum(len(plan.whole) for plan in plans)
@@ -107,7 +107,7 @@ def _slices_with_lesions(path: Path | None) -> tuple[list[np.ndarray], str]:
     return [slices[number] for number in drawn], f"{len(drawn)} slices of {source}"
 
 
-def _in_view(slices: Sequence[np.ndarray], side: int) -> list[np.ndarray]:
+def lesions_in_view(slices: Sequence[np.ndarray], side: int) -> list[np.ndarray]:
     """Boxes [n, 4] of each slice in an image of `side` pixels a side: around a lesion, where the slice is larger."""
     from lidnet_fast.data.samples.fields_of_view import boxes_in_view, draw_origin
 
