@@ -177,6 +177,16 @@ def test_data_sets(tmp_path, monkeypatch, write_series, make_hu):
     assert min(found.values()) >= 1
 
 
+def test_pseudonyms(tmp_path, monkeypatch, write_series, make_hu):
+    monkeypatch.chdir(tmp_path)
+    write_series(Path("STUDIES"), make_hu(2), patient_id=patient_of("train"))
+    Path("key").touch(0o600)
+    Path("key").write_bytes(bytes(32))
+    (command,) = commands(ROOT / "docs" / "privacy.md")
+    run(f"{command} --test-fraction 0 --val-fraction 0")
+    assert Store("store").pseudonyms is not None
+
+
 def test_assessment(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("my_tools").mkdir()
@@ -203,7 +213,7 @@ def test_no_command_is_left_out():
     ours = {
         document.name for document in DOCUMENTS for command in commands(document) if command.startswith("lidnet-fast ")
     }
-    assert ours == {"README.md", "assess.md", "datasets.md", "denoise.md", "evaluate.md"}
+    assert ours == {"README.md", "assess.md", "datasets.md", "denoise.md", "evaluate.md", "privacy.md"}
     for beginning in ELSEWHERE:
         assert any(command.startswith(beginning) for command in ran), f"no document has {beginning}"
 
@@ -244,7 +254,7 @@ def test_your_own_loop(tmp_path):
 
 
 def test_links_lead_to_files():
-    for document in [*DOCUMENTS, ROOT / "CONTRIBUTING.md"]:
+    for document in [*DOCUMENTS, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]:
         for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
 
