@@ -1,22 +1,16 @@
 // What the C++ and the CUDA kernels of multi_loss agree on; the maths of their pixels is in multi_loss_pixels.h.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define LID_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define LID_HOST_DEVICE inline
-#endif
+#include "constants.h"
+#include "target.h"
 
 namespace lid {
 
 // The order of the terms in tables of sums and coefficients.
 enum class Term { l1, mse, charbonnier, ssim, ms_ssim, edge, tv };
 constexpr int kTerms = 7;
-
-constexpr double kPixelCharbonnierEps = 1e-3;
 
 // Gaussian window of SSIM (Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004):
 // 11 taps per axis, sigma 1.5, normalised; symmetric, so six weights say all.

@@ -85,7 +85,7 @@ template <bool kCharbonnier, typename V, typename S>
 LID_HOST_DEVICE V pixel_derivative(V d, const PixelCoefficients<S>& by) {
   V result = by.l1 * lid_sign(d) + (S(2) * by.mse) * d;
   if constexpr (kCharbonnier) {
-    result = result + by.charbonnier * (d / charbonnier(d, S(kPixelCharbonnierEps * kPixelCharbonnierEps)));
+    result = result + by.charbonnier * (d / charbonnier(d, S(kCharbonnierEps * kCharbonnierEps)));
   }
   return result;
 }

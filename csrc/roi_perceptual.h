@@ -3,11 +3,11 @@
 
 #include <cmath>
 
+#include "constants.h"
+
 namespace lid {
 
 enum class Criterion { mse, l1, smooth_l1, charbonnier };
-
-constexpr double kCharbonnierEps = 1e-3;
 
 template <Criterion kCriterion, typename T>
 inline T criterion_value(T d) {

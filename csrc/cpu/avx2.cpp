@@ -1,4 +1,6 @@
 #if defined(__x86_64__)
+#define LID_ISA avx2
+#define LID_AVX2
 #include "isa_headers.h"
 
 #if defined(__clang__)
@@ -7,8 +9,6 @@
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
 #endif
-#define LID_ISA avx2
-#define LID_AVX2
 #include "gradients_loops.h"
 #include "multi_loss_loops.h"
 #include "roi_loops.h"

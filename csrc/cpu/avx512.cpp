@@ -1,4 +1,6 @@
 #if defined(__x86_64__)
+#define LID_ISA avx512
+#define LID_AVX512
 #include "isa_headers.h"
 
 #if defined(__clang__)
@@ -7,8 +9,6 @@
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #endif
-#define LID_ISA avx512
-#define LID_AVX512
 #include "gradients_loops.h"
 #include "multi_loss_loops.h"
 #if defined(__clang__)

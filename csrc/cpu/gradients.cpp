@@ -19,14 +19,13 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 template <typename T>
-GradientFunctions<T> gradient_functions(ScalarType dtype) {
+GradientFunctions<T> gradient_functions(Storage storage) {
   const InstructionSet set = instruction_set();
   if constexpr (std::is_same_v<T, double>) {
     return set == InstructionSet::avx512 ? avx512::double_gradients()
            : set == InstructionSet::avx2 ? avx2::double_gradients()
                                          : baseline::double_gradients();
   } else {
-    const Storage storage = storage_of(dtype);
     return set == InstructionSet::avx512 ? avx512::float_gradients(storage)
            : set == InstructionSet::avx2 ? avx2::float_gradients(storage)
                                          : baseline::float_gradients(storage);
@@ -39,7 +38,7 @@ Tensor gramian(const Tensor& gradients, bool per_sample, ScalarType dtype) {
   const int64_t stride = gradients.numel() / count, length = samples > 0 ? stride / samples : 0;
   const int64_t blocks = (length + kGradientBlock - 1) / kGradientBlock;
   const int64_t item = gradients.element_size();
-  const GradientFunctions<T> functions = gradient_functions<T>(gradients.scalar_type());
+  const GradientFunctions<T> functions = gradient_functions<T>(storage_of(gradients));
   // Runs of blocks have sums of their own, so that what is kept stays small and doesn't depend on the threads.
   constexpr int64_t kRun = 16;
   const int64_t runs = (blocks + kRun - 1) / kRun;
@@ -76,7 +75,7 @@ template <typename T>
 void combine(const Tensor& gradients, const Tensor& coefficients, Tensor& result) {
   const int64_t length = result.numel(), blocks = (length + kGradientBlock - 1) / kGradientBlock;
   const GradientRows rows{gradients.const_data_ptr(), gradients.size(0), length};
-  const GradientFunctions<T> functions = gradient_functions<T>(gradients.scalar_type());
+  const GradientFunctions<T> functions = gradient_functions<T>(storage_of(gradients));
   torch::stable::parallel_for(0, blocks, 16, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
       const int64_t first = b * kGradientBlock;

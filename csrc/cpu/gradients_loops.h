@@ -1,8 +1,5 @@
 // The inner loops of gradients.cpp. Included once per instruction set, with LID_ISA naming its namespace, after isa_headers.h.
 
-// Arrays of vectors stay in registers only where the loops over them are unrolled.
-#define LID_UNROLL _Pragma("GCC unroll 8")
-
 namespace lid {
 namespace LID_ISA {
 namespace gradients {
@@ -117,5 +114,3 @@ GradientFunctions<double> double_gradients() { return gradients::functions<doubl
 
 }  // namespace LID_ISA
 }  // namespace lid
-
-#undef LID_UNROLL

@@ -4,9 +4,9 @@
 #include <cstdlib>
 #include <string_view>
 
-namespace lid {
+#include "../storage.h"
 
-enum class Storage { float32, float16, bfloat16 };
+namespace lid {
 
 // avx2 means AVX2 with FMA and F16C, avx512 AVX-512 F, BW, DQ and VL as well; what runs anywhere is baseline.
 enum class InstructionSet { baseline, avx2, avx512 };

@@ -13,6 +13,7 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include "../target.h"
 #include "gradients_blocks.h"
 #include "multi_loss_sweep.h"
 #include "roi_block.h"

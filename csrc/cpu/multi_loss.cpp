@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include <torch/csrc/stable/library.h>
@@ -29,7 +30,7 @@ using torch::stable::Tensor;
 struct Scale {
   const void* input;
   const void* target;
-  ScalarType dtype;
+  Storage storage;
   bool volume;
   int64_t depth, height, width;
 
@@ -43,28 +44,16 @@ struct Scale {
 };
 
 template <typename T>
-SweepFunction<T> sweep_function(ScalarType dtype) {
+SweepFunction<T> sweep_function(Storage storage) {
   const InstructionSet set = instruction_set();
   if constexpr (std::is_same_v<T, double>) {
     return set == InstructionSet::avx512 ? avx512::double_sweep()
            : set == InstructionSet::avx2 ? avx2::double_sweep()
                                          : baseline::double_sweep();
   } else {
-    const Storage storage = storage_of(dtype);
     return set == InstructionSet::avx512 ? avx512::float_sweep(storage)
            : set == InstructionSet::avx2 ? avx2::float_sweep(storage)
                                          : baseline::float_sweep(storage);
-  }
-}
-
-// Calls function(pointer to the first pixel, in its own type).
-template <typename Function>
-void with_storage(const void* data, ScalarType dtype, const Function& function) {
-  switch (dtype) {
-    case ScalarType::Float: return function(static_cast<const float*>(data));
-    case ScalarType::Double: return function(static_cast<const double*>(data));
-    case ScalarType::Half: return function(static_cast<const c10::Half*>(data));
-    default: return function(static_cast<const c10::BFloat16*>(data));
   }
 }
 
@@ -80,7 +69,7 @@ class Images {
         target_(torch::stable::contiguous(target)),
         full_{input_.const_data_ptr(),
               target_.const_data_ptr(),
-              input_.scalar_type(),
+              storage_of(input_),
               input_.dim() == 5,
               input_.dim() == 5 ? input_.size(2) : 1,
               input_.size(input_.dim() - 2),
@@ -134,10 +123,10 @@ class Images {
   // Sweeps all planes. `wanted` has the flags of the sums; the similarity's weights are one for each plane, or none for 0.
   Sums sweep(const Scale& scale, const Plane<T>& wanted, const std::vector<Gradient<T>>& gradients,
              const std::vector<double>& structural, const std::vector<double>& contrast) const {
-    const SweepFunction<T> function = sweep_function<T>(scale.dtype);
+    const SweepFunction<T> function = sweep_function<T>(scale.storage);
     const int64_t units = scale.units(function.strip), pixels = scale.pixels();
     Sums of_units(planes_ * units * kSums), sums(planes_ * kSums);
-    const int64_t item = scale.dtype == ScalarType::Double ? 8 : scale.dtype == ScalarType::Float ? 4 : 2;
+    const int64_t item = scale.storage == Storage::float64 ? 8 : scale.storage == Storage::float32 ? 4 : 2;
     // A share of less than this isn't worth a thread.
     const int64_t least = std::max<int64_t>(1, (int64_t(1) << 14) * units / pixels);
     torch::stable::parallel_for(0, planes_ * units, least, [&](int64_t begin, int64_t end) {
@@ -222,7 +211,8 @@ class Images {
     constexpr int64_t kGrid = 16;
     const int64_t rows = full_.depth * full_.height;
     centres_.resize(planes_);
-    with_storage(full_.target, full_.dtype, [&](const auto* target) {
+    with_storage<c10::Half, c10::BFloat16>(full_.storage, [&](auto* stored) {
+      const auto* target = static_cast<const std::remove_pointer_t<decltype(stored)>*>(full_.target);
       for (int64_t p = 0; p < planes_; ++p) {
         double sum = 0;
         for (int64_t i = 0; i < kGrid * kGrid; ++i) {
@@ -253,7 +243,7 @@ class Pyramid {
       pooled_.push_back(pool(finer.input, finer));
       pooled_.push_back(pool(finer.target, finer));
       scales_.push_back({pooled_[pooled_.size() - 2].data(), pooled_.back().data(),
-                         std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float, false, 1,
+                         std::is_same_v<T, double> ? Storage::float64 : Storage::float32, false, 1,
                          pooled_side(finer.height), pooled_side(finer.width)});
     }
     Plane<T> wanted{};
@@ -306,7 +296,8 @@ class Pyramid {
   std::vector<T> pool(const void* data, const Scale& scale) const {
     const int64_t height = pooled_side(scale.height), width = pooled_side(scale.width);
     std::vector<T> result(images_.planes() * height * width);
-    with_storage(data, scale.dtype, [&](const auto* from) {
+    with_storage<c10::Half, c10::BFloat16>(scale.storage, [&](auto* stored) {
+      const auto* from = static_cast<const std::remove_pointer_t<decltype(stored)>*>(data);
       torch::stable::parallel_for(0, images_.planes() * height, 64, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
           const int64_t top = pooling_start(i % height, scale.height);

@@ -1,8 +1,5 @@
 // The inner loops of multi_loss.cpp. Included once per instruction set, with LID_ISA naming its namespace, after isa_headers.h.
 
-// Arrays of vectors stay in registers only where the loops over them are unrolled.
-#define LID_UNROLL _Pragma("GCC unroll 26")
-
 namespace lid {
 namespace LID_ISA {
 namespace multi_loss {
@@ -189,5 +186,3 @@ SweepFunction<double> double_sweep() { return {multi_loss::kStrip<double>, multi
 
 }  // namespace LID_ISA
 }  // namespace lid
-
-#undef LID_UNROLL

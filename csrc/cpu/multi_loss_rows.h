@@ -61,7 +61,7 @@ inline void sum_pixels(const Plane<T>& plane, const T* difference, const T* weig
     l1 = l1 + w * lid_abs(d);
     mse = mse + w * (d * d);
     if (plane.charbonnier) {
-      charbonnier_sum = charbonnier_sum + w * charbonnier(d, T(kPixelCharbonnierEps * kPixelCharbonnierEps));
+      charbonnier_sum = charbonnier_sum + w * charbonnier(d, T(kCharbonnierEps * kCharbonnierEps));
     }
   }
   sums[kL1] += l1.sum();

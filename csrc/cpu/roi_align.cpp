@@ -18,12 +18,11 @@ namespace {
 using torch::headeronly::MemoryFormat;
 
 template <typename T>
-PoolFunction<T> pool_function(ScalarType dtype, bool channels_last) {
+PoolFunction<T> pool_function(Storage storage, bool channels_last) {
   const bool avx2 = instruction_set() >= InstructionSet::avx2;
   if constexpr (std::is_same_v<T, double>) {
     return avx2 ? avx2::double_pool(channels_last) : baseline::double_pool(channels_last);
   } else {
-    const Storage storage = storage_of(dtype);
     return avx2 ? avx2::float_pool(storage, channels_last) : baseline::float_pool(storage, channels_last);
   }
 }
@@ -39,10 +38,10 @@ std::vector<int64_t> pooled_shape(const Pooling& pooling, const std::vector<Feat
 }
 
 template <typename T>
-void pool(const Pooling& pooling, const std::vector<FeatureLevel>& levels, int64_t images, ScalarType dtype, void* pooled) {
+void pool(const Pooling& pooling, const std::vector<FeatureLevel>& levels, int64_t images, Storage storage, void* pooled) {
   const Boxes<T> boxes(pooling, levels, images);
   for_each_block<T>(levels, images, [&](size_t l, int64_t image, int64_t block) {
-    pool_function<T>(dtype, levels[l].channels_last)(levels[l], boxes.of(l, image), image, block, pooled);
+    pool_function<T>(storage, levels[l].channels_last)(levels[l], boxes.of(l, image), image, block, pooled);
   });
 }
 
@@ -64,7 +63,7 @@ Tensor roi_align(std::vector<Tensor> inputs, Tensor rois, std::optional<Tensor> 
   Tensor pooled = torch::stable::new_empty(first, pooled_shape(pooling, levels));
   ask_for_huge_pages(pooled);
   const auto work = wide ? pool<double> : pool<float>;
-  work(pooling, levels, first.size(0), first.scalar_type(), pooled.mutable_data_ptr());
+  work(pooling, levels, first.size(0), storage_of(first), pooled.mutable_data_ptr());
   return pooled;
 }
 
@@ -96,7 +95,7 @@ std::vector<Tensor> roi_align_backward(Tensor grad_pooled, Tensor rois, std::opt
   STD_TORCH_CHECK(grad_pooled.sizes().vec() == pooled_shape(pooling, levels), "grad_pooled must have the bins' shape");
   const Tensor upstream = torch::stable::contiguous(grad_pooled);
   const auto work = wide ? pool<double> : pool<float>;
-  work(pooling, levels, shapes[0], dtype, const_cast<void*>(upstream.const_data_ptr()));
+  work(pooling, levels, shapes[0], storage_of(grad_pooled), const_cast<void*>(upstream.const_data_ptr()));
   return gradients;
 }
 

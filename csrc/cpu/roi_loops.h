@@ -2,9 +2,6 @@
 // namespace. The headers it needs come before, from isa_headers.h: what they define inline must not be compiled for one
 // instruction set only.
 
-// Arrays of vectors stay in registers only where the loops over them are unrolled.
-#define LID_UNROLL _Pragma("GCC unroll 8")
-
 namespace lid {
 namespace LID_ISA {
 namespace {
@@ -397,5 +394,3 @@ PoolFunction<double> double_pool(bool channels_last) { return pool_of<double, do
 
 }  // namespace LID_ISA
 }  // namespace lid
-
-#undef LID_UNROLL

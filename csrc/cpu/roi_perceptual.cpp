@@ -29,12 +29,11 @@ Criterion criterion_of(const std::string& name) {
 }
 
 template <typename T>
-LossesFunction<T> losses_function(ScalarType dtype, bool channels_last) {
+LossesFunction<T> losses_function(Storage storage, bool channels_last) {
   const bool avx2 = instruction_set() >= InstructionSet::avx2;
   if constexpr (std::is_same_v<T, double>) {
     return avx2 ? avx2::double_losses(channels_last) : baseline::double_losses(channels_last);
   } else {
-    const Storage storage = storage_of(dtype);
     return avx2 ? avx2::float_losses(storage, channels_last) : baseline::float_losses(storage, channels_last);
   }
 }
@@ -80,7 +79,7 @@ Tensor losses(const Arguments& a) {
   for (const FeatureLevel& level : levels) stride = std::max(stride, (level.channels + kPlanarBlock - 1) / kPlanarBlock);
   std::vector<T> sums(count * stride);
   for_each_block<T>(levels, images, [&](size_t l, int64_t image, int64_t block) {
-    losses_function<T>(a.inputs[l].scalar_type(), levels[l].channels_last)(
+    losses_function<T>(storage_of(a.inputs[l]), levels[l].channels_last)(
         levels[l], boxes.of(l, image), image, block, criterion, nullptr, sums.data() + block, stride);
   });
   Tensor result = torch::stable::new_empty(a.pooling.rois, {count});
@@ -112,7 +111,7 @@ std::vector<Tensor> gradients(const Tensor& grad_losses, const Arguments& a) {
   const Boxes<T> boxes(a.pooling, levels, images);
   const std::vector<T> scales = scales_of(boxes, levels, upstream.const_data_ptr<T>());
   for_each_block<T>(levels, images, [&](size_t l, int64_t image, int64_t block) {
-    losses_function<T>(a.inputs[l].scalar_type(), levels[l].channels_last)(
+    losses_function<T>(storage_of(a.inputs[l]), levels[l].channels_last)(
         levels[l], boxes.of(l, image), image, block, criterion, scales.data(), nullptr, 0);
   });
   return results;

@@ -125,19 +125,10 @@ Tensor roi_windows_backward(Tensor grad_windows, Tensor corners, std::vector<int
   Tensor gradient = torch::stable::new_empty(grad_windows, shape);
   ask_for_huge_pages(gradient);
   const Tensor dense = torch::stable::contiguous(grad_windows);
-  switch (dense.scalar_type()) {
-    case ScalarType::Double:
-      scatter<double, double>(dense, windows, gradient);
-      break;
-    case ScalarType::Float:
-      scatter<float, float>(dense, windows, gradient);
-      break;
-    case ScalarType::Half:
-      scatter<torch::headeronly::Half, float>(dense, windows, gradient);
-      break;
-    default:
-      scatter<torch::headeronly::BFloat16, float>(dense, windows, gradient);
-  }
+  with_storage<torch::headeronly::Half, torch::headeronly::BFloat16>(storage_of(dense), [&](auto* stored) {
+    using T = std::remove_pointer_t<decltype(stored)>;
+    scatter<T, std::conditional_t<std::is_same_v<T, double>, double, float>>(dense, windows, gradient);
+  });
   return gradient;
 }
 

@@ -15,12 +15,6 @@
 
 namespace lid {
 
-// How values that are worked on in float32 are stored.
-inline Storage storage_of(torch::headeronly::ScalarType dtype) {
-  using torch::headeronly::ScalarType;
-  return dtype == ScalarType::Float ? Storage::float32 : dtype == ScalarType::Half ? Storage::float16 : Storage::bfloat16;
-}
-
 // Fresh memory for a large gradient costs more page faults than a kernel costs time: ask for huge pages.
 inline void ask_for_huge_pages(const torch::stable::Tensor& tensor) {
 #if defined(__linux__)

@@ -4,9 +4,7 @@
 
 #if defined(LID_EMULATED)
 #include "cuda_emulation.h"
-#define LID_UNROLL
 #else
-#define LID_UNROLL _Pragma("unroll")
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #define LID_SHARED(type, name, count) __shared__ type name[count]
@@ -16,7 +14,8 @@
 
 #include <cstdint>
 
-#include "scalar.h"
+#include "../storage.h"
+#include "../target.h"
 
 namespace lid {
 namespace cuda {
@@ -67,17 +66,6 @@ __device__ inline void store(BFloat16* to, float value) {
 __device__ inline void store(Half* to, float value) {
   const __half half = __float2half(value);
   memcpy(to, &half, sizeof half);
-}
-
-// Calls function(a null pointer to the stored type).
-template <typename Function>
-void with_storage(Scalar scalar, const Function& function) {
-  switch (scalar) {
-    case Scalar::float32: return function(static_cast<float*>(nullptr));
-    case Scalar::float64: return function(static_cast<double*>(nullptr));
-    case Scalar::float16: return function(static_cast<Half*>(nullptr));
-    default: return function(static_cast<BFloat16*>(nullptr));
-  }
 }
 
 // The sum over the threads of a block, right in thread 0; `scratch` has a value for each warp. All threads must call it.

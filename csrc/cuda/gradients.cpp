@@ -23,7 +23,7 @@ Tensor gradient_gramian(Tensor gradients, bool per_sample) {
       per_sample ? std::vector<int64_t>{samples, count, count} : std::vector<int64_t>{count, count};
   Tensor result = torch::stable::new_empty(dense, shape, arithmetic_of(dense));
   if (samples == 0) return result;
-  GramianLaunch launch{dense.const_data_ptr(), scalar_of(dense), count, samples, dense.numel() / count / samples, nullptr,
+  GramianLaunch launch{dense.const_data_ptr(), storage_of(dense), count, samples, dense.numel() / count / samples, nullptr,
                        result.mutable_data_ptr()};
   const Tensor partial =
       torch::stable::new_empty(dense, {gramian_chunks(launch), samples, count, count}, ScalarType::Double);
@@ -39,7 +39,7 @@ Tensor combine_gradients(Tensor gradients, Tensor coefficients) {
   const Tensor dense = torch::stable::contiguous(gradients), factors = torch::stable::contiguous(coefficients);
   Tensor result = torch::stable::new_empty(dense, dense.sizes().slice(1));
   if (result.numel() == 0) return result;
-  const CombineLaunch launch{dense.const_data_ptr(), factors.const_data_ptr(), scalar_of(dense), dense.size(0),
+  const CombineLaunch launch{dense.const_data_ptr(), factors.const_data_ptr(), storage_of(dense), dense.size(0),
                              result.numel(),         result.mutable_data_ptr()};
   check_launch(launch_combine(launch, device.stream()));
   return result;

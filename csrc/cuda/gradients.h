@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "scalar.h"
+#include "../storage.h"
 
 namespace lid {
 namespace cuda {
@@ -12,7 +12,7 @@ namespace cuda {
 // follow each other, and so do the gradients.
 struct GramianLaunch {
   const void* gradients;
-  Scalar scalar;
+  Storage storage;
   int64_t count, samples, length;
   double* partial;  // [gramian_chunks(), samples, count, count]
   void* result;     // of the arithmetic
@@ -24,7 +24,7 @@ int launch_gramian(const GramianLaunch& launch, void* stream);
 struct CombineLaunch {
   const void* gradients;
   const void* coefficients;  // of the arithmetic
-  Scalar scalar;
+  Storage storage;
   int64_t count, length;
   void* result;  // as the gradients
 };

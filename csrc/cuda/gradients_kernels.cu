@@ -76,7 +76,7 @@ int launch_gramian(const GramianLaunch& launch, void* stream) {
   const int64_t chunks = gramian_chunks(launch);
   const bool few = launch.count <= 4;
   const int64_t sides = groups(launch.count, few ? 4 : 6);
-  with_storage(launch.scalar, [&](auto* stored) {
+  with_storage<Half, BFloat16>(launch.storage, [&](auto* stored) {
     using S = std::remove_pointer_t<decltype(stored)>;
     const auto multiply = few ? multiply_kernel<S, 4> : multiply_kernel<S, 6>;
     if (chunks > 0) LID_LAUNCH(multiply, sides * sides * launch.samples * chunks, kThreads, stream, launch, chunks);
@@ -87,7 +87,7 @@ int launch_gramian(const GramianLaunch& launch, void* stream) {
 }
 
 int launch_combine(const CombineLaunch& launch, void* stream) {
-  with_storage(launch.scalar, [&](auto* stored) {
+  with_storage<Half, BFloat16>(launch.storage, [&](auto* stored) {
     using S = std::remove_pointer_t<decltype(stored)>;
     const auto kernel = combine_kernel<S>;
     LID_LAUNCH(kernel, groups(launch.length, kThreads), kThreads, stream, launch);

@@ -39,7 +39,7 @@ class Images {
     if (a.rois) {
       const Tensor rois = torch::stable::contiguous(*a.rois);
       mask_ = empty({full_.count / channels_, full_.depth, full_.height, full_.width}, ScalarType::Byte);
-      MaskLaunch mask{rois.const_data_ptr(), rois.size(0), full_.scalar, full_.volume, full_.count / channels_, full_.depth,
+      MaskLaunch mask{rois.const_data_ptr(), rois.size(0), full_.storage, full_.volume, full_.count / channels_, full_.depth,
                       full_.height, full_.width, mask_->mutable_data_ptr<uint8_t>(), nullptr};
       prepare.inside_count = mask_blocks(mask);
       inside = empty({prepare.inside_count}, ScalarType::Int);
@@ -150,7 +150,7 @@ class Images {
     const bool volume = input.dim() == 5;
     return {input.const_data_ptr(),
             target.const_data_ptr(),
-            scalar_of(input),
+            storage_of(input),
             volume,
             input.size(0) * input.size(1),
             volume ? input.size(2) : 1,
@@ -229,7 +229,7 @@ class Pyramid {
     check_launch(launch_pool(finer, input.mutable_data_ptr(), target.mutable_data_ptr(), images_.stream()));
     pooled_.push_back(input);
     pooled_.push_back(target);
-    return {input.const_data_ptr(), target.const_data_ptr(), scalar_of(input), false, finer.count, 1, height, width};
+    return {input.const_data_ptr(), target.const_data_ptr(), storage_of(input), false, finer.count, 1, height, width};
   }
 
   const Images& images_;

@@ -1,12 +1,12 @@
 // The interface between the op (multi_loss.cpp) and its kernels, in plain C++. Launches return the CUDA error, 0 for none; they
-// wait for nothing and allocate nothing. Pointers are to device memory. What isn't an image (`scalar`) is in the dtype of the
+// wait for nothing and allocate nothing. Pointers are to device memory. What isn't an image (`storage`) is in the dtype of the
 // arithmetic, double for double and else float, unless said otherwise.
 #pragma once
 
 #include <cstdint>
 
 #include "../multi_loss.h"
-#include "scalar.h"
+#include "../storage.h"
 
 namespace lid {
 namespace cuda {
@@ -15,7 +15,7 @@ namespace cuda {
 struct Planes {
   const void* input;
   const void* target;
-  Scalar scalar;
+  Storage storage;
   bool volume;
   int64_t count, depth, height, width;
 };
@@ -24,7 +24,7 @@ struct Planes {
 struct MaskLaunch {
   const void* rois;  // [K, 5] or [K, 7], of the arithmetic
   int64_t boxes;
-  Scalar scalar;  // of the images
+  Storage storage;  // of the images
   bool volume;
   int64_t images, depth, height, width;
   uint8_t* mask;  // [images, depth, height, width]

@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(kThreads) sweep_kernel(SweepLaunch a) {
       sums[kSumL1] += weight * lid_abs(d);
       sums[kSumMse] += weight * (d * d);
       if (a.charbonnier) {
-        sums[kSumCharbonnier] += weight * charbonnier(d, T(kPixelCharbonnierEps * kPixelCharbonnierEps));
+        sums[kSumCharbonnier] += weight * charbonnier(d, T(kCharbonnierEps * kCharbonnierEps));
       }
     }
     T by_x = 0, by_y = 0, by_z = 0;
@@ -206,7 +206,7 @@ __global__ void __launch_bounds__(kThreads) sweep_kernel(SweepLaunch a) {
 
 int sweep_rows(const Planes& planes) {
   if (planes.volume) return kSweepRows<float, true>;
-  return planes.scalar == Scalar::float64 ? kSweepRows<double, false> : kSweepRows<float, false>;
+  return planes.storage == Storage::float64 ? kSweepRows<double, false> : kSweepRows<float, false>;
 }
 
 }  // namespace
@@ -216,7 +216,7 @@ int64_t sweep_blocks(const Planes& planes) {
 }
 
 int launch_sweep(const SweepLaunch& launch, void* stream) {
-  with_storage(launch.planes.scalar, [&](auto* stored) {
+  with_storage<Half, BFloat16>(launch.planes.storage, [&](auto* stored) {
     using S = std::remove_pointer_t<decltype(stored)>;
     const auto kernel = launch.planes.volume ? sweep_kernel<S, true> : sweep_kernel<S, false>;
     LID_LAUNCH(kernel, sweep_blocks(launch.planes), kThreads, stream, launch);

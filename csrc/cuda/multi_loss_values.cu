@@ -142,13 +142,13 @@ int64_t mask_blocks(const MaskLaunch& launch) {
 }
 
 int launch_mask(const MaskLaunch& launch, void* stream) {
-  const auto kernel = launch.scalar == Scalar::float64 ? mask_kernel<double> : mask_kernel<float>;
+  const auto kernel = launch.storage == Storage::float64 ? mask_kernel<double> : mask_kernel<float>;
   LID_LAUNCH(kernel, mask_blocks(launch), kThreads, stream, launch);
   return static_cast<int>(cudaGetLastError());
 }
 
 int launch_prepare(const PrepareLaunch& launch, void* stream) {
-  with_storage(launch.planes.scalar, [&](auto* stored) {
+  with_storage<Half, BFloat16>(launch.planes.storage, [&](auto* stored) {
     using S = std::remove_pointer_t<decltype(stored)>;
     const auto kernel = prepare_kernel<S>;
     LID_LAUNCH(kernel, launch.planes.count + 1, kThreads, stream, launch);
@@ -157,7 +157,7 @@ int launch_prepare(const PrepareLaunch& launch, void* stream) {
 }
 
 int launch_pool(const Planes& planes, void* input, void* target, void* stream) {
-  with_storage(planes.scalar, [&](auto* stored) {
+  with_storage<Half, BFloat16>(planes.storage, [&](auto* stored) {
     using S = std::remove_pointer_t<decltype(stored)>;
     const auto kernel = pool_kernel<S>;
     LID_LAUNCH(kernel, blocks_for(planes.count * pooled_side(planes.height) * pooled_side(planes.width)), kThreads, stream,

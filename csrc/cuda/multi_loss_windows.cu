@@ -135,17 +135,17 @@ __global__ void __launch_bounds__(kThreads) spread_slices_kernel(Planes planes, 
 }
 
 int64_t window_slices(const Planes& planes) { return planes.volume ? planes.depth - kHalo : 1; }
-int tile_rows(Scalar scalar) { return scalar == Scalar::float64 ? kTileRows<double> : kTileRows<float>; }
+int tile_rows(Storage storage) { return storage == Storage::float64 ? kTileRows<double> : kTileRows<float>; }
 
 }  // namespace
 
 int64_t windows_blocks(const Planes& planes) {
   return planes.count * window_slices(planes) * tiles_across(planes.width - kHalo) *
-         tiles_down(planes.height - kHalo, tile_rows(planes.scalar));
+         tiles_down(planes.height - kHalo, tile_rows(planes.storage));
 }
 
 int launch_windows(const WindowsLaunch& launch, void* stream) {
-  with_storage(launch.planes.scalar, [&](auto* stored) {
+  with_storage<Half, BFloat16>(launch.planes.storage, [&](auto* stored) {
     using S = std::remove_pointer_t<decltype(stored)>;
     const auto kernel = launch.planes.volume ? windows_kernel<S, true> : windows_kernel<S, false>;
     LID_LAUNCH(kernel, windows_blocks(launch.planes), kThreads, stream, launch);
@@ -155,7 +155,7 @@ int launch_windows(const WindowsLaunch& launch, void* stream) {
 
 int launch_sum_slices(const Planes& planes, const void* centres, void* fields, void* stream) {
   const int64_t count = planes.count * window_slices(planes) * planes.height * planes.width;
-  with_storage(planes.scalar, [&](auto* stored) {
+  with_storage<Half, BFloat16>(planes.storage, [&](auto* stored) {
     using S = std::remove_pointer_t<decltype(stored)>;
     const auto kernel = sum_slices_kernel<S>;
     LID_LAUNCH(kernel, (count + kThreads - 1) / kThreads, kThreads, stream, planes, centres, fields);
@@ -165,8 +165,8 @@ int launch_sum_slices(const Planes& planes, const void* centres, void* fields, v
 
 int launch_spread_slices(const Planes& planes, const void* maps, void* spread, void* stream) {
   const int64_t blocks = planes.count * window_slices(planes) * tiles_across(planes.width) *
-                         tiles_down(planes.height, tile_rows(planes.scalar));
-  const auto kernel = planes.scalar == Scalar::float64 ? spread_slices_kernel<double> : spread_slices_kernel<float>;
+                         tiles_down(planes.height, tile_rows(planes.storage));
+  const auto kernel = planes.storage == Storage::float64 ? spread_slices_kernel<double> : spread_slices_kernel<float>;
   LID_LAUNCH(kernel, blocks, kThreads, stream, planes, maps, spread);
   return static_cast<int>(cudaGetLastError());
 }

@@ -7,7 +7,6 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include "../floating.h"
-#include "scalar.h"
 
 // The tests register the emulated kernels beside the real ones' library, for tensors on the CPU.
 #if defined(LID_EMULATED)
@@ -42,18 +41,6 @@ class OnDevice {
 };
 
 inline void check_launch(int error) { STD_TORCH_CHECK(error == 0, "a CUDA kernel couldn't be launched: error ", error); }
-
-// Of a floating tensor.
-inline Scalar scalar_of(const torch::stable::Tensor& tensor) {
-  using torch::headeronly::ScalarType;
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float: return Scalar::float32;
-    case ScalarType::Double: return Scalar::float64;
-    case ScalarType::Half: return Scalar::float16;
-    case ScalarType::BFloat16: return Scalar::bfloat16;
-    default: return Scalar::bfloat16;
-  }
-}
 
 }  // namespace cuda
 }  // namespace lid
