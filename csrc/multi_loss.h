@@ -3,7 +3,6 @@
 
 #include <cstdint>
 
-#include "constants.h"
 #include "target.h"
 
 namespace lid {

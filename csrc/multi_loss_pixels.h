@@ -1,8 +1,18 @@
 // What a pixel contributes to each term of multi_loss and to each term's gradient, for C++ and CUDA alike.
 //
 // Written for any type with arithmetic: float and double, in CUDA one pixel per thread, or a vector of pixels on the CPU.
-// Such a type brings lid_abs, lid_sign, lid_sqrt and lid_max beside its operators. To be included inside a namespace, so that
-// every instruction set has its own: multi_loss.h comes before.
+// Such a type brings lid_abs, lid_sign, lid_sqrt and lid_max beside its operators.
+#pragma once
+
+#include <cmath>
+
+#include "constants.h"
+#include "multi_loss.h"
+#include "target.h"
+
+namespace lid {
+namespace LID_ISA {
+namespace {
 
 template <typename T>
 LID_HOST_DEVICE T lid_max(T a, T b) {
@@ -105,3 +115,7 @@ LID_HOST_DEVICE __attribute__((always_inline)) void window_sums(const At& at, V 
     }
   }
 }
+
+}  // namespace
+}  // namespace LID_ISA
+}  // namespace lid

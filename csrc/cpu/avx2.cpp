@@ -11,7 +11,8 @@
 #endif
 #include "gradients_loops.h"
 #include "multi_loss_loops.h"
-#include "roi_loops.h"
+#include "roi_align_loops.h"
+#include "roi_perceptual_loops.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

@@ -1,6 +1,6 @@
-#define LID_ISA baseline
 #include "isa_headers.h"
 
 #include "gradients_loops.h"
 #include "multi_loss_loops.h"
-#include "roi_loops.h"
+#include "roi_align_loops.h"
+#include "roi_perceptual_loops.h"

@@ -1,14 +1,11 @@
-// The inner loops of gradients.cpp. Included once per instruction set, with LID_ISA naming its namespace, after isa_headers.h.
+// The inner loops of gradients.cpp.
+#pragma once
+
+#include "vector.h"
 
 namespace lid {
 namespace LID_ISA {
-namespace gradients {
 namespace {
-
-using c10::BFloat16;
-using c10::Half;
-
-#include "vector.h"
 
 // Values of so many gradients, kGradientBlock of each, and the memory that they come from.
 template <typename S, typename T>
@@ -95,22 +92,21 @@ void combine(const GradientRows& rows, const T* coefficients, int64_t first, int
 }
 
 template <typename S, typename T>
-GradientFunctions<T> functions() {
+GradientFunctions<T> gradient_functions() {
   return {add_products<S, T>, combine<S, T>};
 }
 
 }  // namespace
-}  // namespace gradients
 
 GradientFunctions<float> float_gradients(Storage storage) {
   switch (storage) {
-    case Storage::float32: return gradients::functions<float, float>();
-    case Storage::float16: return gradients::functions<c10::Half, float>();
-    default: return gradients::functions<c10::BFloat16, float>();
+    case Storage::float32: return gradient_functions<float, float>();
+    case Storage::float16: return gradient_functions<c10::Half, float>();
+    default: return gradient_functions<c10::BFloat16, float>();
   }
 }
 
-GradientFunctions<double> double_gradients() { return gradients::functions<double, double>(); }
+GradientFunctions<double> double_gradients() { return gradient_functions<double, double>(); }
 
 }  // namespace LID_ISA
 }  // namespace lid

@@ -1,43 +1,11 @@
-// The inner loops of multi_loss.cpp. Included once per instruction set, with LID_ISA naming its namespace, after isa_headers.h.
+// The inner loops of multi_loss.cpp.
+#pragma once
+
+#include "multi_loss_volume.h"
 
 namespace lid {
 namespace LID_ISA {
-namespace multi_loss {
 namespace {
-
-using c10::BFloat16;
-using c10::Half;
-
-#include "vector.h"
-
-// Rows of windows in a strip.
-template <typename T>
-constexpr int64_t kStrip = kVectorLanes<T>;
-
-#include "../multi_loss_pixels.h"
-
-// Zeros at first, aligned for the widest vectors.
-template <typename T>
-class Buffer {
- public:
-  explicit Buffer(int64_t count) : values_(count > 0 ? count + kAlignment / sizeof(T) : 0) {}
-  bool empty() const { return values_.empty(); }
-  void clear() { std::fill(values_.begin(), values_.end(), T(0)); }
-  T* data() {
-    const uintptr_t address = reinterpret_cast<uintptr_t>(values_.data());
-    return reinterpret_cast<T*>((address + kAlignment - 1) / kAlignment * kAlignment);
-  }
-
- private:
-  static constexpr size_t kAlignment = 64;
-  std::vector<T> values_;
-};
-
-#include "multi_loss_similarity.h"
-
-#include "multi_loss_rows.h"
-
-#include "multi_loss_volume.h"
 
 // Strips [begin, end) of a plane. What they need of the rows above is worked out again, without being counted.
 template <typename S, typename T>
@@ -56,7 +24,7 @@ class Sweep {
         by_edge_(width_),
         by_x_(width_),
         by_y_(width_),
-        repeated_{Row<T>(width_), Row<T>(width_), Row<T>(width_)} {}
+        repeated_{PaddedRow<T>(width_), PaddedRow<T>(width_), PaddedRow<T>(width_)} {}
 
   void run(int64_t end, double* sums) {
     const bool back = plane_.gradient_count > 0;
@@ -158,8 +126,8 @@ class Sweep {
   Similarity<T, 2> similarity_;
   Edge<T> edge_;
   Buffer<T> by_similarity_;
-  Row<T> difference_, weights_, by_edge_, by_x_, by_y_;
-  Row<T> repeated_[3];
+  PaddedRow<T> difference_, weights_, by_edge_, by_x_, by_y_;
+  PaddedRow<T> repeated_[3];
 };
 
 template <typename S, typename T>
@@ -172,17 +140,16 @@ void sweep(const Plane<T>& plane, int64_t begin, int64_t end, double* sums) {
 }
 
 }  // namespace
-}  // namespace multi_loss
 
 SweepFunction<float> float_sweep(Storage storage) {
   switch (storage) {
-    case Storage::float32: return {multi_loss::kStrip<float>, multi_loss::sweep<float, float>};
-    case Storage::float16: return {multi_loss::kStrip<float>, multi_loss::sweep<c10::Half, float>};
-    default: return {multi_loss::kStrip<float>, multi_loss::sweep<c10::BFloat16, float>};
+    case Storage::float32: return {kStrip<float>, sweep<float, float>};
+    case Storage::float16: return {kStrip<float>, sweep<c10::Half, float>};
+    default: return {kStrip<float>, sweep<c10::BFloat16, float>};
   }
 }
 
-SweepFunction<double> double_sweep() { return {multi_loss::kStrip<double>, multi_loss::sweep<double, double>}; }
+SweepFunction<double> double_sweep() { return {kStrip<double>, sweep<double, double>}; }
 
 }  // namespace LID_ISA
 }  // namespace lid

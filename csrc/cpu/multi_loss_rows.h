@@ -1,15 +1,22 @@
 // The rows of a plane as the sweep needs them: staged from the images, weights of pixels, and the terms that look at a pixel's
-// neighbours. Included inside lid::LID_ISA. A row lies in memory with a margin on both sides, so that whole vectors and
+// neighbours. A row lies in memory with a margin on both sides, so that whole vectors and
 // neighbours can be read beyond its ends.
+#pragma once
+
+#include "multi_loss_similarity.h"
+
+namespace lid {
+namespace LID_ISA {
+namespace {
 
 constexpr int64_t kMargin = 16;  // columns
 
 inline int64_t padded_width(int64_t width) { return (width + kMargin - 1) / kMargin * kMargin + 2 * kMargin; }
 
 template <typename T>
-class Row {
+class PaddedRow {
  public:
-  explicit Row(int64_t width) : values_(padded_width(width)) {}
+  explicit PaddedRow(int64_t width) : values_(padded_width(width)) {}
   T* data() { return values_.data() + kMargin; }
 
  private:
@@ -118,7 +125,7 @@ class Edge {
 
   // The derivative of the sum of absolute responses in a row's pixels.
   void derive(int64_t row, T* result) {
-    const auto part = [row](std::vector<Row<T>>& rows, int64_t above) { return rows[(row - above + 3) % 3].data(); };
+    const auto part = [row](std::vector<PaddedRow<T>>& rows, int64_t above) { return rows[(row - above + 3) % 3].data(); };
     const T *h0 = part(from_horizontal_, 0), *h1 = part(from_horizontal_, 1), *h2 = part(from_horizontal_, 2);
     const T *v0 = part(from_vertical_, 0), *v2 = part(from_vertical_, 2);
     for (int64_t c = 0; c < width_; c += Vec<T>::kLanes) {
@@ -129,8 +136,8 @@ class Edge {
 
  private:
   int64_t width_;
-  Row<T> horizontal_, vertical_;
-  std::vector<Row<T>> differences_, from_horizontal_, from_vertical_;
+  PaddedRow<T> horizontal_, vertical_;
+  std::vector<PaddedRow<T>> differences_, from_horizontal_, from_vertical_;
 };
 
 // Sums of |differences| between a pixel and the next one across and down, and their derivatives. Rows come by `stage_repeated`;
@@ -176,3 +183,7 @@ inline void write_row(const Plane<T>& plane, const Gradient<T>& gradient, const 
     value.store_part(to + c, count);
   }
 }
+
+}  // namespace
+}  // namespace LID_ISA
+}  // namespace lid

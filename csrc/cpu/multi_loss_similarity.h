@@ -1,10 +1,23 @@
-// SSIM's windows, a strip of rows at a time. Included inside lid::LID_ISA.
+// SSIM's windows, a strip of rows at a time.
 //
 // Strips of as many rows as a vector has lanes go through five stages. Fields of the two images (s, d, s^2 and d^2, see
 // ../multi_loss.h) are summed down the columns, turned, so that a vector holds the rows of one column, and summed across; the
 // windows' derivatives follow, and go back across; turned again, they are summed down. A panel of a few columns passes through
 // all stages before the next one is looked at, so that nothing leaves the first-level cache but what the next strip needs: the
 // fields' and derivatives' rows around its edge, which wait in rings.
+#pragma once
+
+#include "../multi_loss_pixels.h"
+#include "buffer.h"
+#include "vector.h"
+
+namespace lid {
+namespace LID_ISA {
+namespace {
+
+// Rows of windows in a strip.
+template <typename T>
+constexpr int64_t kStrip = kVectorLanes<T>;
 
 constexpr int64_t kLag = 16;     // columns that windows stay behind the fields: their width, in whole vectors
 
@@ -177,3 +190,7 @@ class Similarity {
   const int64_t panels_;
   Buffer<T> fields_, maps_, across_, back_;
 };
+
+}  // namespace
+}  // namespace LID_ISA
+}  // namespace lid

@@ -1,5 +1,11 @@
 // The sweep over a volume's slices: the windows and filters of images within each slice, after or before a pass along z.
-// Included inside lid::LID_ISA.
+#pragma once
+
+#include "multi_loss_rows.h"
+
+namespace lid {
+namespace LID_ISA {
+namespace {
 
 // Signs of the Sobel responses across slices, smooth along rows and columns, and what they give back: as `Edge` does.
 template <typename T>
@@ -45,8 +51,8 @@ class SliceEdge {
 
  private:
   int64_t width_;
-  Row<T> signs_;
-  std::vector<Row<T>> slopes_, from_signs_;
+  PaddedRow<T> signs_;
+  std::vector<PaddedRow<T>> slopes_, from_signs_;
 };
 
 // Slices [begin, end) of a volume. What they need of the slices before is worked out again, without being counted.
@@ -72,7 +78,7 @@ class VolumeSweep {
         by_x_(width_),
         by_y_(width_),
         by_z_(width_),
-        repeated_{Row<T>(width_), Row<T>(width_), Row<T>(width_), Row<T>(width_), Row<T>(width_)} {}
+        repeated_{PaddedRow<T>(width_), PaddedRow<T>(width_), PaddedRow<T>(width_), PaddedRow<T>(width_), PaddedRow<T>(width_)} {}
 
   void run(int64_t end, double* sums) {
     // A voxel's gradient needs the windows of the ten slices before and the edges of the two slices before.
@@ -233,6 +239,10 @@ class VolumeSweep {
   Buffer<T> maps_, edges_;  // rings of slices
   Edge<T> edge_;
   SliceEdge<T> slice_edge_;
-  Row<T> by_similarity_, difference_, weights_, by_edge_, by_x_, by_y_, by_z_;
-  Row<T> repeated_[5];
+  PaddedRow<T> by_similarity_, difference_, weights_, by_edge_, by_x_, by_y_, by_z_;
+  PaddedRow<T> repeated_[5];
 };
+
+}  // namespace
+}  // namespace LID_ISA
+}  // namespace lid

@@ -1,4 +1,11 @@
-// The inner loops of roi_align.cpp. Included inside lid::LID_ISA, by roi_loops.h.
+// The inner loops of roi_align.cpp.
+#pragma once
+
+#include "roi_passes.h"
+
+namespace lid {
+namespace LID_ISA {
+namespace {
 
 // Turns [count, kLanes], with room for eight more, into [lanes, count]. Where fewer than eight values make a row, a row is
 // stored with some of what comes after it, which overwrites them: the next row, or, within the `room` elements that are the
@@ -60,3 +67,18 @@ template <typename S, typename T>
 PoolFunction<T> pool_of(bool channels_last) {
   return channels_last ? pool_block<S, T, ChannelsLast<T>> : pool_block<S, T, Planar<T>>;
 }
+
+}  // namespace
+
+PoolFunction<float> float_pool(Storage storage, bool channels_last) {
+  switch (storage) {
+    case Storage::float32: return pool_of<float, float>(channels_last);
+    case Storage::float16: return pool_of<Half, float>(channels_last);
+    default: return pool_of<BFloat16, float>(channels_last);
+  }
+}
+
+PoolFunction<double> double_pool(bool channels_last) { return pool_of<double, double>(channels_last); }
+
+}  // namespace LID_ISA
+}  // namespace lid

@@ -1,4 +1,11 @@
-// The inner loops of roi_perceptual.cpp. Included inside lid::LID_ISA, by roi_loops.h.
+// The inner loops of roi_perceptual.cpp.
+#pragma once
+
+#include "roi_passes.h"
+
+namespace lid {
+namespace LID_ISA {
+namespace {
 
 template <int64_t kLanes, Criterion kCriterion, typename T>
 T sum_of_criterion(const T* pooled, int64_t bins, int64_t lanes) {
@@ -59,3 +66,18 @@ template <typename S, typename T>
 LossesFunction<T> losses_of(bool channels_last) {
   return channels_last ? losses_block<S, T, ChannelsLast<T>> : losses_block<S, T, Planar<T>>;
 }
+
+}  // namespace
+
+LossesFunction<float> float_losses(Storage storage, bool channels_last) {
+  switch (storage) {
+    case Storage::float32: return losses_of<float, float>(channels_last);
+    case Storage::float16: return losses_of<Half, float>(channels_last);
+    default: return losses_of<BFloat16, float>(channels_last);
+  }
+}
+
+LossesFunction<double> double_losses(bool channels_last) { return losses_of<double, double>(channels_last); }
+
+}  // namespace LID_ISA
+}  // namespace lid

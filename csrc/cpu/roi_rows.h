@@ -1,6 +1,13 @@
-// A box's pooling along z and y: bins as weighted sums of rows of the map, and the transpose. Included inside lid::LID_ISA.
+// A box's pooling along z and y: bins as weighted sums of rows of the map, and the transpose.
 // The maps are read here and nowhere else, whole vectors at a time; what comes next is fetched ahead, because boxes jump
 // about more than a processor foresees.
+#pragma once
+
+#include "vector.h"
+
+namespace lid {
+namespace LID_ISA {
+namespace {
 
 // One row of cells that a bin of z and y reads: which of the map's rows, and its weight.
 template <typename T>
@@ -132,3 +139,7 @@ void spread_rows(const T* lines, int64_t line_stride, const Rows<T>& rows, int64
     }
   }
 }
+
+}  // namespace
+}  // namespace LID_ISA
+}  // namespace lid

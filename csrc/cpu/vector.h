@@ -1,6 +1,15 @@
-// Lanes of float or double on GCC's and Clang's vector types. Included inside lid::LID_ISA, so that every instruction set has
-// its own. LID_AVX2 says that AVX2 and F16C are there, LID_AVX512 that AVX-512 is: compilers don't define their own macros by a
-// pragma.
+// Lanes of float or double on GCC's and Clang's vector types. LID_AVX2 says that AVX2 and F16C are there, LID_AVX512 that AVX-512
+// is: compilers don't define their own macros by a pragma.
+#pragma once
+
+#include "isa_headers.h"
+
+namespace lid {
+namespace LID_ISA {
+namespace {
+
+using c10::BFloat16;
+using c10::Half;
 
 // As many as the widest registers hold, and at least eight.
 template <typename T>
@@ -216,3 +225,7 @@ inline void transpose(Vec<T, 16> (&rows)[16]) {
     rows[r + 12].lanes = odd(second, fourth);
   }
 }
+
+}  // namespace
+}  // namespace LID_ISA
+}  // namespace lid

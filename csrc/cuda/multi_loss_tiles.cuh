@@ -2,15 +2,11 @@
 // has 256 threads, a tile 32 columns, and every thread some rows of one column of it.
 #pragma once
 
-#include <cmath>
-
-#include "../multi_loss.h"
+#include "../multi_loss_pixels.h"
 #include "device.cuh"
 
 namespace lid {
 namespace cuda {
-
-#include "../multi_loss_pixels.h"
 
 constexpr int kColumns = 32, kWarps = kThreads / kColumns;
 // Strides of rows in shared memory are odd, so that lanes that walk along different rows use different banks.
