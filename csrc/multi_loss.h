@@ -1,6 +1,7 @@
 // What the C++ and the CUDA kernels of multi_loss agree on; the maths of their pixels is in multi_loss_pixels.h.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "target.h"
@@ -27,6 +28,18 @@ constexpr int kScales = 5;
 LID_HOST_DEVICE constexpr double scale_exponent(int scale) {
   constexpr double kExponents[kScales] = {0.0448, 0.2856, 0.3001, 0.2363, 0.1333};
   return kExponents[scale];
+}
+
+// MS-SSIM of a plane, from the means over its windows: of 1 - contrast-structure, at the last scale of SSIM.
+LID_HOST_DEVICE double ms_ssim(const double (&means)[kScales]) {
+  double product = 1;
+  LID_UNROLL for (int j = 0; j < kScales; ++j) product *= std::pow(means[j] <= 0 ? 0 : means[j], scale_exponent(j));
+  return product;
+}
+// What the dissimilarities of a plane's windows at a scale are multiplied by in the gradient of coefficient * (1 - MS-SSIM).
+LID_HOST_DEVICE double ms_ssim_weight(int scale, double coefficient, double similarity, double mean, double windows,
+                                      double planes) {
+  return similarity == 0 ? 0 : coefficient * similarity * scale_exponent(scale) / (mean * windows * planes);
 }
 
 // Of a plane's similarity; the centre c is near the images' mean, see multi_loss_pixels.h.

@@ -8,6 +8,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../ms_ssim.h"
 #include "../multi_loss_arguments.h"
 #include "tensors.h"
 
@@ -21,6 +22,24 @@ using torch::stable::Tensor;
 // One pair of batches of images: what of it the terms share, and the launches.
 class Images {
  public:
+  using Scale = Planes;
+  using WindowSums = Tensor;
+  using Weights = const void*;  // of each plane's windows, or null for 0
+  using Values = Tensor;        // of each pixel of a scale
+
+  struct Pooled {
+    Tensor input, target;
+    Planes scale;
+  };
+
+  struct Similarities {
+    Tensor of_planes, of_scales;  // [planes], [kScales, planes]
+
+    Weights weights(int scale) const {
+      return static_cast<const char*>(of_scales.const_data_ptr()) + scale * of_planes.numel() * of_scales.element_size();
+    }
+  };
+
   explicit Images(const MultiLossArguments& a)
       : input_(torch::stable::contiguous(a.input)),
         target_(torch::stable::contiguous(a.target)),
@@ -76,8 +95,7 @@ class Images {
     Tensor sums;
     std::optional<Tensor> maps;
   };
-  Windows windows(const Planes& planes, bool with_maps, double structural, const void* structural_added,
-                  const void* contrast) const {
+  Windows windows(const Planes& planes, bool with_maps, double structural, Weights structural_added, Weights contrast) const {
     const int64_t slices = planes.volume ? planes.depth - kHalo : 1;
     WindowsLaunch launch{};
     launch.planes = planes;
@@ -145,6 +163,47 @@ class Images {
             by[Term::ssim] != 0 || by[Term::ms_ssim] != 0};
   }
 
+  // For Pyramid, see ms_ssim.h.
+  Pooled pool(const Planes& finer) const {
+    const int64_t height = pooled_side(finer.height), width = pooled_side(finer.width);
+    const Tensor input = empty({finer.count, height, width}), target = empty({finer.count, height, width});
+    check_launch(launch_pool(finer, input.mutable_data_ptr(), target.mutable_data_ptr(), stream()));
+    return {input, target,
+            {input.const_data_ptr(), target.const_data_ptr(), storage_of(input), false, finer.count, 1, height, width}};
+  }
+
+  Tensor window_sums(const Planes& planes) const { return windows(planes, false, 0, nullptr, nullptr).sums; }
+
+  Similarities similarities(const std::vector<Planes>& scales, const std::vector<Tensor>& sums, double coefficient) const {
+    const Similarities result{empty({full_.count}, ScalarType::Double), empty({kScales, full_.count})};
+    ScalesLaunch launch{};
+    for (int j = 0; j < kScales; ++j) {
+      launch.sums[j] = sums[j].const_data_ptr<double>();
+      launch.blocks[j] = windows_blocks(scales[j]);
+      launch.windows[j] = static_cast<int64_t>(places_of(scales[j], kHalo));
+    }
+    launch.planes = full_.count;
+    launch.wide = dtype_ == ScalarType::Double;
+    launch.coefficient = coefficient;
+    launch.similarities = result.of_planes.mutable_data_ptr<double>();
+    launch.weights = result.of_scales.mutable_data_ptr();
+    check_launch(launch_scales(launch, stream()));
+    return result;
+  }
+
+  Tensor gradient(const Planes& planes, Weights structural, Weights contrast, const std::optional<Tensor>& coarser) const {
+    const std::optional<Tensor> maps = windows(planes, true, 0, structural, contrast).maps;
+    const Tensor result = empty({planes.count, planes.height, planes.width});
+    SweepLaunch launch = sweep(maps);
+    launch.planes = planes;
+    launch.mask = nullptr;
+    launch.gradients[0] = {result.mutable_data_ptr(), 0, 0, 0, 0, 0, 0, 0, true};
+    launch.gradient_count = 1;
+    launch.coarser = coarser ? coarser->const_data_ptr() : nullptr;
+    this->launch(launch);
+    return result;
+  }
+
  private:
   static Planes planes_of(const Tensor& input, const Tensor& target) {
     const bool volume = input.dim() == 5;
@@ -171,73 +230,6 @@ class Images {
   std::optional<Tensor> mask_;
 };
 
-// MS-SSIM: the images at five scales, and the weights of their similarities in the gradient of coefficient * ms_ssim.
-class Pyramid {
- public:
-  Pyramid(const Images& images, double coefficient)
-      : images_(images),
-        similarities_(images.empty({images.full().count}, ScalarType::Double)),
-        weights_(images.empty({kScales, images.full().count})) {
-    ScalesLaunch launch{};
-    std::vector<Tensor> sums;
-    for (int j = 0; j < kScales; ++j) {
-      scales_.push_back(j == 0 ? images.full() : pool(scales_.back()));
-      sums.push_back(images.windows(scales_[j], false, 0, nullptr, nullptr).sums);
-      launch.sums[j] = sums[j].const_data_ptr<double>();
-      launch.blocks[j] = windows_blocks(scales_[j]);
-      launch.windows[j] = static_cast<int64_t>(Images::places_of(scales_[j], kHalo));
-    }
-    launch.planes = images.full().count;
-    launch.wide = images.dtype() == ScalarType::Double;
-    launch.coefficient = coefficient;
-    launch.similarities = similarities_.mutable_data_ptr<double>();
-    launch.weights = weights_.mutable_data_ptr();
-    check_launch(launch_scales(launch, images.stream()));
-  }
-
-  const double* similarities() const { return similarities_.const_data_ptr<double>(); }
-
-  // What each plane's dissimilarities at a scale are multiplied by.
-  const void* weights(int scale) const {
-    return static_cast<const char*>(weights_.const_data_ptr()) + scale * images_.full().count * weights_.element_size();
-  }
-
-  // What comes to the first pooled images by way of the scales after the first.
-  Tensor coarser_gradient() const {
-    std::optional<Tensor> coarser;
-    for (int j = kScales - 1; j > 0; --j) {
-      const Planes& planes = scales_[j];
-      const bool last = j == kScales - 1;
-      const auto [sums, maps] = images_.windows(planes, true, 0, last ? weights(j) : nullptr, last ? nullptr : weights(j));
-      const Tensor finer = images_.empty({planes.count, planes.height, planes.width});
-      SweepLaunch sweep = images_.sweep(maps);
-      sweep.planes = planes;
-      sweep.mask = nullptr;
-      sweep.gradients[0] = {finer.mutable_data_ptr(), 0, 0, 0, 0, 0, 0, 0, true};
-      sweep.gradient_count = 1;
-      sweep.coarser = coarser ? coarser->const_data_ptr() : nullptr;
-      images_.launch(sweep);
-      coarser = finer;
-    }
-    return *coarser;
-  }
-
- private:
-  Planes pool(const Planes& finer) {
-    const int64_t height = pooled_side(finer.height), width = pooled_side(finer.width);
-    const Tensor input = images_.empty({finer.count, height, width}), target = images_.empty({finer.count, height, width});
-    check_launch(launch_pool(finer, input.mutable_data_ptr(), target.mutable_data_ptr(), images_.stream()));
-    pooled_.push_back(input);
-    pooled_.push_back(target);
-    return {input.const_data_ptr(), target.const_data_ptr(), storage_of(input), false, finer.count, 1, height, width};
-  }
-
-  const Images& images_;
-  std::vector<Planes> scales_;
-  std::vector<Tensor> pooled_;
-  const Tensor similarities_, weights_;
-};
-
 void want(SweepLaunch& sweep, const MultiLossArguments& a) {
   sweep.charbonnier = a.has(Term::charbonnier);
   sweep.pixel = sweep.charbonnier || a.has(Term::l1) || a.has(Term::mse);
@@ -256,14 +248,14 @@ std::tuple<Tensor, Tensor, Tensor> multi_loss(Tensor input, Tensor target, std::
   Tensor gradient = images.empty({0});
   if (with_gradient) gradient = torch::stable::new_empty(a.input, a.input.sizes(), images.dtype());
 
-  std::optional<Pyramid> pyramid;
+  std::optional<Pyramid<Images>> pyramid;
   std::optional<Tensor> coarser;
   if (a.has(Term::ms_ssim)) pyramid.emplace(images, by[Term::ms_ssim]);
   std::optional<Images::Windows> windows;
   const bool of_scales = with_gradient && by[Term::ms_ssim] != 0;
   if (a.has(Term::ssim) || of_scales) {
     windows = images.windows(images.full(), with_gradient, by[Term::ssim] / images.windows(), nullptr,
-                             of_scales ? pyramid->weights(0) : nullptr);
+                             of_scales ? pyramid->similarities().weights(0) : nullptr);
   }
   SweepLaunch sweep = images.sweep(windows ? windows->maps : std::nullopt);
   want(sweep, a);
@@ -297,7 +289,7 @@ std::tuple<Tensor, Tensor, Tensor> multi_loss(Tensor input, Tensor target, std::
     finish.windows_blocks = windows_blocks(images.full());
     finish.windows = images.windows();
   }
-  if (pyramid) finish.similarities = pyramid->similarities();
+  if (pyramid) finish.similarities = pyramid->similarities().of_planes.const_data_ptr<double>();
   finish.total = total.mutable_data_ptr();
   finish.values = values.mutable_data_ptr();
   check_launch(launch_finish(finish, images.stream()));
@@ -324,9 +316,9 @@ Tensor multi_loss_jacobian(Tensor input, Tensor target, std::vector<std::string>
       continue;
     }
     // Its windows' derivatives are other ones than ssim's, so it takes a sweep of its own.
-    const Pyramid pyramid(images, 1);
+    const Pyramid<Images> pyramid(images, 1);
     const Tensor coarser = pyramid.coarser_gradient();
-    const auto windows = images.windows(images.full(), true, 0, nullptr, pyramid.weights(0));
+    const auto windows = images.windows(images.full(), true, 0, nullptr, pyramid.similarities().weights(0));
     SweepLaunch sweep = images.sweep(windows.maps);
     sweep.gradients[0] = images.gradient(one, row);
     sweep.gradient_count = 1;

@@ -84,7 +84,7 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads) scales_kernel(ScalesLaunch a) {
   LID_SHARED(double, scratch, kWarps);
   const int64_t plane = blockIdx.x;
-  double means[kScales], similarity = 1;
+  double means[kScales];
   LID_UNROLL for (int j = 0; j < kScales; ++j) {
     // 1 - contrast-structure counts at every scale but the last, where it is 1 - SSIM.
     const double* sums = a.sums[j] + (j < kScales - 1 ? a.blocks[j] : 0);
@@ -92,14 +92,13 @@ __global__ void __launch_bounds__(kThreads) scales_kernel(ScalesLaunch a) {
     double sum = 0;
     for (int64_t i = threadIdx.x; i < blocks; i += kThreads) sum += sums[plane * blocks + i];
     means[j] = 1 - block_sum(sum, scratch) / static_cast<double>(a.windows[j]);
-    similarity *= pow(means[j] <= 0 ? 0 : means[j], scale_exponent(j));
   }
   if (threadIdx.x > 0) return;
-  a.similarities[plane] = similarity;
+  const double similarity = a.similarities[plane] = ms_ssim(means), planes = static_cast<double>(a.planes);
   LID_UNROLL for (int j = 0; j < kScales; ++j) {
-    const double weight = similarity == 0 ? 0 : a.coefficient * similarity * scale_exponent(j) /
-                                                    (means[j] * static_cast<double>(a.windows[j] * a.planes));
-    static_cast<T*>(a.weights)[j * a.planes + plane] = static_cast<T>(weight);
+    const double windows = static_cast<double>(a.windows[j]);
+    static_cast<T*>(a.weights)[j * a.planes + plane] =
+        static_cast<T>(ms_ssim_weight(j, a.coefficient, similarity, means[j], windows, planes));
   }
 }
 
