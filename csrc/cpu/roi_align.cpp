@@ -18,7 +18,7 @@ namespace {
 using torch::headeronly::MemoryFormat;
 
 template <typename T>
-PoolFunction<T> pool_function(Storage storage, bool channels_last) {
+PoolFunctions<T> pool_functions(Storage storage, bool channels_last) {
   const bool avx2 = instruction_set() >= InstructionSet::avx2;
   if constexpr (std::is_same_v<T, double>) {
     return avx2 ? avx2::double_pool(channels_last) : baseline::double_pool(channels_last);
@@ -38,10 +38,22 @@ std::vector<int64_t> pooled_shape(const Pooling& pooling, const std::vector<Feat
 }
 
 template <typename T>
-void pool(const Pooling& pooling, const std::vector<FeatureLevel>& levels, int64_t images, Storage storage, void* pooled) {
+void pool(const Pooling& pooling, const std::vector<FeatureLevel>& levels, int64_t images, Tensor& pooled) {
   const Boxes<T> boxes(pooling, levels, images);
+  const Storage storage = storage_of(pooled);
   for_each_block<T>(levels, images, [&](size_t l, int64_t image, int64_t block) {
-    pool_function<T>(storage, levels[l].channels_last)(levels[l], boxes.of(l, image), image, block, pooled);
+    pool_functions<T>(storage, levels[l].channels_last)
+        .forward(levels[l], boxes.of(l, image), image, block, pooled.mutable_data_ptr());
+  });
+}
+
+template <typename T>
+void spread(const Pooling& pooling, const std::vector<FeatureLevel>& levels, int64_t images, const Tensor& grad_pooled) {
+  const Boxes<T> boxes(pooling, levels, images);
+  const Storage storage = storage_of(grad_pooled);
+  for_each_block<T>(levels, images, [&](size_t l, int64_t image, int64_t block) {
+    pool_functions<T>(storage, levels[l].channels_last)
+        .backward(levels[l], boxes.of(l, image), image, block, grad_pooled.const_data_ptr());
   });
 }
 
@@ -63,7 +75,7 @@ Tensor roi_align(std::vector<Tensor> inputs, Tensor rois, std::optional<Tensor> 
   Tensor pooled = torch::stable::new_empty(first, pooled_shape(pooling, levels));
   ask_for_huge_pages(pooled);
   const auto work = wide ? pool<double> : pool<float>;
-  work(pooling, levels, first.size(0), storage_of(first), pooled.mutable_data_ptr());
+  work(pooling, levels, first.size(0), pooled);
   return pooled;
 }
 
@@ -93,9 +105,8 @@ std::vector<Tensor> roi_align_backward(Tensor grad_pooled, Tensor rois, std::opt
     levels.back().gradient = gradients.back().mutable_data_ptr();
   }
   STD_TORCH_CHECK(grad_pooled.sizes().vec() == pooled_shape(pooling, levels), "grad_pooled must have the bins' shape");
-  const Tensor upstream = torch::stable::contiguous(grad_pooled);
-  const auto work = wide ? pool<double> : pool<float>;
-  work(pooling, levels, shapes[0], storage_of(grad_pooled), const_cast<void*>(upstream.const_data_ptr()));
+  const auto work = wide ? spread<double> : spread<float>;
+  work(pooling, levels, shapes[0], torch::stable::contiguous(grad_pooled));
   return gradients;
 }
 

@@ -43,34 +43,45 @@ void rows_to_lanes(const S* from, int64_t count, int64_t lanes, int64_t room, T*
   }
 }
 
-// See PoolFunction. S is the type of the features, T that of the arithmetic.
+// See PoolFunctions. S is the type of the features, T that of the arithmetic.
 template <typename S, typename T, typename Layout>
-void pool_block(const FeatureLevel& level, const ImageBoxes<T>& boxes, int64_t image, int64_t block, void* pooled) {
+void pool_forward(const FeatureLevel& level, const ImageBoxes<T>& boxes, int64_t image, int64_t block, void* pooled) {
   for_each_box<S, T, Layout>(level, boxes, image, block, [&](const Pass<T, Layout>& pass, const BoxTables<T>& box) {
+    pass.pool(box, Map<S>{static_cast<const S*>(level.input) + pass.offset});
     S* values = static_cast<S*>(pooled) + (box.row * level.channels + pass.channel) * box.bins();
     int64_t room = (pass.end - pass.channel) * box.bins();
-    if (!level.gradient) pass.pool(box, Map<S>{static_cast<const S*>(level.input) + pass.offset});
-    pass.layout.for_each_group(box, pass.scratch.pooled, [&](T* group, int64_t bins, int64_t lanes) {
-      if (level.gradient) {
-        rows_to_lanes<Layout::kLanes>(values, bins, lanes, room, group);
-      } else {
-        lanes_to_rows<Layout::kLanes>(group, bins, lanes, values, room);
-      }
+    pass.layout.for_each_group(box, pass.scratch.pooled, [&](const T* group, int64_t bins, int64_t lanes) {
+      lanes_to_rows<Layout::kLanes>(group, bins, lanes, values, room);
       values += bins * lanes;
       room -= bins * lanes;
     });
-    if (level.gradient) pass.spread(box);
+  });
+}
+
+template <typename S, typename T, typename Layout>
+void pool_backward(const FeatureLevel& level, const ImageBoxes<T>& boxes, int64_t image, int64_t block,
+                   const void* grad_pooled) {
+  for_each_box<S, T, Layout>(level, boxes, image, block, [&](const Pass<T, Layout>& pass, const BoxTables<T>& box) {
+    const S* values = static_cast<const S*>(grad_pooled) + (box.row * level.channels + pass.channel) * box.bins();
+    int64_t room = (pass.end - pass.channel) * box.bins();
+    pass.layout.for_each_group(box, pass.scratch.pooled, [&](T* group, int64_t bins, int64_t lanes) {
+      rows_to_lanes<Layout::kLanes>(values, bins, lanes, room, group);
+      values += bins * lanes;
+      room -= bins * lanes;
+    });
+    pass.spread(box);
   });
 }
 
 template <typename S, typename T>
-PoolFunction<T> pool_of(bool channels_last) {
-  return channels_last ? pool_block<S, T, ChannelsLast<T>> : pool_block<S, T, Planar<T>>;
+PoolFunctions<T> pool_of(bool channels_last) {
+  if (channels_last) return {pool_forward<S, T, ChannelsLast<T>>, pool_backward<S, T, ChannelsLast<T>>};
+  return {pool_forward<S, T, Planar<T>>, pool_backward<S, T, Planar<T>>};
 }
 
 }  // namespace
 
-PoolFunction<float> float_pool(Storage storage, bool channels_last) {
+PoolFunctions<float> float_pool(Storage storage, bool channels_last) {
   switch (storage) {
     case Storage::float32: return pool_of<float, float>(channels_last);
     case Storage::float16: return pool_of<Half, float>(channels_last);
@@ -78,7 +89,7 @@ PoolFunction<float> float_pool(Storage storage, bool channels_last) {
   }
 }
 
-PoolFunction<double> double_pool(bool channels_last) { return pool_of<double, double>(channels_last); }
+PoolFunctions<double> double_pool(bool channels_last) { return pool_of<double, double>(channels_last); }
 
 }  // namespace LID_ISA
 }  // namespace lid

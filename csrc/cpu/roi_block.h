@@ -44,24 +44,33 @@ constexpr int64_t kChannelsLastLanes = 32;
 
 constexpr int64_t block_channels(bool channels_last) { return channels_last ? kChannelsLastLanes : kPlanarBlock; }
 
-// One block of channels of one image: in the forward, of the boxes' bins [boxes, channels, bins], pooled from the input; in
-// the backward the gradient, every cell of it, from that of the bins.
+// What is done with one block of channels of one image.
 template <typename T>
-using PoolFunction = void (*)(const FeatureLevel& level, const ImageBoxes<T>& boxes, int64_t image, int64_t block,
-                              void* pooled);
+struct PoolFunctions {
+  // Pools the boxes' bins [boxes, channels, bins] from the input.
+  void (*forward)(const FeatureLevel& level, const ImageBoxes<T>& boxes, int64_t image, int64_t block, void* pooled);
+  // Writes the gradient, every cell of it, from that of the bins.
+  void (*backward)(const FeatureLevel& level, const ImageBoxes<T>& boxes, int64_t image, int64_t block,
+                   const void* grad_pooled);
+};
 
-// The same of the losses. In the forward each box's sum of the criterion over the block's pooled differences goes to
-// losses[row * stride]; in the backward `scales`, null in the forward, multiply the criterion's derivatives, per row.
+// The same of the losses.
 template <typename T>
-using LossesFunction = void (*)(const FeatureLevel& level, const ImageBoxes<T>& boxes, int64_t image, int64_t block,
-                                Criterion criterion, const T* scales, T* losses, int64_t stride);
+struct LossesFunctions {
+  // Adds each box's sum of the criterion over the block's pooled differences to losses[row * stride].
+  void (*forward)(const FeatureLevel& level, const ImageBoxes<T>& boxes, int64_t image, int64_t block, Criterion criterion,
+                  T* losses, int64_t stride);
+  // Writes the gradient, every cell of it; `scales`, per row, multiply the criterion's derivatives.
+  void (*backward)(const FeatureLevel& level, const ImageBoxes<T>& boxes, int64_t image, int64_t block, Criterion criterion,
+                   const T* scales);
+};
 
-#define LID_DECLARE_BLOCKS(isa)                                            \
-  namespace isa {                                                          \
-  PoolFunction<float> float_pool(Storage storage, bool channels_last);     \
-  PoolFunction<double> double_pool(bool channels_last);                    \
-  LossesFunction<float> float_losses(Storage storage, bool channels_last); \
-  LossesFunction<double> double_losses(bool channels_last);                \
+#define LID_DECLARE_BLOCKS(isa)                                             \
+  namespace isa {                                                           \
+  PoolFunctions<float> float_pool(Storage storage, bool channels_last);     \
+  PoolFunctions<double> double_pool(bool channels_last);                    \
+  LossesFunctions<float> float_losses(Storage storage, bool channels_last); \
+  LossesFunctions<double> double_losses(bool channels_last);                \
   }
 LID_DECLARE_BLOCKS(baseline)
 LID_DECLARE_BLOCKS(avx2)

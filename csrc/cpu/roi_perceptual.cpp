@@ -29,7 +29,7 @@ Criterion criterion_of(const std::string& name) {
 }
 
 template <typename T>
-LossesFunction<T> losses_function(Storage storage, bool channels_last) {
+LossesFunctions<T> losses_functions(Storage storage, bool channels_last) {
   const bool avx2 = instruction_set() >= InstructionSet::avx2;
   if constexpr (std::is_same_v<T, double>) {
     return avx2 ? avx2::double_losses(channels_last) : baseline::double_losses(channels_last);
@@ -79,8 +79,8 @@ Tensor losses(const Arguments& a) {
   for (const FeatureLevel& level : levels) stride = std::max(stride, (level.channels + kPlanarBlock - 1) / kPlanarBlock);
   std::vector<T> sums(count * stride);
   for_each_block<T>(levels, images, [&](size_t l, int64_t image, int64_t block) {
-    losses_function<T>(storage_of(a.inputs[l]), levels[l].channels_last)(
-        levels[l], boxes.of(l, image), image, block, criterion, nullptr, sums.data() + block, stride);
+    losses_functions<T>(storage_of(a.inputs[l]), levels[l].channels_last)
+        .forward(levels[l], boxes.of(l, image), image, block, criterion, sums.data() + block, stride);
   });
   Tensor result = torch::stable::new_empty(a.pooling.rois, {count});
   T* values = result.mutable_data_ptr<T>();
@@ -111,8 +111,8 @@ std::vector<Tensor> gradients(const Tensor& grad_losses, const Arguments& a) {
   const Boxes<T> boxes(a.pooling, levels, images);
   const std::vector<T> scales = scales_of(boxes, levels, upstream.const_data_ptr<T>());
   for_each_block<T>(levels, images, [&](size_t l, int64_t image, int64_t block) {
-    losses_function<T>(storage_of(a.inputs[l]), levels[l].channels_last)(
-        levels[l], boxes.of(l, image), image, block, criterion, scales.data(), nullptr, 0);
+    losses_functions<T>(storage_of(a.inputs[l]), levels[l].channels_last)
+        .backward(levels[l], boxes.of(l, image), image, block, criterion, scales.data());
   });
   return results;
 }

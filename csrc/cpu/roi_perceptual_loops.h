@@ -43,33 +43,45 @@ void to_derivative(Criterion criterion, T* pooled, int64_t count, T scale) {
   }
 }
 
-// See LossesFunction. S is the type of the features, T that of the arithmetic.
+// What the losses pool. S is the type of the features.
+template <typename S>
+Difference<S> difference(const FeatureLevel& level, int64_t offset) {
+  return {{static_cast<const S*>(level.input) + offset}, {static_cast<const S*>(level.target) + offset}};
+}
+
+// See LossesFunctions. T is the type of the arithmetic.
 template <typename S, typename T, typename Layout>
-void losses_block(const FeatureLevel& level, const ImageBoxes<T>& boxes, int64_t image, int64_t block, Criterion criterion,
-                  const T* scales, T* losses, int64_t stride) {
+void losses_forward(const FeatureLevel& level, const ImageBoxes<T>& boxes, int64_t image, int64_t block, Criterion criterion,
+                    T* losses, int64_t stride) {
   for_each_box<S, T, Layout>(level, boxes, image, block, [&](const Pass<T, Layout>& pass, const BoxTables<T>& box) {
-    const S* input = static_cast<const S*>(level.input) + pass.offset;
-    const S* target = static_cast<const S*>(level.target) + pass.offset;
-    pass.pool(box, Difference<S>{{input}, {target}});
-    pass.layout.for_each_group(box, pass.scratch.pooled, [&](T* pooled, int64_t bins, int64_t lanes) {
-      if (scales) {
-        to_derivative(criterion, pooled, bins * Layout::kLanes, scales[box.row]);
-      } else {
-        losses[box.row * stride] += sum_of_criterion<Layout::kLanes>(criterion, pooled, bins, lanes);
-      }
+    pass.pool(box, difference<S>(level, pass.offset));
+    pass.layout.for_each_group(box, pass.scratch.pooled, [&](const T* pooled, int64_t bins, int64_t lanes) {
+      losses[box.row * stride] += sum_of_criterion<Layout::kLanes>(criterion, pooled, bins, lanes);
     });
-    if (scales) pass.spread(box);
+  });
+}
+
+template <typename S, typename T, typename Layout>
+void losses_backward(const FeatureLevel& level, const ImageBoxes<T>& boxes, int64_t image, int64_t block, Criterion criterion,
+                     const T* scales) {
+  for_each_box<S, T, Layout>(level, boxes, image, block, [&](const Pass<T, Layout>& pass, const BoxTables<T>& box) {
+    pass.pool(box, difference<S>(level, pass.offset));
+    pass.layout.for_each_group(box, pass.scratch.pooled, [&](T* pooled, int64_t bins, int64_t) {
+      to_derivative(criterion, pooled, bins * Layout::kLanes, scales[box.row]);
+    });
+    pass.spread(box);
   });
 }
 
 template <typename S, typename T>
-LossesFunction<T> losses_of(bool channels_last) {
-  return channels_last ? losses_block<S, T, ChannelsLast<T>> : losses_block<S, T, Planar<T>>;
+LossesFunctions<T> losses_of(bool channels_last) {
+  if (channels_last) return {losses_forward<S, T, ChannelsLast<T>>, losses_backward<S, T, ChannelsLast<T>>};
+  return {losses_forward<S, T, Planar<T>>, losses_backward<S, T, Planar<T>>};
 }
 
 }  // namespace
 
-LossesFunction<float> float_losses(Storage storage, bool channels_last) {
+LossesFunctions<float> float_losses(Storage storage, bool channels_last) {
   switch (storage) {
     case Storage::float32: return losses_of<float, float>(channels_last);
     case Storage::float16: return losses_of<Half, float>(channels_last);
@@ -77,7 +89,7 @@ LossesFunction<float> float_losses(Storage storage, bool channels_last) {
   }
 }
 
-LossesFunction<double> double_losses(bool channels_last) { return losses_of<double, double>(channels_last); }
+LossesFunctions<double> double_losses(bool channels_last) { return losses_of<double, double>(channels_last); }
 
 }  // namespace LID_ISA
 }  // namespace lid
