@@ -2,9 +2,9 @@
 
 Types, shapes, dtypes, devices and options are checked everywhere, before any kernel runs. Values of boxes and weights
 are read on CPU tensors only, where the error names the row. Reading them would synchronise an accelerator, and can't
-be done while torch.compile or torch.export traces: on CUDA, and in what was traced, an assertion is queued ahead of
-the op instead (torch._assert_async), which says that some box is bad, but not which. On other accelerators nothing
-looks at the values. Kernels rely on neither: they clamp a batch index into [0, N) and never read outside the features.
+be done while torch.compile or torch.export traces. On CUDA, and in what was traced, an assertion is queued ahead of the
+op instead (torch._assert_async); it says that some box is bad, but not which. On other accelerators nothing looks at
+the values. Kernels rely on neither: they clamp a batch index into [0, N) and never read outside the features.
 """
 
 import math

@@ -1,8 +1,8 @@
 """The public face of the ops: arguments are checked here, then the chosen backend computes.
 
 Every function takes float32, float64, float16 and bfloat16, contiguous or not. Half-precision inputs are computed in
-float32 and give a float32 result (their gradients come back in their own dtype), or, where the result is features or
-pixels again, one of their own dtype; autocast doesn't change that.
+float32 and give a float32 result, or one of their own dtype where the result is features or pixels again. Their
+gradients come back in their own dtype. Autocast doesn't change that.
 
 Types, shapes, dtypes, devices and options are checked before any kernel runs. Values of boxes and weights are read on
 CPU tensors only: NaN, infinities, x2 < x1 and a batch index that isn't there raise a ValueError that names the row. On

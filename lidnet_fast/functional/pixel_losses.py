@@ -44,11 +44,11 @@ def multi_loss(
 
     - "l1": mean |d|; "mse": mean d^2; "charbonnier": mean sqrt(d^2 + 1e-6).
     - "ssim": 1 - SSIM (Wang et al. 2004, eq. 13), Gaussian window 11x11, sigma 1.5, valid padding, K1 .01, K2 .03,
-      averaged over images and channels: pytorch_msssim.ssim with size_average. torchmetrics pads by reflection
-      instead; the two agree on the pixels at least 5 from the border.
+      averaged over images and channels: pytorch_msssim.ssim with size_average. (torchmetrics pads by reflection
+      instead; the two agree on the pixels at least 5 from the border.)
     - "ms_ssim": 1 - MS-SSIM (Wang, Simoncelli, Bovik 2003, eq. 7), five scales, weights .0448, .2856, .3001, .2363,
-      .1333, 2x2 average pooling (zero-padded on both sides where a side is odd), negative similarities cut to
-      0, where the gradient is 0 too: pytorch_msssim.ms_ssim.
+      .1333: pytorch_msssim.ms_ssim. Scales are 2x2 average pooling, zero-padded on both sides where a side is odd.
+      Negative similarities are cut to 0, where the gradient is 0 too.
     - "edge": mean |Sx d| + mean |Sy d|, 3x3 Sobel filters ([1 2 1] x [-1 0 1], unnormalised), valid padding.
     - "tv": mean |horizontal differences| + mean |vertical differences| of the input alone.
 

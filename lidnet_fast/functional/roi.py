@@ -114,10 +114,10 @@ def multiscale_roi_perceptual_loss(
 ) -> Tensor:
     """`roi_perceptual_loss` on a feature pyramid, each box on the one level that suits its size.
 
-    Strides and levels are those of torchvision.ops.MultiScaleRoIAlign: a level's stride is the power of two nearest to
-    the image's height over the level's, and a box w x h belongs to level floor(k0 + log2(sqrt(w h) / s0)) (stride 2^k;
-    Lin et al., arXiv:1612.03144, eq. 1), clamped to the levels given. s0 = 224 puts every lesion on the finest level:
-    choose `canonical_scale` for the sizes at hand. One thing differs by default: MultiScaleRoIAlign pools with
+    Strides and levels are those of torchvision.ops.MultiScaleRoIAlign. A level's stride is the power of two nearest to
+    the image's height over the level's. A box w x h belongs to level floor(k0 + log2(sqrt(w h) / s0)), of stride 2^k
+    (Lin et al., arXiv:1612.03144, eq. 1), clamped to the levels given. With s0 = 224 every lesion is on the finest
+    level: choose `canonical_scale` for the sizes at hand. One thing differs by default: MultiScaleRoIAlign pools with
     aligned=False; here `aligned` is True as in `roi_perceptual_loss`, and aligned=False reproduces torchvision.
 
     Args:
