@@ -22,7 +22,7 @@ from lidnet_fast.data.formats.dicom.values import without_pydicom_warnings
 from lidnet_fast.data.formats.dicom.writer import CTImage, Derivation, read_image, write_derived
 from lidnet_fast.data.formats.find import counted
 from lidnet_fast.data.formats.geometry import LOWEST_HU
-from lidnet_fast.data.formats.itk.files import is_volume
+from lidnet_fast.data.formats.itk.files import is_volume, write_voxels
 from lidnet_fast.data.formats.itk.series import VolumeSeries
 from lidnet_fast.device import Device, Precision, choose_device
 from lidnet_fast.errors import InputError
@@ -31,7 +31,7 @@ from lidnet_fast.inference.acquisition import acquisition_of_series, acquisition
 from lidnet_fast.inference.manifest import MANIFEST, Manifest
 from lidnet_fast.inference.slices import SliceDenoiser
 from lidnet_fast.inference.sources import find
-from lidnet_fast.inference.volumes import check_free, rounded_hu, write_volume
+from lidnet_fast.inference.volumes import check_free, rounded_hu
 from lidnet_fast.models.envelope import Acquisition
 from lidnet_fast.models.files import load_denoiser
 from lidnet_fast.progress import progress
@@ -333,7 +333,7 @@ class _Worker:
             result[start : start + size] = rounded_hu(hu, original)
             yield from repeat(None, len(original))
         self._note(name, target, where)
-        write_volume(target, result, volume, self._derivation(where).description)
+        write_voxels(target, volume.to_file(result), volume.header, self._derivation(where).description)
         self.summary.denoised += 1
         self.summary.slices += len(result)
 

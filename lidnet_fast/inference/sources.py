@@ -1,5 +1,6 @@
 """What there is to denoise in a folder: CT series in DICOM and volumes, however irregular."""
 
+from collections import Counter
 from pathlib import Path
 
 from lidnet_fast.data.formats.dicom.images import DicomSeries, find_images
@@ -39,23 +40,28 @@ def find(
         InputError: `source` doesn't exist, or holds no CT.
     """
     files = files_below([source], without=out, follow_links=follow_links)
-    images = find_images([path for path in files.paths if not is_volume(path)], "reading headers", reformats=reformats)
-    found = Found[DicomSeries | VolumeSeries]([], files.skipped + images.skipped, images.rejected)
+    volumes = Found[VolumeSeries]([], Counter(), [])
+    for path in filter(is_volume, files.paths):
+        try:
+            volume = inspect_volume(path, max_volume_gib=max_volume_gib)
+        except InputError as error:
+            volumes.rejected.append(Rejected("", path, str(error)))
+            continue
+        if isinstance(volume, VolumeSeries):
+            volumes.series.append(volume)
+        else:
+            volumes.skipped[volume] += 1
+    taken = {file for volume in volumes.series for file in volume.files}
+    others = [path for path in files.paths if not is_volume(path) and path not in taken]
+    images = find_images(others, "reading headers", reformats=reformats)
+    found = Found[DicomSeries | VolumeSeries]([], files.skipped + images.skipped + volumes.skipped, images.rejected)
     for series in images.series:
         if fault := _ambiguous(series):
             found.rejected.append(Rejected(series.uid, series.folder, fault))
         else:
             found.series.append(series)
-    for path in filter(is_volume, files.paths):
-        try:
-            volume = inspect_volume(path, max_volume_gib=max_volume_gib)
-        except InputError as error:
-            found.rejected.append(Rejected("", path, str(error)))
-            continue
-        if isinstance(volume, VolumeSeries):
-            found.series.append(volume)
-        else:
-            found.skipped[volume] += 1
+    found.series.extend(volumes.series)
+    found.rejected.extend(volumes.rejected)
     found.check_any([source])
     return found
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from lidnet_fast.data.formats.geometry import LOWEST_HU
-from lidnet_fast.data.formats.itk.files import read_header, volume_stem, write_voxels
+from lidnet_fast.data.formats.itk.files import read_header, volume_stem
 from lidnet_fast.data.formats.itk.series import VolumeSeries, volume_series
 from lidnet_fast.errors import InputError
-from lidnet_fast.files import is_temporary, whole_path
+from lidnet_fast.files import is_temporary
 
 
 def inspect_volume(path: Path, *, max_volume_gib: float | None = None) -> VolumeSeries | str:
@@ -37,16 +37,6 @@ def check_free(path: Path) -> None:
                 f"{voxels}: exists already, and would be overwritten by the voxels of {path.name}. "
                 "To fix: choose another name, or remove the file"
             )
-
-
-def write_volume(path: Path, slices: np.ndarray, source: VolumeSeries, description: str) -> None:
-    """Write int16 slices [Z,H,W] as a volume of the source's axes and geometry, which appears whole.
-
-    Raises:
-        OSError: it can't be written.
-    """
-    with whole_path(path) as unfinished:
-        write_voxels(unfinished, source.to_file(slices), source.header, description)
 
 
 def rounded_hu(denoised: np.ndarray, original: np.ndarray) -> np.ndarray:

@@ -8,10 +8,15 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 from filelock import FileLock
+from nibabel.spatialimages import HeaderDataError
 
+from lidnet_fast.cli import main
+from lidnet_fast.data.formats.itk import itk, nifti
+from lidnet_fast.data.formats.itk.files import is_volume, read_voxels
 from lidnet_fast.data.formats.sources import find_series
 from lidnet_fast.errors import InputError
 from lidnet_fast.inference import denoise
+from lidnet_fast.inference.sources import find
 
 # Rotated about the patient's length, oblique, and left-handed.
 DIRECTION = (0.8, -0.6, 0.0, 0.6, 0.8, 0.0, 0.0, 0.0, -1.0)
@@ -265,6 +270,56 @@ def test_bad_volumes(tmp_path, run, make_hu):
         assert message in failure
         assert "\n" not in failure
     assert {path.name for path in out.iterdir()} == {"denoise.json", "good.mha"}
+
+
+ENDINGS = {".NII.GZ": ".nii.gz", ".Nii": ".nii", ".MHA": ".mha", ".Mhd": ".mhd", ".NRRD": ".nrrd", ".NHDR": ".nhdr"}
+
+
+def test_endings_in_capitals(tmp_path, run, expected, make_hu):
+    """Each comes out under its own name, and a damaged one among them stops none."""
+    hu = make_hu(2, 32, 40)
+    source, out = tmp_path / "in", tmp_path / "out"
+    for number, (ending, plain) in enumerate(ENDINGS.items()):
+        write(source / f"v{number}{plain}", hu)
+        (source / f"v{number}{plain}").rename(source / f"v{number}{ending}")
+    (source / "damaged.NII.GZ").write_bytes(b"x" * 400)
+    write(source / "z.nii.gz", hu)
+    with pytest.raises(SystemExit) as stop, pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        main(["denoise", "in", "out", "--model", str(run), "--precision", "float32", "--device", "cpu"])
+    assert stop.value.code == 2
+    names = {path.name for path in source.iterdir()} - {"damaged.NII.GZ"}
+    assert {path.name for path in out.iterdir()} - {"denoise.json"} == names
+    for path in out.iterdir():
+        if is_volume(path):
+            assert np.abs(read_voxels(path) - expected(hu).clip(-1024)).max() <= 0.5 + 1e-3
+    found = find_series([out], "", strict=True, resample=False)
+    assert len(found.series) == len(ENDINGS) + 1
+    assert found.skipped == {"not DICOM": 1}  # denoise.json; files of voxels are part of their volumes
+    assert find(out, tmp_path / "other").skipped == {"not DICOM": 1}
+
+
+@pytest.mark.parametrize("name", ["b.mha", "b.nii"])
+def test_a_file_that_cannot_be_written_does_not_stop_the_others(tmp_path, run, make_hu, monkeypatch, name):
+    for one in ("a.nii", name, "c.mha"):
+        write(tmp_path / "in" / one, make_hu(2, 32, 40))
+
+    def fail(module, error):
+        usual = module.write
+
+        def write_unless(path, *rest):
+            if path.name == name:
+                path.write_bytes(b"half")
+                raise error
+            usual(path, *rest)
+
+        monkeypatch.setattr(module, "write", write_unless)
+
+    fail(itk, RuntimeError("sitk::ERROR: no such format"))
+    fail(nifti, HeaderDataError("no such format"))
+    summary = run_on(tmp_path / "in", tmp_path / "out", run)
+    assert summary.failures == [f"{tmp_path / 'out' / name}: can't be written: no such format"]
+    assert {path.name for path in (tmp_path / "out").rglob("*")} == {"denoise.json", "a.nii", "c.mha"}
 
 
 def test_a_volume_that_was_not_finished(tmp_path, run, make_hu):

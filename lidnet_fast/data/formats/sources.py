@@ -9,7 +9,7 @@ from lidnet_fast.data.formats.deeplesion import is_deeplesion, scan_deeplesion
 from lidnet_fast.data.formats.dicom.series import check_regular, scan_files
 from lidnet_fast.data.formats.find import Found, files_below
 from lidnet_fast.data.formats.geometry import Rejected, Rejections, Series
-from lidnet_fast.data.formats.itk.files import DATA_SUFFIXES, is_volume
+from lidnet_fast.data.formats.itk.files import is_volume
 from lidnet_fast.data.formats.itk.series import scan_volumes
 from lidnet_fast.errors import InputError
 
@@ -56,8 +56,8 @@ def find_series(
         )
         series += volumes
         rejections.add(faulty)
-        data = DATA_SUFFIXES if volumes else ()
-        dicom = [file for file in files.paths if not is_volume(file) and not file.name.lower().endswith(data)]
+        taken = {file for volume in volumes for file in volume.files}
+        dicom = [file for file in files.paths if not is_volume(file) and file not in taken]
         scan = scan_files(dicom, what, strict=strict, accept="resampleable", reformats=reformats, executor=executor)
         series += scan.series
         rejections.add(scan.rejected)

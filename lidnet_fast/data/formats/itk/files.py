@@ -14,10 +14,9 @@ from lidnet_fast.data.formats.geometry import LOWEST_HU
 from lidnet_fast.data.formats.itk import itk, nifti
 from lidnet_fast.data.formats.itk.header import VolumeHeader
 from lidnet_fast.errors import InputError
+from lidnet_fast.files import whole_path
 
 SUFFIXES = (*itk.SUFFIXES, *nifti.SUFFIXES)
-DATA_SUFFIXES = (".raw", ".zraw", ".raw.gz")
-"""Where .mhd and .nhdr keep their voxels."""
 
 OUTSIDE_HU = np.nextafter(np.float32(LOWEST_HU), np.float32(-np.inf))
 """Stands for a voxel without a number, outside the field of view: below `LOWEST_HU`, which it is rounded to."""
@@ -72,7 +71,7 @@ def read_voxels(path: Path) -> np.ndarray:
 
 
 def write_voxels(path: Path, voxels: np.ndarray, like: VolumeHeader, description: str) -> None:
-    """Write a volume with the geometry of another.
+    """Write a volume with the geometry of another; it appears whole or not at all.
 
     Args:
         path: the file to make; its name says in which format.
@@ -81,12 +80,17 @@ def write_voxels(path: Path, voxels: np.ndarray, like: VolumeHeader, description
         description: kept in the header, where the format has a place for it.
 
     Raises:
+        InputError: the format can't take it.
         OSError: it can't be written.
     """
-    try:
-        _format(path).write(path, voxels, like, description)
-    except RuntimeError as error:
-        raise OSError(None, itk.cause(error), str(path)) from error
+    with whole_path(path) as unfinished:
+        try:
+            _format(path).write(unfinished, voxels, like, description)
+            read_header(unfinished)  # ITK says nothing of a disk that is full
+        except OSError:
+            raise
+        except _UNREADABLE as error:
+            raise InputError(f"{path}: can't be written: {itk.cause(error)}") from error
 
 
 def measured(path: Path, slices: np.ndarray) -> np.ndarray:

@@ -120,10 +120,9 @@ def write(path: Path, voxels: np.ndarray, like: VolumeHeader, description: str) 
     image.SetSpacing(like.spacing)
     image.SetDirection(like.directions.T.ravel().tolist())
     image.SetMetaData("ITK_FileNotes", description[:_DESCRIPTION_LENGTH])
-    writer = sitk.ImageFileWriter()
-    writer.SetImageIO(_reader(path))
-    writer.SetFileName(str(path))
-    writer.Execute(image)
+    plain = path.with_suffix(path.suffix.lower())  # ITK gives files with other endings another name, or another format
+    sitk.WriteImage(image, str(plain), imageIO=_reader(path))
+    plain.rename(path)
 
 
 def cause(error: Exception) -> str:
