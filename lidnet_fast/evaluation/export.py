@@ -33,7 +33,7 @@ def export(
     """Write `low_dose/` and `normal_dose/`, one file or folder per series, and `store/` with the same pairs and boxes.
 
     Where the store simulates its low dose, the noise of a slice is a pure function of the seed, the series' place in
-    the store and the slice; the new store holds it as measured low dose, so that all who are compared on it have seen
+    the store and the slice. The new store holds it as measured low dose, so that all who are compared on it have seen
     the same pixels.
 
     Args:

@@ -3,7 +3,7 @@
 
 Cells of a feature map are counted along each axis from the map's first one. An operation says which cells of its input
 a range of its output reads, beyond the map's edges too, where padding is. With that it can be put into a graph that
-computes this range alone: the cells that the range reads go in, padding is added where the map ends and nowhere else,
+computes this range alone. The cells that the range reads go in, padding is added where the map ends and nowhere else,
 and exactly the range comes out.
 """
 

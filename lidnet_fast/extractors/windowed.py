@@ -63,7 +63,7 @@ class WindowedExtractor:
     """Features of a `LayerExtractor` in windows of the images, exactly those of the whole images.
 
     Each kind of window (its size, the image's edges that it touches) has a network of its own, derived from the
-    extractor's graph: every operation computes the cells that later ones need, and pads where the image ends only. So
+    extractor's graph. Every operation computes the cells that later ones need, and pads only where the image ends. So
     nothing is computed to be thrown away, and a window's edge leaves no trace. The normalisation and the repetition of
     one channel are folded into the first convolutions. These networks hold no parameters: at each call they read those
     that the extractor has then, however it came by them.

@@ -10,9 +10,9 @@ Conventions, the same for every number:
   mean over the positions where the whole Gaussian fits, as in pytorch-msssim.
 - RMSE is in HU (windowed error times the window's width), averaged over images.
 - A lesion's region is its box grown by 2 pixels on each side, rounded outwards to whole pixels and cut at the edge of
-  the image. Lesion values are computed per lesion (PSNR and RMSE from the region's mean square error; SSIM as the mean
-  over the region of the image's SSIM map, which is continued to the edge by reflection) and averaged over all lesions,
-  not over images.
+  the image. Lesion values are computed per lesion and averaged over all lesions, not over images. PSNR and RMSE are
+  from the region's mean square error. SSIM is the mean over the region of the image's SSIM map, which is continued to
+  the edge by reflection.
 - The lesion bias is the mean of image minus reference in HU inside the box itself (rounded outwards, not grown),
   without clamping: negative where lesions were smoothed into darker surroundings.
 """

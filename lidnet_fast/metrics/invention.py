@@ -1,9 +1,9 @@
 """Structure that a denoiser makes up: blobs in a restored image that neither the truth nor its noise explains.
 
 Images are filtered by differences of Gaussians of the sizes of lesions. Where the filtered image exceeds all that the
-filtered truth shows within a radius (so that a vessel blurred or moved a little is not an invention), the excess is
-divided by the standard deviation that the noise has there *before* anything is restored. What counts is an excess that
-the same noise, unrestored, reaches in a stated fraction of images only.
+filtered truth shows within a radius, the excess is divided by the standard deviation that the noise has there *before*
+anything is restored. The radius keeps a vessel that is blurred or moved a little from being an invention. What counts
+is an excess that the same noise, unrestored, reaches in a stated fraction of images only.
 """
 
 from collections.abc import Sequence

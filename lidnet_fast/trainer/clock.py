@@ -15,7 +15,7 @@ PARTS = ("data", "denoiser", "detector", "losses", "other")
 class StepClock:
     """Adds the time since the previous lap to a named part.
 
-    On a GPU laps are CUDA events, which are read only by `read`: nothing waits for the device during a step, and time
+    On a GPU laps are CUDA events, which are read only by `read`, so nothing waits for the device during a step. Time
     that the device spends waiting for the processor counts for the part that it waits for.
 
     Args:

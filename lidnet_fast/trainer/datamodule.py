@@ -25,8 +25,8 @@ def stream_seed(seed: int, stream: str) -> int:
 class DrawSampler(Sampler[list[int]]):
     """A rank's parts of batches of consecutive draws, starting after the steps already taken.
 
-    Batch `step` holds the draws step * batch_size + [0, batch_size), and every rank an equal part of them: a pure
-    function of the step, whatever the number of ranks, so nothing has to be saved but the number of steps taken.
+    Batch `step` holds the draws step * batch_size + [0, batch_size), and every rank an equal part of them. That is a
+    pure function of the step, whatever the number of ranks, so nothing has to be saved but the number of steps taken.
     """
 
     def __init__(self, steps: int, batch_size: int, rank: int, world: int) -> None:

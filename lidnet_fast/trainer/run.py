@@ -64,7 +64,7 @@ class Run:
     """The phases of one configuration in the folder `config.out`.
 
     Every phase leaves its networks (`<phase>/denoiser.pt`, `<phase>/detector.pt`), its logs and its cost
-    (`<phase>/cost.json`). A finished phase is loaded instead of trained again; an interrupted one resumes from its last
+    (`<phase>/cost.json`). A finished phase is loaded instead of trained again. An interrupted one resumes from its last
     checkpoint, with the same samples, noise and random numbers as if it had not been interrupted: on the CPU to the
     same bits.
 

@@ -1,7 +1,7 @@
 """Chest-like CT phantoms: axial slices in HU with lungs, vessels, airways, bones, and nodules of LIDC sizes and places.
 
-Not anatomy to learn medicine from: a study whose ground truth is known exactly, hard in the ways real CT is hard for a
-lesion detector (vessels cut across, nodules at the pleura, faint ground glass, textured lungs).
+Not anatomy to learn medicine from, but a study whose ground truth is known exactly. It is hard in the ways real CT is
+hard for a lesion detector: vessels cut across, nodules at the pleura, faint ground glass, textured lungs.
 """
 
 import dataclasses

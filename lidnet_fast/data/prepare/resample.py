@@ -1,8 +1,8 @@
 """Making a series regular: slices of a tilted gantry moved above each other, uneven distances made even.
 
-Denoising learns from the noise, so slices of a tilted gantry are moved by whole pixels: that leaves every pixel as it
-was and every slice within half a pixel of its place, and boxes move with their slices. Uneven distances can be evened
-only by interpolating between neighbours, which smooths the noise and leaves no slice for a box to be on.
+Denoising learns from the noise, so slices of a tilted gantry are moved by whole pixels. That leaves every pixel as it
+was and every slice within half a pixel of its place; boxes move with their slices. Uneven distances can be evened only
+by interpolating between neighbours, which smooths the noise and leaves no slice for a box to be on.
 """
 
 import dataclasses

@@ -3,10 +3,10 @@
 Reference (:func:`insert_noise_in_projections`): project the image, add the noise of Yu, Shiung, Jondal and McCollough,
 "Development and validation of a practical lower-dose-simulation tool for optimizing computed tomography scan
 protocols", J. Comput. Assist. Tomogr. 36(4), 2012, reconstruct. Fast default (:func:`simulate_low_dose`, or its two
-halves :func:`noise_variance_maps` and :func:`sector_noise` for patches): the noise of all the views in an angular
-sector has, locally, the power spectrum of filtered back-projection restricted to that sector of directions and a
-variance that is their mean insertion variance. So a coarse projection gives one smooth variance map per sector, and
-white noise shaped by each sector's spectrum times the map's root, summed over sectors, has the right strength,
+halves :func:`noise_variance_maps` and :func:`sector_noise` for patches): take the noise of all the views in an angular
+sector together. Locally it has the power spectrum of filtered back-projection, restricted to that sector of directions,
+and their mean insertion variance. So a coarse projection gives one smooth variance map per sector. White noise is
+shaped by each sector's spectrum and multiplied by the map's root. Summed over sectors, it has the right strength,
 frequency and direction (streaks) at every place, for the price of a few small FFTs.
 
 The geometry is parallel-beam with a detector pitch of one pixel and no bow-tie filter.
