@@ -267,6 +267,8 @@ def assess(arguments: Sequence[str]) -> None:
     parser = _parser("assess", "Task-based image quality of denoisers: assess.json, assess.html; docs/assess.md.")
     add = parser.add_argument
     add("--model", action="append", default=[], metavar="[NAME=]MODEL", help="run, .pt or import path; repeatable")
+    add("--images", action="append", default=[], metavar="NAME=FOLDER", help="scans of --export, denoised; repeatable")
+    add("--export", type=str, default=None, metavar="FOLDER", help="only write the scans, for other tools to denoise")
     add("--store", type=str, default=None, help="CT whose slices get lesions; by default chest phantoms")
     add("--out", type=str, default="runs/assess", help="where results go")
     add("--doses", type=float, nargs="+", default=[0.1, 0.25, 0.5, 1.0], help="fractions of the full dose")
@@ -289,13 +291,20 @@ def assess(arguments: Sequence[str]) -> None:
     options = vars(_parse(parser, arguments))
     _prepare_process()
     from lidnet_fast.assessment.assess import assess as assess_models
+    from lidnet_fast.assessment.assess import export_scans
     from lidnet_fast.assessment.options import AssessOptions
 
-    models, store, out = options.pop("model"), options.pop("store"), Path(options.pop("out"))
+    models, images, store, out, export_to = (options.pop(key) for key in ("model", "images", "store", "out", "export"))
     where = {name: options.pop(name) for name in ("device", "precision", "trust_code")}
     options |= {name: tuple(options[name]) for name in ("doses", "diameters", "contrasts", "edges")}
-    assess_models(models, out, AssessOptions(**options), store=store, **where)
-    print(printable(f"{out / 'assess.html'}"))
+    chosen = AssessOptions(**options)
+    if export_to is not None:
+        print(printable(f"{export_to}: {export_scans(Path(export_to), chosen, store)} volumes to denoise"))
+        return
+    from lidnet_fast.evaluation.compare import named_folders
+
+    assess_models(models, Path(out), chosen, images=named_folders(images), store=store, **where)
+    print(printable(f"{Path(out) / 'assess.html'}"))
 
 
 def export(arguments: Sequence[str]) -> None:

@@ -50,7 +50,7 @@ SMALL = [
     *("--denoiser.steps", "1", "--denoiser.batch_size", "1", "--collaborate.steps", "1"),
     *("--collaborate.batch_size", "1", "--evaluation.samples", "2", "--evaluation.validation_samples", "2"),
 ]
-ASSESSED = ["--device", "cpu", "--realisations", "10", "--doses", "0.5", "--cases", "1", "--case-realisations", "1"]
+ASSESSED = ["--device", "cpu", "--realisations", "10", "--doses", "0.5", "--cases", "1", "--diameters", "5"]
 SHORTENED = {"train": SMALL, "bench": [*SMALL, "--seconds", "1"], "evaluate": ["--samples", "2"], "assess": ASSESSED}
 """Options that are added to a command so that it takes seconds."""
 STAND_FOR = {"STUDIES...": "STUDIES", "IN": "STUDIES", "RUN": "runs/measured", "STORE": "measured"}
@@ -193,8 +193,11 @@ def test_assessment(tmp_path, monkeypatch):
     Path("my_tools/bm3d.py").write_text("def denoise(images):\n    return images\n")
     denoiser = Path(STAND_FOR["RUN"], "collaborate/denoiser.pt")
     save_network(denoiser, "denoiser", SmallCNN(), NetworkConfig("small"), HUWindow(), {})
-    (command,) = commands(ROOT / "docs" / "assess.md")
-    run(command)
+    for command in commands(ROOT / "docs" / "assess.md"):
+        if command.startswith("lidnet-fast "):
+            run(command)
+        else:
+            Path("results").symlink_to("scans")
     assert Path("runs/assess/assess.html").exists()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lidnet_fast.assessment.scanner import Scan
 from lidnet_fast.device import Device, Precision, autocast, choose_device, choose_precision
 from lidnet_fast.errors import InputError
 from lidnet_fast.models.files import load_denoiser
@@ -32,8 +33,8 @@ class Arm:
     source: str = ""
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        """Restore images [N, H, W], HU.
+    def __call__(self, images: Tensor, scan: Scan) -> Tensor:
+        """Restore images [N, H, W], HU, of a scan.
 
         Raises:
             InputError: the arm fails, or what it returns has another shape or isn't finite.

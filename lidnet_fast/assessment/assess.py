@@ -3,7 +3,7 @@
 import io
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 
 from lidnet_fast.assessment.arms import LOW_DOSE, Arm, low_dose_arm, model_arms
 from lidnet_fast.assessment.cases import Case, phantom_cases, store_cases
+from lidnet_fast.assessment.images import ImagesArm, ScanWriter
 from lidnet_fast.assessment.lesions import LesionAssessment, LesionResults
 from lidnet_fast.assessment.options import AssessOptions
 from lidnet_fast.assessment.results import build_report, mean_auc, print_results
@@ -20,7 +21,7 @@ from lidnet_fast.data.simulation.dose import DoseSimulation
 from lidnet_fast.data.store.reader import Store
 from lidnet_fast.device import Device, Precision
 from lidnet_fast.errors import InputError
-from lidnet_fast.files import write_bytes, write_text
+from lidnet_fast.files import make_folder, whole_path, write_bytes, write_text
 from lidnet_fast.metrics.observers import equal_detectability_dose
 from lidnet_fast.progress import progress
 from lidnet_fast.report.page import write_report
@@ -39,6 +40,7 @@ def assess(
     out: Path,
     options: AssessOptions,
     *,
+    images: Mapping[str, Path] | None = None,
     store: Path | str | None = None,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -47,9 +49,10 @@ def assess(
     """Measure denoisers; write `assess.json`, `noise_power.npz` and `assess.html`, and print a table.
 
     Args:
-        models: see `model_arms`; at least one.
+        models: see `model_arms`.
         out: gets the results.
         options: what is measured.
+        images: name -> folder with the scans of `export_scans` with the same options, denoised by any tool.
         store: whose slices are the backgrounds of lesions; by default chest phantoms.
         device: where networks run.
         precision: their arithmetic.
@@ -59,23 +62,18 @@ def assess(
         What `assess.json` holds.
 
     Raises:
-        InputError: a model, an option or the store can't be used.
+        InputError: a model, an option, images or the store can't be used.
     """
-    if not models:
-        raise InputError("assess needs at least one --model")
-    opened = None if store is None else Store(store)
-    if opened is not None:
-        options = _of_store(options, opened)
+    if not models and not images:
+        raise InputError("assess needs at least one --model or --images")
+    opened, options, cases, doses = _prepared(options, store)
     arms = [low_dose_arm(), *model_arms(models, device=device, precision=precision, trust_code=trust_code)]
+    for name, folder in (images or {}).items():
+        if name in {arm.name for arm in arms}:
+            raise InputError(f"--images {name}={folder}: the name {name!r} is taken")
+        arms.append(ImagesArm(name, folder))
     phantom = UniformPhantom(options)
-    cases = list(phantom_cases(options) if opened is None else store_cases(opened, options))
-    # A store's images are the scan of dose 1: there is no noise to add.
-    doses = [dose for dose in options.doses if opened is None or dose < 1]
-    if cases and not doses:
-        raise InputError("doses: at 1, a store's images stay as they are. To fix: give a dose below 1")
-    lesions = {
-        dose: LesionAssessment(options, arms, options.simulation(dose, noisy=opened is not None)) for dose in doses
-    }
+    lesions = {dose: LesionAssessment(options, arms, dose, noisy=opened is not None) for dose in doses}
     extra = (min(options.doses) / _BEYOND, max(options.doses) * _BEYOND)
     uniform: dict[float, dict[str, Results]] = {}
     steps = _steps(phantom, arms, [*options.doses, *extra], len(options.doses), uniform, lesions, cases)
@@ -109,6 +107,49 @@ def assess(
     write_report(out / REPORT, build_report(content, shown))
     print_results(content)
     return content
+
+
+def export_scans(out: Path, options: AssessOptions, store: Path | str | None = None) -> int:
+    """Write every scan that `assess` with these options shows to its arms, for other tools to denoise.
+
+    Args:
+        out: the new folder; it appears whole or not at all.
+        options: what is measured.
+        store: as of `assess`.
+
+    Returns:
+        How many volumes were written.
+
+    Raises:
+        InputError: `out` exists, or an option or the store can't be used.
+    """
+    if out.exists():
+        raise InputError(f"{out}: exists already; an export goes to a new folder")
+    opened, options, cases, doses = _prepared(options, store)
+    phantom = UniformPhantom(options)
+    with whole_path(out) as work:
+        writer = ScanWriter(make_folder(work), (options.pixel_spacing, options.pixel_spacing))
+        lesions = {dose: LesionAssessment(options, [writer], dose, noisy=opened is not None) for dose in doses}
+        steps = _steps(phantom, [writer], options.doses, len(options.doses), {}, lesions, cases)
+        for _ in progress(steps, "exporting", total=phantom.batches * len(options.doses) + len(cases) * len(doses)):
+            pass
+    return writer.written
+
+
+def _prepared(
+    options: AssessOptions, store: Path | str | None
+) -> tuple[Store | None, AssessOptions, list[Case], list[float]]:
+    """The opened store, options with its scanner, the cases, and the doses at which they are scanned."""
+    if store is None:
+        return None, options, list(phantom_cases(options)), list(options.doses)
+    opened = Store(store)
+    options = _of_store(options, opened)
+    cases = list(store_cases(opened, options))
+    # A store's images are the scan of dose 1: there is no noise to add.
+    doses = [dose for dose in options.doses if dose < 1]
+    if cases and not doses:
+        raise InputError("doses: at 1, a store's images stay as they are. To fix: give a dose below 1")
+    return opened, options, cases, doses
 
 
 def _of_store(options: AssessOptions, store: Store) -> AssessOptions:

@@ -11,8 +11,7 @@ from scipy import stats
 from lidnet_fast.assessment.arms import Arm
 from lidnet_fast.assessment.cases import Case
 from lidnet_fast.assessment.options import CALIBRATION, AssessOptions
-from lidnet_fast.assessment.scanner import batches
-from lidnet_fast.data.simulation.dose import DoseSimulation
+from lidnet_fast.assessment.scanner import Scan, batches
 from lidnet_fast.metrics.erasure import retained_contrast, survival
 from lidnet_fast.metrics.invention import NoiseFloor, threshold
 
@@ -64,11 +63,13 @@ class LesionAssessment:
     Args:
         options: of the assessment.
         arms: what restores, the low dose first.
-        simulation: what noise the twins get.
+        dose: of the twins.
+        noisy: the cases' images have the noise of dose 1 already.
     """
 
-    def __init__(self, options: AssessOptions, arms: Sequence[Arm], simulation: DoseSimulation) -> None:
-        self.options, self.arms, self.simulation = options, arms, simulation
+    def __init__(self, options: AssessOptions, arms: Sequence[Arm], dose: float, *, noisy: bool = False) -> None:
+        self.options, self.arms, self.dose = options, arms, dose
+        self.simulation = options.simulation(dose, noisy=noisy)
         self._lesions: dict[str, list[Results]] = {arm.name: [] for arm in arms}
         self._peaks: dict[str, list[tuple[float, float]]] = {arm.name: [] for arm in arms}
         self._noise_peaks: list[np.ndarray] = []
@@ -77,8 +78,8 @@ class LesionAssessment:
 
     def measure(self, cases: Sequence[Case]) -> Iterator[None]:
         """Restore all cases; yields after each."""
-        for case in cases:
-            self._measure(case)
+        for number, case in enumerate(cases, 1):
+            self._measure(case, f"case{number}")
             yield
 
     def results(self) -> LesionResults:
@@ -112,7 +113,7 @@ class LesionAssessment:
             for value in sorted({one[key] for one in chosen})
         ]
 
-    def _measure(self, case: Case) -> None:
+    def _measure(self, case: Case, label: str) -> None:
         options, scene = self.options, case.scene
         calibration = scene.noise(self.simulation, range(CALIBRATION)).numpy()
         floor = NoiseFloor(scene.view, calibration, options.diameters, scene.spacing)
@@ -123,8 +124,12 @@ class LesionAssessment:
         view, signal = torch.from_numpy(scene.view), torch.from_numpy(case.signal)
         for realisations in batches(options.case_realisations, options.batch_size, first=CALIBRATION):
             absent = scene.noise(self.simulation, realisations).add_(view)
+            scans = [
+                Scan(f"dose{self.dose:g}_{label}_{twin}", realisations[0] - CALIBRATION, options.case_realisations)
+                for twin in ("without", "with")
+            ]
             for arm in self.arms:
-                twins = arm(absent).numpy(), arm(absent + signal).numpy()
+                twins = arm(absent, scans[0]).numpy(), arm(absent + signal, scans[1]).numpy()
                 retained[arm.name].append(_retained(case, *twins))
                 bright, dark = floor.excess(twins[0])
                 peaks[arm.name] += zip(bright.max((1, 2)).tolist(), dark.max((1, 2)).tolist(), strict=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,6 +11,20 @@ from torch import Tensor
 from lidnet_fast.data.simulation.dose import DoseSimulation, noise_variance_maps, sample_generator, sector_noise
 
 FieldOfView = tuple[int, int, int, int]
+
+
+class Scan(NamedTuple):
+    """Which realisations of which scan a batch of images shows.
+
+    Attributes:
+        name: of the scan: dose, object or case, unique in an assessment.
+        first: number of the batch's first realisation.
+        realisations: how many the scan has.
+    """
+
+    name: str
+    first: int
+    realisations: int
 
 
 @dataclass(eq=False)

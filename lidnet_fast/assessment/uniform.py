@@ -20,7 +20,7 @@ from lidnet_fast.assessment.phantom import (
     place_signals,
     scene,
 )
-from lidnet_fast.assessment.scanner import batches
+from lidnet_fast.assessment.scanner import Scan, batches
 from lidnet_fast.metrics.noise import EnsembleNoise
 from lidnet_fast.metrics.observers import (
     channel_responses,
@@ -65,9 +65,11 @@ class UniformPhantom:
         templates = [_templates(signal, options) for signal in self.signals]
         self.kinds, self._channels = templates[0][0], [channels for _, channels in templates]
         members: list[Sequence[Placed]] = [[]]
-        for placed in (self.signals, self.discs):
+        self._names = ["water"]
+        for kind, placed in (("signals", self.signals), ("discs", self.discs)):
             for number in range(placed[-1].object + 1):
                 members.append([one for one in placed if one.object == number])
+                self._names.append(f"{kind}{number + 1}")
         self._members = members
 
     @property
@@ -86,12 +88,13 @@ class UniformPhantom:
         """
         options, simulation = self.options, self.options.simulation(dose)
         measured = {arm.name: _Measured(self, options) for arm in arms}
-        for number, members in enumerate(self._members):
+        for number, (members, name) in enumerate(zip(self._members, self._names, strict=True)):
             scanned = scene(members, options, 1000 * (stream + 1) + number)
             for realisations in batches(options.realisations, options.batch_size):
                 images = scanned.noise(simulation, realisations).add_(torch.from_numpy(scanned.view))
+                scan = Scan(f"dose{dose:g}_{name}", realisations[0], options.realisations)
                 for arm in arms:
-                    measured[arm.name].update(members, arm(images).numpy())
+                    measured[arm.name].update(members, arm(images, scan).numpy())
                 yield
         for name, one in measured.items():
             results[name] = one.results()

@@ -3,12 +3,14 @@ import pytest
 import torch
 
 from lidnet_fast.assessment.arms import Arm, low_dose_arm, model_arms
+from lidnet_fast.assessment.scanner import Scan
 from lidnet_fast.errors import InputError
 from lidnet_fast.models.denoisers import SmallCNN
 from lidnet_fast.models.files import save_network
 from lidnet_fast.models.registry import NetworkConfig
 from lidnet_fast.models.windowing import HUWindow
 
+SCAN = Scan("dose1_water", 0, 2)
 MINE = """
 import torch
 def same(images):
@@ -50,12 +52,12 @@ def test_files_runs_functions_and_classes(mine, checkpoint):
     images = torch.rand(2, 16, 16) * 100
     factors = (1, 1, 0.5, 2)  # an untrained network is the identity
     for arm, factor in zip(arms, factors, strict=True):
-        assert arm(images) == pytest.approx(images.numpy() * factor, rel=1e-3, abs=1e-3)
-    assert torch.equal(low_dose_arm()(images), images)
+        assert arm(images, SCAN) == pytest.approx(images.numpy() * factor, rel=1e-3, abs=1e-3)
+    assert torch.equal(low_dose_arm()(images, SCAN), images)
 
 
 def test_numpy_functions_will_do():
-    assert Arm("mine", lambda images: np.asarray(images) + 1)(torch.zeros(1, 4, 4)).mean() == 1
+    assert Arm("mine", lambda images: np.asarray(images) + 1)(torch.zeros(1, 4, 4), SCAN).mean() == 1
 
 
 @pytest.mark.parametrize(
@@ -87,4 +89,4 @@ def test_models_that_cannot_be(mine, models, said):
 def test_arms_that_fail(mine, name, said):
     (arm,) = model_arms([f"my_denoisers:{name}"], device="cpu")
     with pytest.raises(InputError, match=said):
-        arm(torch.zeros(1, 8, 8))
+        arm(torch.zeros(1, 8, 8), SCAN)

@@ -120,3 +120,38 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, said):
 def test_impossible_options(values):
     with pytest.raises(InputError, match=next(iter(values)).split("_")[0]):
         AssessOptions(**values)
+
+
+def test_images_of_another_tool(tmp_path, monkeypatch, capsys):
+    """What the tool leaves as it is comes back as the low dose, rounded to whole HU."""
+    monkeypatch.chdir(tmp_path)
+    main(["assess", "--export", "scans", *SMALL])
+    assert "scans: 7 volumes to denoise" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "scans").iterdir()) == [
+        *(f"dose0.25_case{n}_{twin}.nii.gz" for n in (1, 2) for twin in ("with", "without")),
+        *(f"dose0.25_{name}.nii.gz" for name in ("discs1", "signals1", "water")),
+    ]
+    content = run(tmp_path, "--images", "mine=scans")
+    low, mine = (content["uniform"][name]["0.25"] for name in ("low dose", "mine"))
+    assert mine["noise"]["magnitude_hu"] == pytest.approx(low["noise"]["magnitude_hu"], rel=1e-3)
+    for one, other in zip(mine["detectability"], low["detectability"], strict=True):
+        assert one["dprime"][0] == pytest.approx(other["dprime"][0], rel=0.05, abs=0.05)
+    assert content["lesions"]["mine"]["0.25"]["survival"][0] == 1
+
+    with pytest.raises(SystemExit, match="2"):
+        main(["assess", "--export", "scans", *SMALL])
+    assert "scans: exists already" in capsys.readouterr().err
+    for arguments, said in (
+        (["--images", "mine=scans", "--doses", "0.5"], "has no volume dose0.5_water"),
+        (
+            ["--images", "mine=scans", "--realisations", "12"],
+            "size is [10, 256, 256], that of the scan [12, 256, 256]",
+        ),
+        (["--images", "mine=nowhere"], "--images mine=nowhere: there is no such folder"),
+        (["--images", "mine=scans", "--images", "mine=scans"], "the name 'mine' is taken"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(["assess", "--out", "other", *SMALL, *arguments])
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line
+    assert not (tmp_path / "other").exists()

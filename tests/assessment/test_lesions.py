@@ -35,7 +35,7 @@ def pasted(images):
 @pytest.fixture(scope="module")
 def results():
     arms = [low_dose_arm(), Arm("blur", lambda images: gaussian_blur(images, 21, 3.0)), Arm("paste", pasted)]
-    assessment = LesionAssessment(OPTIONS, arms, OPTIONS.simulation(0.2))
+    assessment = LesionAssessment(OPTIONS, arms, 0.2)
     assert len(list(assessment.measure([make_case(n) for n in range(6)]))) == 6
     return assessment.results()
 
