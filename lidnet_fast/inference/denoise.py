@@ -294,7 +294,7 @@ class _Worker:
                 if writing is not None:
                     writing.result()
                 paths = [outputs[image.path] for image in images]
-                writing = pool.submit(_write, images, denoised, derivation, paths)
+                writing = pool.submit(_write, images, denoised, derivation, series.uid, paths)
                 self.summary.slices += sum(map(len, denoised))
                 yield from repeat(None, len(images))
         finally:
@@ -343,10 +343,14 @@ def _read(paths: Sequence[Path]) -> list[CTImage]:
 
 
 def _write(
-    images: Sequence[CTImage], denoised: Sequence[np.ndarray], derivation: Derivation, paths: Sequence[Path]
+    images: Sequence[CTImage],
+    denoised: Sequence[np.ndarray],
+    derivation: Derivation,
+    series_uid: str,
+    paths: Sequence[Path],
 ) -> None:
     for image, hu, path in zip(images, denoised, paths, strict=True):
-        write_derived(image, hu, derivation, path)
+        write_derived(image, hu, derivation, series_uid, path)
 
 
 def _one_ahead(function: Callable[[T], R], items: Iterable[T], pool: Executor) -> Iterator[R]:

@@ -380,7 +380,6 @@ BAD_SLICES = {
         "3 samples",
     ),
     "two rescalings": (edit_of(RescaleSlope=[1, 2]), "has no usable RescaleSlope"),
-    "no UID": (edit_of(SeriesInstanceUID=""), "has no SeriesInstanceUID"),
 }
 
 

@@ -109,9 +109,9 @@ class ImageHeader:
 
     Attributes:
         path: the file.
-        sop_instance_uid: SOPInstanceUID.
-        series_uid: SeriesInstanceUID.
-        patient_id: PatientID, or StudyInstanceUID where there is none.
+        sop_instance_uid: SOPInstanceUID, or that of the file meta information.
+        series_uid: SeriesInstanceUID, or empty.
+        patient_id: PatientID, or StudyInstanceUID where there is none, or empty.
         description: SeriesDescription, or empty.
         frames: how many slices it holds.
         slices: what of them can be part of a volume.
@@ -197,7 +197,7 @@ def _parse(path: Path) -> tuple[pydicom.Dataset, int] | str:
         return "not DICOM"
     # A file that is cut off early has lost the second of these two, or even the end of the first.
     kinds = {str(kind) for kind in (header.file_meta.get("MediaStorageSOPClassUID"), header.get("SOPClassUID"))}
-    if "SOPClassUID" not in header and MediaStorageDirectoryStorage not in kinds:
+    if "SOPClassUID" not in header and "Rows" not in header and MediaStorageDirectoryStorage not in kinds:
         raise InputError(f"{path}: can't be read as DICOM (truncated?): it doesn't say what it holds")
     return _unwanted(header, kinds) or (header, pixels_start)
 
@@ -240,11 +240,15 @@ def _is_reformat(header: pydicom.Dataset) -> bool:
 
 
 def _identify(header: pydicom.Dataset, path: Path) -> ImageHeader:
+    uid, series_uid, patient_id, study_uid = (
+        str(header.get(keyword) or "").strip()
+        for keyword in ("SOPInstanceUID", "SeriesInstanceUID", "PatientID", "StudyInstanceUID")
+    )
     return ImageHeader(
         path=path,
-        sop_instance_uid=text(header, "SOPInstanceUID", path),
-        series_uid=text(header, "SeriesInstanceUID", path),
-        patient_id=str(header.get("PatientID") or "").strip() or text(header, "StudyInstanceUID", path),
+        sop_instance_uid=uid or text(header.file_meta, "MediaStorageSOPInstanceUID", path),
+        series_uid=series_uid,
+        patient_id=patient_id or study_uid,
         description=str(header.get("SeriesDescription") or "").strip(),
         frames=_frame_count(header, path),
     )
@@ -264,7 +268,7 @@ def _check_complete(header: pydicom.Dataset, path: Path, pixels_start: int) -> N
 
 
 def _is_enhanced(header: pydicom.Dataset) -> bool:
-    return str(header.get("SOPClassUID")) in _ENHANCED
+    return str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")) in _ENHANCED
 
 
 def _frame_count(header: pydicom.Dataset, path: Path) -> int:

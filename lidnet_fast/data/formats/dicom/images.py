@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
+from pydicom.uid import generate_uid
 
 from lidnet_fast.data.formats.dicom.headers import HeaderResult, ImageHeader, read_headers
 from lidnet_fast.data.formats.dicom.pixels import decode
@@ -29,7 +30,7 @@ class DicomSeries:
     """The files of one CT series, of which nothing is asked as a volume.
 
     Attributes:
-        uid: SeriesInstanceUID.
+        uid: SeriesInstanceUID, or what stands for it; see `_identified`.
         images: the files' headers, in the order in which the files were found.
     """
 
@@ -68,9 +69,8 @@ def find_images(
     skipped = Counter(result for result in results if isinstance(result, str))
     rejected = [result for result in results if isinstance(result, Rejected)]
     by_series: dict[str, list[ImageHeader]] = {}
-    for result in results:
-        if isinstance(result, ImageHeader):
-            by_series.setdefault(result.series_uid, []).append(result)
+    for image in _identified([result for result in results if isinstance(result, ImageHeader)]):
+        by_series.setdefault(image.series_uid, []).append(image)
     series = []
     for uid, images in by_series.items():
         one = DicomSeries(uid, tuple(_without_copies(images)))
@@ -80,6 +80,35 @@ def find_images(
         else:
             series.append(one)
     return Found(series, +skipped, rejected)
+
+
+def _identified(images: Sequence[ImageHeader]) -> list[ImageHeader]:
+    """Give images without SeriesInstanceUID one for each folder and geometry, and images without patient their series.
+
+    The UID follows from the images' own, so that it is the same wherever they lie.
+    """
+    groups: dict[tuple[Path, str], list[list[ImageHeader]]] = {}
+    for image in images:
+        if not image.series_uid:
+            candidates = groups.setdefault((image.path.parent, image.patient_id), [])
+            group = next((group for group in candidates if _alike(group[0], image)), None)
+            if group is None:
+                candidates.append([image])
+            else:
+                group.append(image)
+    uids: dict[Path, str] = {}
+    for group in chain.from_iterable(groups.values()):
+        uid = generate_uid(entropy_srcs=["series", min(image.sop_instance_uid for image in group)])
+        uids |= {image.path: uid for image in group}
+    named = [dataclasses.replace(image, series_uid=image.series_uid or uids[image.path]) for image in images]
+    return [dataclasses.replace(image, patient_id=image.patient_id or image.series_uid) for image in named]
+
+
+def _alike(one: ImageHeader, other: ImageHeader) -> bool:
+    """Whether images can be of one series by their geometry."""
+    if not (one.slices and other.slices):
+        return not (one.slices or other.slices)
+    return one.slices[0].geometry.difference(other.slices[0].geometry, places=False) is None
 
 
 def _shared_by_patients(series: DicomSeries) -> str | None:

@@ -101,7 +101,7 @@ def read_image(path: Path) -> CTImage:
     return CTImage(path, pixels.dataset, np.stack(pixels.frames), np.stack(hu), np.stack(outside), pixels.rescale)
 
 
-def write_derived(image: CTImage, hu: np.ndarray, derivation: Derivation, path: Path) -> None:
+def write_derived(image: CTImage, hu: np.ndarray, derivation: Derivation, series_uid: str, path: Path) -> None:
     """Write what became of an image.
 
     Everything is kept that still holds (patient, study, geometry, rescale, how pixels are stored, window), and pixels
@@ -111,6 +111,7 @@ def write_derived(image: CTImage, hu: np.ndarray, derivation: Derivation, path: 
         image: the source; its dataset is used up.
         hu: [F,H,W].
         derivation: what was done.
+        series_uid: of the source's series, as `DicomSeries` has it.
         path: the file to make, in Explicit VR Little Endian.
 
     Raises:
@@ -126,6 +127,10 @@ def write_derived(image: CTImage, hu: np.ndarray, derivation: Derivation, path: 
             dataset.LossyImageCompression = "01"
         if dataset.file_meta.TransferSyntaxUID == ExplicitVRBigEndian:
             _swap_words(dataset)
+        dataset.SeriesInstanceUID = series_uid
+        for keyword in ("SOPClassUID", "SOPInstanceUID"):
+            if not dataset.get(keyword):
+                setattr(dataset, keyword, dataset.file_meta[f"MediaStorage{keyword}"].value)
         _describe(dataset, derivation)
         _set_pixels(image, hu)
         with whole(path) as file:
@@ -207,7 +212,8 @@ def _describe_frames(dataset: Dataset, derivation: Derivation) -> None:
     derived.SourceImageSequence = [_source(dataset)]
     shared.DerivationImageSequence = [derived]
     series.SeriesInstanceUID, series.ReferencedSOPSequence = dataset.SeriesInstanceUID, [_reference(dataset)]
-    evidence.StudyInstanceUID, evidence.ReferencedSeriesSequence = dataset.StudyInstanceUID, [series]
+    evidence.StudyInstanceUID = dataset.get("StudyInstanceUID")
+    evidence.ReferencedSeriesSequence = [series]
     dataset.SourceImageEvidenceSequence = [evidence]
 
 

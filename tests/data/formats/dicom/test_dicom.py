@@ -323,7 +323,6 @@ BAD_SLICES = {
     "no position": (drop("ImagePositionPatient"), "has no usable ImagePositionPatient"),
     "no rows": (drop("Rows"), "has no usable Rows"),
     "no rescale": (drop("RescaleIntercept"), "has no usable RescaleIntercept"),
-    "no series": (change(SeriesInstanceUID=""), "has no SeriesInstanceUID"),
     "zero spacing": (change(PixelSpacing=[0, 0.7]), "has no usable PixelSpacing"),
     "crooked axes": (change(ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), "has no usable ImageOrientationPatient"),
     "palette": (change(PhotometricInterpretation="PALETTE COLOR"), "this is PALETTE COLOR"),

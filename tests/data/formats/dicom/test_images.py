@@ -1,10 +1,14 @@
 """Which files are CT images and which series they are of: the same answer in prepare and in denoise."""
 
+import numpy as np
 import pydicom
 import pytest
+from pydicom.uid import CTImageStorage
 
 from lidnet_fast.cli import main
 from lidnet_fast.data.formats.sources import find_series
+from lidnet_fast.data.prepare.plan import prepare
+from lidnet_fast.data.store.reader import Store
 from lidnet_fast.errors import InputError
 from lidnet_fast.inference import denoise
 from lidnet_fast.inference.sources import find
@@ -104,3 +108,77 @@ def test_frames_that_are_reformats(tmp_path):
     with pytest.raises(InputError, match="1 files reformats"):
         found(tmp_path)
     assert len(found(tmp_path, reformats=True)[0]) == 1
+
+
+BLANKED = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID")
+
+
+def blanked(*keywords, remove=False):
+    def edit(z, dataset):
+        for keyword in keywords:
+            if remove:
+                delattr(dataset, keyword)
+            else:
+                setattr(dataset, keyword, "")
+
+    return edit
+
+
+@pytest.mark.parametrize("remove", [False, True])
+def test_identifiers_that_were_emptied(tmp_path, write_series, make_hu, run, remove):
+    hu = make_hu(20, 32, 32)
+    files = write_series(tmp_path / "ct", hu, edit=blanked(*BLANKED, remove=remove))
+    ((uid,), skipped) = found(tmp_path / "ct")
+    assert skipped == {}
+    (series,) = find_series([tmp_path / "ct"], "", strict=True, resample=False).series
+    np.testing.assert_array_equal(series.read(), hu)
+    assert list(series.files) == files
+    assert series.patient_id == uid
+    uids = [pydicom.dcmread(file).file_meta.MediaStorageSOPInstanceUID for file in files]
+    assert list(series.sop_instance_uids) == uids
+    prepare([tmp_path / "ct"], tmp_path / "store", val_fraction=0, test_fraction=0)
+    assert Store(tmp_path / "store").series[0].series_uid == uid
+    summary = denoise(tmp_path / "ct", tmp_path / "out", model=run)
+    assert (summary.slices, summary.failures) == (20, [])
+    made = [pydicom.dcmread(path) for path in (tmp_path / "out").rglob("*.dcm")]
+    assert {image.SourceImageSequence[0].ReferencedSOPInstanceUID for image in made} == set(uids)
+    assert {image.SOPClassUID for image in made} == {CTImageStorage}
+    (made_uid,) = {image.SeriesInstanceUID for image in made}
+    assert made_uid.startswith("1.2.826.0.1.3680043.8.498.")
+    assert len({image.SOPInstanceUID for image in made} - {uid, made_uid, *uids}) == 20
+    (tmp_path / "ct").rename(tmp_path / "elsewhere")
+    assert found(tmp_path / "elsewhere") == ([uid], {})
+    assert denoise(tmp_path / "elsewhere", tmp_path / "out", model=run).already == 1
+
+
+def test_series_without_identifiers_are_told_apart(tmp_path, write_series, make_hu):
+    """By folder, by geometry, by patient; nothing is merged that isn't one series for sure."""
+    write_series(tmp_path / "a", make_hu(3), edit=blanked(*BLANKED))
+    write_series(tmp_path / "b", make_hu(3, seed=1), edit=blanked(*BLANKED))
+    write_series(tmp_path / "a", make_hu(4), series_uid="1.2.8", spacing=(2.5, 0.5, 0.5), edit=blanked(*BLANKED))
+    write_series(tmp_path / "a", make_hu(5), series_uid="1.2.9", patient_id="b", edit=blanked("SeriesInstanceUID"))
+    uids, _ = found(tmp_path)
+    assert len(uids) == 4
+    series = find_series([tmp_path], "", strict=True, resample=False).series
+    assert sorted(one.shape[0] for one in series) == [3, 3, 4, 5]
+    assert len({one.patient_id for one in series}) == 4
+
+
+def test_nothing_identifies_an_image(tmp_path, write_series, make_hu):
+    """Under one name for two images nobody could tell them apart."""
+
+    def edit(z, dataset):
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+        dataset.SOPInstanceUID = ""
+
+    write_series(tmp_path / "shared", make_hu(3), edit=edit)
+    (rejected,) = find(tmp_path / "shared", tmp_path / "out").rejected
+    assert "share a SOPInstanceUID, but are different images" in rejected.reason
+    (file,) = write_series(tmp_path / "none", make_hu(1), edit=blanked("SOPInstanceUID"))
+    content, uid = file.read_bytes(), pydicom.dcmread(file).file_meta.MediaStorageSOPInstanceUID.encode()
+    file.write_bytes(content.replace(uid, b" " * len(uid)))
+    for rejected in (
+        find(tmp_path / "none", tmp_path / "out").rejected,
+        find_series([tmp_path / "none"], "", strict=False, resample=False).rejected,
+    ):
+        assert "has no MediaStorageSOPInstanceUID" in rejected[0].reason
