@@ -33,6 +33,8 @@ _MONOCHROME = {"MONOCHROME1", "MONOCHROME2"}
 _LARGEST_RESCALING = 1e6
 """Slopes and intercepts beyond this are no scanner's, and would leave the range of float32."""
 _HIGHEST_SCANNER_HU = 3071
+_OVERLAY_BIT_POSITION, _OVERLAY_DATA = 0x0102, 0x3000
+"""Of groups 6000, 6002 and so on."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,15 @@ class StoredPixels:
     Attributes:
         path: the file.
         dataset: all of it.
-        frames: whole numbers as stored, [H, W] each.
+        frames: whole numbers as stored, [H, W] each, without overlays.
+        overlays: the bits of each frame that hold overlays, in their places; empty where there are none.
         rescale: float64 [F, 2]: RescaleSlope and RescaleIntercept of each frame.
     """
 
     path: Path
     dataset: Dataset
     frames: Sequence[np.ndarray]
+    overlays: Sequence[np.ndarray]
     rescale: np.ndarray
 
     def hu(self, frame: int) -> tuple[np.ndarray, np.ndarray]:
@@ -104,11 +108,14 @@ def decode(path: Path, frames: Sequence[int] | None = None) -> StoredPixels:
     """
     try:
         dataset = _read_dataset(path)
+        overlaid = _has_overlays(dataset)
+        if overlaid:
+            dataset.pixel_array_options(correct_unused_bits=False)
         if frames is None:
             pixels = dataset.pixel_array
             stored = list(pixels.reshape(-1, *pixels.shape[-2:]))
         else:
-            stored = list(iter_pixels(dataset, indices=list(frames)))
+            stored = list(iter_pixels(dataset, indices=list(frames), correct_unused_bits=not overlaid))
     except Exception as error:  # every decoder has exceptions of its own
         raise InputError(f"{path}: its pixels can't be decoded (truncated?): {one_line(error)}") from error
     try:
@@ -120,7 +127,30 @@ def decode(path: Path, frames: Sequence[int] | None = None) -> StoredPixels:
         raise InputError(f"{path}: its header can't be read: {one_line(error)}") from error
     if stored[0].dtype.kind not in "iu":
         raise InputError(f"{path}: its pixels are {stored[0].dtype}, those of CT are whole numbers")
-    return StoredPixels(path, dataset, stored, rescale)
+    overlays = []
+    if overlaid:
+        stored, overlays = zip(*(_split_overlays(frame, dataset) for frame in stored), strict=True)
+    return StoredPixels(path, dataset, stored, overlays, rescale)
+
+
+def _has_overlays(dataset: Dataset) -> bool:
+    """Whether bits above those of the pixels hold overlays, as was usual before 2004 (DICOM PS3.5, 8.1.2)."""
+    positions = (
+        dataset[group, _OVERLAY_BIT_POSITION].value
+        for group in range(0x6000, 0x6020, 2)
+        if (group, _OVERLAY_BIT_POSITION) in dataset and (group, _OVERLAY_DATA) not in dataset
+    )
+    return any(isinstance(position, int) and position >= dataset.BitsStored for position in positions)
+
+
+def _split_overlays(frame: np.ndarray, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Split words into pixels and the bits above them."""
+    bits = int(dataset.BitsStored)
+    words = frame.astype(np.int64) & (2 ** (8 * frame.itemsize) - 1)
+    pixels = words & (2**bits - 1)
+    if dataset.PixelRepresentation:
+        pixels -= (pixels >> (bits - 1)) << bits
+    return pixels.astype(frame.dtype), words >> bits << bits
 
 
 def _read_dataset(path: Path) -> Dataset:

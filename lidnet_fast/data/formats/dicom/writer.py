@@ -75,7 +75,8 @@ class CTImage:
     Attributes:
         path: the file.
         dataset: all of it; its pixels as they are stored.
-        stored: [F,H,W], as stored; F is 1 but for multi-frame CT.
+        stored: [F,H,W], as stored, without overlays; F is 1 but for multi-frame CT.
+        overlays: [F,H,W], the bits that hold overlays, in their places; None where there are none.
         hu: float32 [F,H,W]; `LOWEST_HU` where nothing was measured.
         outside: bool [F,H,W]: where nothing was measured (padding around the scan field, values below `LOWEST_HU`).
         rescale: [F, 2]: slope and intercept.
@@ -84,6 +85,7 @@ class CTImage:
     path: Path
     dataset: Dataset
     stored: np.ndarray
+    overlays: np.ndarray | None
     hu: np.ndarray
     outside: np.ndarray
     rescale: np.ndarray
@@ -98,13 +100,22 @@ def read_image(path: Path) -> CTImage:
     pixels = decode(path)
     check_copied(pixels.dataset, path)
     hu, outside = zip(*(pixels.hu(frame) for frame in range(len(pixels.frames))), strict=True)
-    return CTImage(path, pixels.dataset, np.stack(pixels.frames), np.stack(hu), np.stack(outside), pixels.rescale)
+    return CTImage(
+        path=path,
+        dataset=pixels.dataset,
+        stored=np.stack(pixels.frames),
+        overlays=np.stack(pixels.overlays) if pixels.overlays else None,
+        hu=np.stack(hu),
+        outside=np.stack(outside),
+        rescale=pixels.rescale,
+    )
 
 
 def write_derived(image: CTImage, hu: np.ndarray, derivation: Derivation, series_uid: str, path: Path) -> None:
     """Write what became of an image.
 
-    Everything is kept that still holds (patient, study, geometry, rescale, how pixels are stored, window), and pixels
+    Everything is kept that still holds (patient, study, geometry, rescale, how pixels are stored, window, overlays,
+    also those in bits above the pixels'), and pixels
     where nothing was measured are those of the source. Values that can't be stored become the nearest that can.
 
     Args:
@@ -155,6 +166,9 @@ def _set_pixels(image: CTImage, hu: np.ndarray) -> None:
     slope, intercept = image.rescale.T[:, :, None, None]
     values = np.rint((np.maximum(hu, LOWEST_HU) - intercept) / slope).clip(max(low, kind.min), min(high, kind.max))
     stored = np.where(image.outside, image.stored, values.astype(image.stored.dtype))
+    if image.overlays is not None:
+        words = stored.astype(np.int64) & (2 ** int(dataset.BitsStored) - 1) | image.overlays
+        stored = words.astype(f"u{stored.itemsize}")
     data = stored.astype(stored.dtype.newbyteorder("<")).tobytes()
     dataset.PixelData = data + b"\0" * (len(data) % 2)
     dataset["PixelData"].VR = "OW"
