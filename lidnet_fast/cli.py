@@ -339,7 +339,7 @@ def prepare(arguments: Sequence[str]) -> None:
     add("--electronic-noise", type=float, default=None, help="simulation: electronic noise variance, photons squared")
     add("--splits", default=None, help="CSV with the columns patient_id, split; without it, patients are drawn")
     add("--val-fraction", type=float, default=0.1, help="expected fraction of patients drawn for validation")
-    add("--test-fraction", type=float, default=0.1, help="expected fraction of patients drawn for testing")
+    add("--test-fraction", type=float, default=0.1, help="expected fraction drawn for testing; 1: for evaluation only")
     add("--seed", type=int, default=0, help="of the draw")
     add(
         "--resample",

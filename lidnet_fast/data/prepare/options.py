@@ -32,7 +32,7 @@ class PrepareOptions:
         electronic_noise: of the simulation: variance of the electronic noise, photons squared; None as above.
         splits: CSV file with the columns patient_id, split; None takes the data set's own splits and draws the others.
         val_fraction: expected fraction of patients drawn for validation.
-        test_fraction: expected fraction of patients drawn for testing.
+        test_fraction: expected fraction of patients drawn for testing; 1 makes a store for evaluation only.
         seed: of the draw, and of inserted lesions.
         resample: make tilted and unevenly spaced series regular (`lidnet_fast.data.prepare.resample`), not reject them.
         follow_links: follow links in the sources to wherever they lead; by default to inside the sources only.

@@ -11,7 +11,8 @@ from lidnet_fast.errors import InputError
 def pair(normal_dose: Sequence[Series], low_dose: Sequence[Series]) -> tuple[dict[str, Series], list[Rejected], int]:
     """Find every normal-dose series' low-dose series: that of the same patient, size, spacing and slice positions.
 
-    Volume files, which name neither patient nor series, are of one scan where their own names are the same.
+    Of several reconstructions, those of one kernel belong together. Volume files, which name neither patient nor
+    series, are of one scan where their own names are the same.
 
     Returns:
         The low-dose series by the UID of the normal-dose one; the normal-dose series that have none or no clear one;
@@ -34,6 +35,7 @@ def pair(normal_dose: Sequence[Series], low_dose: Sequence[Series]) -> tuple[dic
         series.series_uid: [other for other in by_patient[series.patient_id] if not series.difference(other)]
         for series in normal_dose
     }
+    candidates = _of_one_kernel(normal_dose, candidates)
     claims: defaultdict[str, list[str]] = defaultdict(list)
     for uid, others in candidates.items():
         for other in others:
@@ -49,9 +51,27 @@ def pair(normal_dose: Sequence[Series], low_dose: Sequence[Series]) -> tuple[dic
     return pairs, rejected, len(low_dose) - len(claims)
 
 
+def _of_one_kernel(normal_dose: Sequence[Series], candidates: dict[str, list[Series]]) -> dict[str, list[Series]]:
+    """Keep the candidates of a series' own kernel, on either side, where there are any."""
+    kernels = {series.series_uid: series.kernel for series in normal_dose}
+    alike = {
+        (uid, other.series_uid)
+        for uid, others in candidates.items()
+        for other in others
+        if kernels[uid] and other.kernel == kernels[uid]
+    }
+    settled, settled_low = {uid for uid, _ in alike}, {uid for _, uid in alike}
+
+    def possible(uid: str, other: str) -> bool:
+        return (uid, other) in alike or not (uid in settled or other in settled_low)
+
+    return {uid: [other for other in others if possible(uid, other.series_uid)] for uid, others in candidates.items()}
+
+
 def _fault(series: Series, others: Sequence[Series], claims: dict[str, list[str]]) -> str | None:
     """Say why a series has no partner among its candidates, or None where it has one."""
-    name = f"series {series.series_uid} of patient {series.patient_id}"
+    kernel = f" (kernel {series.kernel})" if series.kernel else ""
+    name = f"series {series.series_uid} of patient {series.patient_id}{kernel}"
     if not others:
         return f"no series there has the patient, size and slice positions of {name}"
     uid = others[0].series_uid

@@ -135,8 +135,12 @@ def _paired(
     else:
         return series, {}, []
     pairs, unpaired, unused = pair(series, low_dose)
-    left = f"{unused} low-dose series belong to no normal-dose series and are skipped"
-    return rejections.drop(unpaired, series), pairs, [left] if unused else []
+    warnings = [f"{unused} low-dose series belong to no normal-dose series and are skipped"] if unused else []
+    for one in series:
+        other = pairs.get(one.series_uid)
+        if other is not None and one.kernel and other.kernel and one.kernel != other.kernel:
+            warnings.append(f"series {one.series_uid} has the kernel {one.kernel}, its low dose {other.kernel}")
+    return rejections.drop(unpaired, series), pairs, warnings
 
 
 def _boxes(options: PrepareOptions, series: Sequence[Series], rejections: Rejections) -> dict[str, np.ndarray]:
@@ -175,11 +179,11 @@ def _splits(
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """Return the split of every patient, and the record of how it came about; pseudonyms are drawn and recorded."""
     patients = sorted({one.patient_id for one in series})
+    own: dict[str, str] = {}
     if options.splits is not None:
         chosen = read_splits(Path(options.splits), patients)
         record: dict[str, Any] = {"by": "table", "patients": chosen}
     else:
-        own: dict[str, str] = {}
         for one in series:
             if one.split is not None and own.setdefault(one.patient_id, one.split) != one.split:
                 raise InputError(
@@ -191,7 +195,8 @@ def _splits(
         record = {"by": "draw", **draw}
         if own:
             record["given"] = own
-    if "train" not in chosen.values():
+    to_evaluate = options.splits is not None or options.test_fraction == 1 or own.keys() == chosen.keys()
+    if "train" not in chosen.values() and not (to_evaluate and set(chosen.values()) == {"test"}):
         raise InputError(
             f"splits: none of the {counted_patients(len(chosen))} is in the split train; {_SPLIT_REMEDY[record['by']]}"
         )

@@ -101,11 +101,16 @@ def summarise(
         counts["slices"][split] = int(index.shape[series, 0].sum())
         counts["boxes"][split] = int(boxes.sum())
         counts["slices_with_boxes"][split] = len(np.unique(box_keys(index.box_series[boxes], index.box_z[boxes])))
-    empty = [
-        f"none of the {counted_patients(patients)} is in the split {split}; {remedy}"
-        for split in SPLITS
-        if not counts["patients"][split]
-    ]
+    to_evaluate = counts["patients"]["test"] == patients
+    empty = (
+        ["all patients are in the split test: the store is for evaluation only"]
+        if to_evaluate
+        else [
+            f"none of the {counted_patients(patients)} is in the split {split}; {remedy}"
+            for split in SPLITS
+            if not counts["patients"][split]
+        ]
+    )
     return PrepareSummary(out=out, skipped=skipped, rejected=tuple(rejected), warnings=(*warnings, *empty), **counts)
 
 

@@ -29,11 +29,13 @@ def split_of(patient_id: str, seed: int, val_fraction: float, test_fraction: flo
 
 
 def check_fractions(val_fraction: float, test_fraction: float) -> None:
-    """Refuse fractions that leave nothing to train on.
+    """Refuse fractions that leave nothing to train on, unless all of it is to be tested on.
 
     Raises:
-        InputError: a fraction is outside [0, 1) or both together reach 1.
+        InputError: a fraction is outside [0, 1) or both together reach 1, and `test_fraction` isn't 1.
     """
+    if test_fraction == 1:
+        return
     for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
         if not 0 <= fraction < 1:
             raise InputError(f"{name} must be in [0, 1), got {fraction}")

@@ -135,7 +135,9 @@ class LesionPatches(Dataset[Sample]):
         self._draws = BalancedDraws(self.store.index, split)
         index, ours = self.store.index, self._draws.series
         if not len(ours):
-            raise InputError(f"{store}: the {split} split has no slices")
+            raise InputError(
+                f"{store}: the {split} split has no slices. To fix: prepare a store with patients in {split}"
+            )
         sizes = index.shape[ours, 1:]
         small = ours[sizes.min(1) < (crop or 0)]
         if len(small):

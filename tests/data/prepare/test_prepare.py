@@ -6,12 +6,14 @@ import pydicom
 import pytest
 from pydicom.uid import JPEG2000Lossless
 
+from lidnet_fast.cli import main
 from lidnet_fast.data.prepare.plan import prepare
 from lidnet_fast.data.prepare.splits import read_splits, split_of
 from lidnet_fast.data.simulation.dose import DoseSimulation
 from lidnet_fast.data.store.index import SPLITS
 from lidnet_fast.data.store.reader import Store
 from lidnet_fast.errors import InputError
+from lidnet_fast.evaluation.export import export
 
 UID = "1.2.826.0.1.3680043.8.498"
 HEADER = "series_uid,slice,x1,y1,x2,y2"
@@ -154,6 +156,24 @@ def test_empty_splits(tmp_path, study):
     with pytest.raises(InputError, match="none of the 3 patients is in the split train; list patients for it"):
         prepare([folder], tmp_path / "b", splits=table)
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("by", ["table", "fraction"])
+def test_a_store_for_evaluation_only(tmp_path, study, by, capsys):
+    """Every patient in test, because the table or the fraction says so, not by chance."""
+    table = tmp_path / "splits.csv"
+    table.write_text("patient_id,split\nanna,test\nbert,test\ncarla,test\n")
+    chosen = {"splits": table} if by == "table" else {"test_fraction": 1}
+    summary = prepare([study[0]], tmp_path / "store", simulate_dose=0.25, **chosen)
+    assert summary.patients == {"train": 0, "val": 0, "test": 3}
+    assert summary.warnings == ("all patients are in the split test: the store is for evaluation only",)
+    assert {info.split for info in Store(tmp_path / "store").series} == {"test"}
+    assert len(export(tmp_path / "store", tmp_path / "exported")) == 3
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--data.store", str(tmp_path / "store"), "--out", str(tmp_path / "run"), "--data.crop", "64"])
+    assert stop.value.code == 2
+    assert "the train split has no slices. To fix: prepare a store with patients in train" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture
