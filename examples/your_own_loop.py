@@ -42,7 +42,7 @@ boxes = [torch.tensor([[90.0, 80.0, 103.0, 91.0]]), torch.zeros(0, 4)] * 4
 
 loader = DataLoader(Slices(low_dose, normal_dose, boxes), batch_size=4, shuffle=True, collate_fn=collate)
 network = build_denoiser("unet", channels=16).to(device)  # yours: [N, 1, H, W] to [N, 1, H, W]
-optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+optimizer = torch.optim.AdamW(network.parameters(), lr=3e-4)
 vgg19 = load_network("vgg19", weights=None)  # weights="DEFAULT" downloads ImageNet's, which want this mean and std
 imagenet = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 perceptual = lidnet_fast.ROIPerceptualLoss(vgg19, "relu3_4", **imagenet).to(device)
@@ -52,7 +52,7 @@ for epoch in range(4):
         low, normal = pairs.to(device).split(1, dim=1)
         with torch.autocast(device.type, torch.bfloat16):
             denoised = network(low)
-            pixels = lidnet_fast.multi_loss(denoised, normal, {"mse": 1.0, "ssim": 0.1})
+            pixels = lidnet_fast.multi_loss(denoised, normal, {"l1": 1.0, "ssim": 0.05})
             loss = pixels.total + 0.01 * perceptual(denoised, normal, boxes)
         optimizer.zero_grad()
         loss.backward()

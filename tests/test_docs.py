@@ -252,7 +252,7 @@ def test_your_own_loop(tmp_path):
         [sys.executable, "-W", "error", "-c", short + check], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("0 {'mse': 0.0")
+    assert done.stdout.startswith("0 {'l1': 0.0")
     assert (tmp_path / "denoiser.pt").exists()
 
 
