@@ -350,6 +350,7 @@ def prepare(arguments: Sequence[str]) -> None:
     add("--reformats", action="store_true", help="take coronal and sagittal sections and projections, too")
     _add_pseudonymise(parser)
     add("--max-volume-gib", type=float, default=None, help="largest compressed volume, unpacked; docs/datasets.md")
+    add("--any-values", action="store_true", help="take volumes whose values don't look like HU: none below -50")
     add("--strict", action="store_true", help="stop at the first series that can't be used instead of leaving it out")
     add("--report", default=None, help="CSV file to be written: what was rejected and why")
     add("--format", default="blosc2", choices=["blosc2", "zarr"], help="of the volumes; zarr for object storage")
@@ -378,6 +379,7 @@ def denoise(arguments: Sequence[str]) -> None:
     help_outside = "what becomes of series that lie outside of what the model was trained on"
     add("--outside", choices=["warn", "refuse", "accept"], default="warn", help=help_outside)
     add("--max-volume-gib", type=float, default=None, help="largest compressed volume, unpacked; docs/datasets.md")
+    add("--any-values", action="store_true", help="take volumes whose values don't look like HU: none below -50")
     add("--trust-code", action="store_true", help="import the denoiser's class that the model file names")
     options = vars(_parse(parser, arguments))
     _prepare_process()

@@ -105,6 +105,7 @@ def denoise(
     reformats: bool = False,
     outside: Outside = "warn",
     max_volume_gib: float | None = None,
+    any_values: bool = False,
     trust_code: bool = False,
 ) -> DenoiseSummary:
     """Denoise every CT series below a folder, slice by slice; see docs/denoise.md.
@@ -125,6 +126,7 @@ def denoise(
         outside: what becomes of a series that lies outside of what the model was trained on: "warn" denoises it and
             says so, "accept" denoises it, "refuse" doesn't. Results and `denoise.json` say so in any case.
         max_volume_gib: up to how many GiB a compressed volume may unpack; None for the usual limits of size and ratio.
+        any_values: take volumes whose values don't look like HU: none is below -50.
         trust_code: import the class that the model file names by import path.
 
     Raises:
@@ -148,7 +150,14 @@ def denoise(
         raise InputError(f"{out}: is the name of a volume, which {source} isn't; give a folder")
     if one_volume and out.exists():
         raise InputError(f"{out}: exists already")
-    found = find(source, out, follow_links=follow_links, reformats=reformats, max_volume_gib=max_volume_gib)
+    found = find(
+        source,
+        out,
+        follow_links=follow_links,
+        reformats=reformats,
+        max_volume_gib=max_volume_gib,
+        any_values=any_values,
+    )
     failures = [fault.reason for fault in found.rejected]
     if not found.series:
         raise InputError(failures[0])

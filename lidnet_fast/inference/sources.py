@@ -19,6 +19,7 @@ def find(
     follow_links: bool = False,
     reformats: bool = False,
     max_volume_gib: float | None = None,
+    any_values: bool = False,
 ) -> Found[DicomSeries | VolumeSeries]:
     """Look through a file, or a folder with everything below it.
 
@@ -31,6 +32,7 @@ def find(
         follow_links: follow links below the folder to wherever they lead.
         reformats: take reformats in DICOM files, too.
         max_volume_gib: see `VolumeHeader.check_unpacked`.
+        any_values: see `VolumeSeries`.
 
     Returns:
         DICOM series in the order of their first files, then volumes. What was rejected are series whose identifiers
@@ -43,7 +45,7 @@ def find(
     volumes = Found[VolumeSeries]([], Counter(), [])
     for path in filter(is_volume, files.paths):
         try:
-            volume = inspect_volume(path, max_volume_gib=max_volume_gib)
+            volume = inspect_volume(path, max_volume_gib=max_volume_gib, any_values=any_values)
         except InputError as error:
             volumes.rejected.append(Rejected("", path, str(error)))
             continue

@@ -1,6 +1,7 @@
 """CT volumes in files, to be denoised: NIfTI, MetaImage, NRRD."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,8 +12,12 @@ from lidnet_fast.errors import InputError
 from lidnet_fast.files import is_temporary
 
 
-def inspect_volume(path: Path, *, max_volume_gib: float | None = None) -> VolumeSeries | str:
+def inspect_volume(path: Path, **rules: Any) -> VolumeSeries | str:
     """Read a volume's header; a string says why it isn't CT.
+
+    Args:
+        path: the file.
+        rules: see `volume_series`.
 
     Raises:
         InputError: it can't be read, or see `volume_series`.
@@ -20,7 +25,7 @@ def inspect_volume(path: Path, *, max_volume_gib: float | None = None) -> Volume
     header = read_header(path)
     if header.bits == 8:
         return "of 8 bits, which can't hold HU (masks?)"
-    return volume_series(header, volume_stem(path), max_volume_gib=max_volume_gib)
+    return volume_series(header, volume_stem(path), **rules)
 
 
 def check_free(path: Path) -> None:

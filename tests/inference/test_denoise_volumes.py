@@ -272,6 +272,18 @@ def test_bad_volumes(tmp_path, run, make_hu):
     assert {path.name for path in out.iterdir()} == {"denoise.json", "good.mha"}
 
 
+@pytest.mark.parametrize("suffix", [".nii.gz", ".mha"])
+def test_what_does_not_look_like_hu_is_denoised_on_request(tmp_path, run, expected, suffix):
+    values = np.arange(2 * 32 * 40, dtype=np.uint16).reshape(2, 32, 40)
+    write(tmp_path / f"mr{suffix}", values)
+    (failure,) = run_on(tmp_path / f"mr{suffix}", tmp_path / "out", run).failures
+    assert "has no value below 0, so it isn't HU (MR? labels? raw detector values?)" in failure
+    assert run_on(tmp_path / f"mr{suffix}", tmp_path / "out", run, any_values=True).failures == []
+    made = read_voxels(tmp_path / "out" / f"mr{suffix}")
+    inside = values <= 1500  # beyond, they pass unchanged
+    assert np.abs(made - expected(values.astype(np.float32)))[inside].max() <= 0.5 + 1e-3
+
+
 ENDINGS = {".NII.GZ": ".nii.gz", ".Nii": ".nii", ".MHA": ".mha", ".Mhd": ".mhd", ".NRRD": ".nrrd", ".NHDR": ".nhdr"}
 
 

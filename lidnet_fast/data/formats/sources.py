@@ -23,6 +23,7 @@ def find_series(
     follow_links: bool = False,
     reformats: bool = False,
     max_volume_gib: float | None = None,
+    any_values: bool = False,
     executor: Executor | None = None,
 ) -> Found[Series]:
     """Find the CT series below some folders: DICOM, volumes (NIfTI, MetaImage, NRRD), DeepLesion.
@@ -36,6 +37,7 @@ def find_series(
         follow_links: follow links below the folders to wherever they lead.
         reformats: take reformats in DICOM files, too.
         max_volume_gib: up to how many GiB a compressed volume may unpack; see `VolumeHeader.check_unpacked`.
+        any_values: take volumes whose values don't look like HU.
         executor: runs the work.
 
     Raises:
@@ -52,7 +54,11 @@ def find_series(
     if others:
         files = files_below(others, follow_links=follow_links)
         volumes, faulty = scan_volumes(
-            [file for file in files.paths if is_volume(file)], others, executor, max_volume_gib=max_volume_gib
+            [file for file in files.paths if is_volume(file)],
+            others,
+            executor,
+            max_volume_gib=max_volume_gib,
+            any_values=any_values,
         )
         series += volumes
         rejections.add(faulty)

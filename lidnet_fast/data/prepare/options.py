@@ -40,6 +40,7 @@ class PrepareOptions:
         pseudonymise: file with a secret key; patients and series get pseudonyms, the same for the same key.
         pseudonym_table: CSV file to be written: which pseudonym stands for whom.
         max_volume_gib: up to how many GiB a compressed volume may unpack; None for the usual limits of size and ratio.
+        any_values: take volumes whose values don't look like HU: none is below -50.
         strict: refuse at the first series that can't be used, instead of leaving it out.
         report: CSV file for what was rejected and why.
         volume_format: how the store keeps its volumes, "blosc2" or "zarr"; see `StoreWriter`.
@@ -68,6 +69,7 @@ class PrepareOptions:
     pseudonymise: str | Path | None = None
     pseudonym_table: str | Path | None = None
     max_volume_gib: float | None = None
+    any_values: bool = False
     strict: bool = False
     report: str | Path | None = None
     volume_format: str = "blosc2"

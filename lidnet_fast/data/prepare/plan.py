@@ -108,7 +108,7 @@ def prepare(sources: Sequence[str | Path], out: str | Path, **options: Any) -> P
 
 
 def _found(sources: Sequence[Path], what: str, options: PrepareOptions, pool: Executor | None) -> Found[Series]:
-    names = ("strict", "resample", "follow_links", "reformats", "max_volume_gib")
+    names = ("strict", "resample", "follow_links", "reformats", "max_volume_gib", "any_values")
     return find_series(sources, what, **{name: getattr(options, name) for name in names}, executor=pool)
 
 

@@ -115,6 +115,33 @@ def test_every_reader_of_ct_passes_the_gate(tmp_path, write_series, make_hu, nam
         READERS[name](tmp_path / "mine")
 
 
+ARCHIVES = {"study.zip": b"PK\x03\x04", "a.tgz": b"\x1f\x8b\x08", "b.tar": bytes(512), "c": b"7z\xbc\xaf\x27\x1c"}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_archives_are_named_as_such(tmp_path, write_series, make_hu, name):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for file, start in ARCHIVES.items():
+        (folder / file).write_bytes(start + bytes(600))
+    message = r"no CT found \(1 files packed \(7z\), to be unpacked first, 1 files packed \(gzip\), .*\(tar\).*\(zip\)"
+    with pytest.raises(InputError, match=message):
+        READERS[name](folder)
+    write_series(folder, make_hu(3))
+    assert sum(READERS[name](folder).skipped.values()) == len(ARCHIVES)
+
+
+@pytest.mark.parametrize("file", ["1.2.3.dcm.gz", "a.DCM.zip", "ct.nii.bz2", "packed.dcm"])
+def test_an_image_that_is_packed_by_itself_is_named(tmp_path, write_series, make_hu, file):
+    """It is CT that a person would miss in the output."""
+    write_series(tmp_path, make_hu(3))
+    (tmp_path / file).write_bytes((b"BZh" if file.endswith("bz2") else b"\x1f\x8b") + bytes(300))
+    message = f"{tmp_path / file}: is packed ({'bzip2' if file.endswith('bz2') else 'gzip'}). To fix: unpack it"
+    for found in (find_series([tmp_path], "", strict=False, resample=False), find(tmp_path, tmp_path / "out")):
+        assert [fault.reason for fault in found.rejected] == [message]
+        assert len(found.series) == 1
+
+
 def test_annotations_and_denoised_images_pass_the_gate(tmp_path):
     (tmp_path / "theirs.xml").write_text("<LidcReadMessage/>")
     (tmp_path / "theirs.nii").write_bytes(b"")

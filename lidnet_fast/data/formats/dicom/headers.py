@@ -49,6 +49,19 @@ _REFORMATS = "reformats, which --reformats takes"
 _AXIAL = float(np.cos(np.radians(45)))
 """Slices are axial where the cosine between their normal and the patient's length is at least this."""
 
+_PACKED = {
+    b"PK\x03\x04": "zip",
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"7z\xbc\xaf\x27\x1c": "7z",
+    b"Rar!\x1a\x07": "rar",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
+"""How archives and compressed files start."""
+_OF_IMAGES = {".dcm", ".ima", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr"}
+"""In a packed file's name, that it is one image."""
+
 _HEADER_TAGS = [
     "SOPClassUID",
     "SOPInstanceUID",
@@ -178,6 +191,11 @@ def _parse(path: Path) -> tuple[pydicom.Dataset, int] | str:
         raise InputError(f"{path}: can't be read: {error.strerror}") from error
     preamble = head[128:] == b"DICM"
     if not preamble and head[:4] not in _FIRST_ELEMENTS:
+        packed = next((name for start, name in _PACKED.items() if head.startswith(start)), None)
+        if packed := packed or ("tar" if path.suffix.lower() == ".tar" else None):
+            if _OF_IMAGES.intersection(map(str.lower, path.suffixes)):
+                raise InputError(f"{path}: is packed ({packed}). To fix: unpack it")
+            return f"packed ({packed}), to be unpacked first"
         if path.suffix.lower() == ".dcm":
             raise InputError(f"{path}: isn't a DICOM file, whatever its name says (empty or truncated?)")
         return "not DICOM"

@@ -21,6 +21,8 @@ SUFFIXES = (*itk.SUFFIXES, *nifti.SUFFIXES)
 OUTSIDE_HU = np.nextafter(np.float32(LOWEST_HU), np.float32(-np.inf))
 """Stands for a voxel without a number, outside the field of view: below `LOWEST_HU`, which it is rounded to."""
 
+_HIGHEST_FAT_HU = -50
+
 _UNREADABLE = (
     *(RuntimeError, OSError, EOFError, ValueError, OverflowError, struct.error, zlib.error, HeaderDataError),
     WrapStructError,
@@ -130,13 +132,16 @@ def _reaches_edge(missing: np.ndarray) -> bool:
 
 
 def check_hu(path: Path, values: np.ndarray) -> None:
-    """Refuse voxels that can't be HU.
+    """Refuse voxels that can't be HU: those of CT are -1000 in air and -100 in fat.
 
     Raises:
         InputError: all are above those of air and fat.
     """
-    if values.min() >= 0:
-        raise InputError(f"{path}: has no value below {values.min():g}, so it isn't HU (labels? raw detector values?)")
+    if (lowest := values.min()) > _HIGHEST_FAT_HU:
+        raise InputError(
+            f"{path}: has no value below {lowest:g}, so it isn't HU (MR? labels? raw detector values?). "
+            "To fix: if it is HU, of a part without air and fat, --any-values takes it"
+        )
 
 
 def _format(path: Path) -> ModuleType:

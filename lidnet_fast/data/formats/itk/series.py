@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,11 +37,13 @@ class VolumeSeries(Series):
         header: what the file says.
         file_axes: the file's axes, from 0 for the one that varies fastest: along the rows, the columns and the slices.
         flipped: the file's slices run against their normal, as in a left-handed coordinate system.
+        any_values: take values for HU that don't look like it.
     """
 
     header: VolumeHeader
     file_axes: tuple[int, int, int]
     flipped: bool
+    any_values: bool = False
 
     def read(self) -> np.ndarray:
         """Decode the volume; values are HU already."""
@@ -53,8 +56,9 @@ class VolumeSeries(Series):
             InputError: they can't.
         """
         values = self.read_values()
-        check_hu(self.header.path, values)
-        return values
+        if not self.any_values:
+            check_hu(self.header.path, values)
+        return values.astype(np.float32) if values.dtype.kind == "u" else values
 
     def read_values(self) -> np.ndarray:
         """Decode the volume to [Z, H, W] in the file's own numbers.
@@ -97,6 +101,7 @@ def scan_volumes(
     executor: Executor | None = None,
     *,
     max_volume_gib: float | None = None,
+    any_values: bool = False,
 ) -> tuple[list[VolumeSeries], list[Rejected]]:
     """Read the headers of volumes.
 
@@ -105,13 +110,14 @@ def scan_volumes(
         sources: the folders below which they lie.
         executor: runs the work.
         max_volume_gib: see `VolumeHeader.check_unpacked`.
+        any_values: see `VolumeSeries`.
 
     Returns:
         The series, in the order of the files, and what can't be used.
     """
     named = list(zip(files, _names(files, sources), strict=True))
     jobs = [named[start : start + _FILES_PER_JOB] for start in range(0, len(named), _FILES_PER_JOB)]
-    read = functools.partial(_read_headers, max_volume_gib=max_volume_gib)
+    read = functools.partial(_read_headers, max_volume_gib=max_volume_gib, any_values=any_values)
     found = [result for batch in run(executor, read, jobs, "reading volume headers") for result in batch]
     return [one for one in found if isinstance(one, VolumeSeries)], [one for one in found if isinstance(one, Rejected)]
 
@@ -130,27 +136,30 @@ def _below(path: Path, sources: Sequence[Path]) -> str:
     return next((path.relative_to(source).as_posix() for source in sources if path.is_relative_to(source)), path.name)
 
 
-def _read_headers(named: Sequence[tuple[Path, str]], max_volume_gib: float | None) -> list[VolumeSeries | Rejected]:
-    return [_read_header(path, name, max_volume_gib) for path, name in named]
+def _read_headers(named: Sequence[tuple[Path, str]], **rules: Any) -> list[VolumeSeries | Rejected]:
+    return [_read_header(path, name, **rules) for path, name in named]
 
 
-def _read_header(path: Path, name: str, max_volume_gib: float | None) -> VolumeSeries | Rejected:
+def _read_header(path: Path, name: str, **rules: Any) -> VolumeSeries | Rejected:
     try:
         header = read_header(path)
         if header.bits == 8:
             raise InputError(f"{path}: holds 8-bit values, which HU don't fit into (labels?)")
-        return volume_series(header, name, max_volume_gib=max_volume_gib)
+        return volume_series(header, name, **rules)
     except InputError as error:
         return Rejected(name, path, str(error))
 
 
-def volume_series(header: VolumeHeader, name: str, *, max_volume_gib: float | None = None) -> VolumeSeries:
+def volume_series(
+    header: VolumeHeader, name: str, *, max_volume_gib: float | None = None, any_values: bool = False
+) -> VolumeSeries:
     """A series of what a volume's header says.
 
     Args:
         header: the header.
         name: of the series.
         max_volume_gib: see `VolumeHeader.check_unpacked`.
+        any_values: see `VolumeSeries`.
 
     Raises:
         InputError: it isn't of a volume with the geometry of CT, its slices aren't axial, or it unpacks to too much.
@@ -196,6 +205,7 @@ def volume_series(header: VolumeHeader, name: str, *, max_volume_gib: float | No
         header=header,
         file_axes=file_axes,
         flipped=flipped,
+        any_values=any_values,
     )
 
 

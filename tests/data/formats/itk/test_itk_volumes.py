@@ -152,6 +152,33 @@ def test_what_is_no_ct(tmp_path, make_hu, name):
     assert message in rejected.reason
 
 
+MR = {
+    "magnitude": np.arange(3000, dtype=np.uint16).reshape(3, 25, 40),
+    "ringing": np.arange(3000, dtype=np.float32).reshape(3, 25, 40) - 30,
+}
+
+
+@pytest.mark.parametrize("name", ["mr.nii.gz", "mr.mha"])
+@pytest.mark.parametrize("kind", MR)
+def test_what_does_not_look_like_hu_is_taken_on_request(tmp_path, name, kind):
+    """By its values alone can MR in such a file be told from CT: nothing in it is as low as fat."""
+    write(tmp_path / name, MR[kind])
+    lowest = int(MR[kind].min())
+    options = {"val_fraction": 0, "test_fraction": 0, "workers": 1}
+    with pytest.raises(
+        InputError, match=rf"{name}: has no value below {lowest}, so it isn't HU .*To fix: .*--any-values"
+    ):
+        prepare([tmp_path], tmp_path / "store", **options)
+    prepare([tmp_path], tmp_path / "store", any_values=True, **options)
+    np.testing.assert_array_equal(Store(tmp_path / "store").read(0, 1), MR[kind][1])
+
+
+@pytest.mark.parametrize("lowest", [-51, -200, -1024])
+def test_what_looks_like_hu(tmp_path, lowest):
+    write(tmp_path / "a.nii", np.full((3, 8, 8), lowest, np.int16))
+    assert only_series(tmp_path).read().min() == lowest
+
+
 @pytest.mark.parametrize("size", ["8 8 999999999", "65000 65000 60000"])
 def test_a_size_that_cannot_be(tmp_path, make_hu, size):
     write(tmp_path / "a.mhd", make_hu(3, 8, 8))
