@@ -262,6 +262,11 @@ def test_links_lead_to_files():
             assert (document.parent / target).exists(), f"{document.name}: {target}"
 
 
+def test_every_page_has_its_place():
+    places = (ROOT / "mkdocs.yml").read_text()
+    assert not [page.name for page in (ROOT / "docs").glob("*.md") if page.name not in places]
+
+
 def test_the_reference_has_the_public_names():
     listed = re.findall(r"^::: (lidnet_fast[\w.]+)$", (ROOT / "docs" / "reference.md").read_text(), re.M)
     found = [pydoc.locate(name) for name in listed]
