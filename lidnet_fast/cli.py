@@ -242,6 +242,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     add("--store", type=str, default=None, help="another store than the run's, such as `lidnet-fast export` makes")
     add("--max-volume-gib", type=float, default=None, help="largest compressed volume, unpacked; docs/datasets.md")
     add("--out", type=str, default=None, help="where results go; by default the run's folder, or runs/comparison")
+    add("--assess", action="store_true", help="of a run: add columns of task-based image quality; docs/assess.md")
     _add_device(parser, precision="float32")
     add("--trust-code", action="store_true", help="import a denoiser's class that the run or its files name")
     options = _parse(parser, arguments)
@@ -252,7 +253,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     store = options.store
     images = named_folders(options.images)
     if run is not None:
-        names = ("device", "precision", "trust_code", "max_volume_gib")
+        names = ("device", "precision", "trust_code", "max_volume_gib", "assess")
         chosen = {name: getattr(options, name) for name in names}
         evaluate_run(run, denoiser, options.samples, images=images, store=store, out=out, **chosen)
     elif store is None or not images or denoiser is not None:

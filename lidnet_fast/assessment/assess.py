@@ -18,14 +18,15 @@ from lidnet_fast.assessment.options import AssessOptions
 from lidnet_fast.assessment.results import build_report, mean_auc, print_results
 from lidnet_fast.assessment.uniform import OBSERVERS, UniformPhantom
 from lidnet_fast.data.simulation.dose import DoseSimulation
-from lidnet_fast.data.store.reader import Store
+from lidnet_fast.data.store.reader import Store, index_files
 from lidnet_fast.device import Device, Precision
 from lidnet_fast.errors import InputError
-from lidnet_fast.files import make_folder, whole_path, write_bytes, write_text
+from lidnet_fast.files import as_private_as, make_folder, whole_path, write_bytes, write_text
 from lidnet_fast.metrics.observers import equal_detectability_dose
 from lidnet_fast.progress import progress
 from lidnet_fast.report.page import write_report
 from lidnet_fast.runtime import machine_facts
+from lidnet_fast.urls import without_secrets
 
 RESULTS, SPECTRA, REPORT = "assess.json", "noise_power.npz", "assess.html"
 
@@ -87,7 +88,7 @@ def assess(
     found: dict[float, LesionResults] = {dose: one.results() for dose, one in lesions.items()} if cases else {}
     content: Results = {
         "options": options.record(),
-        "backgrounds": "chest phantoms" if opened is None else opened.path,
+        "backgrounds": "chest phantoms" if opened is None else without_secrets(opened.path),
         "arms": {arm.name: arm.source for arm in arms},
         "doses": list(options.doses),
         "uniform": {
@@ -100,11 +101,12 @@ def assess(
     }
     content = _plain(content)
     shown = found[min(found)] if found else None
-    write_text(out / RESULTS, json.dumps(content, indent=1))
-    with io.BytesIO() as buffer:
-        np.savez_compressed(buffer, **spectra)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **spectra)
+    with as_private_as([*_files_of(store), *(images or {}).values()]):
+        write_text(out / RESULTS, json.dumps(content, indent=1))
         write_bytes(out / SPECTRA, buffer.getvalue())
-    write_report(out / REPORT, build_report(content, shown))
+        write_report(out / REPORT, build_report(content, shown))
     print_results(content)
     return content
 
@@ -127,7 +129,7 @@ def export_scans(out: Path, options: AssessOptions, store: Path | str | None = N
         raise InputError(f"{out}: exists already; an export goes to a new folder")
     opened, options, cases, doses = _prepared(options, store)
     phantom = UniformPhantom(options)
-    with whole_path(out) as work:
+    with as_private_as(_files_of(store)), whole_path(out) as work:
         writer = ScanWriter(make_folder(work), (options.pixel_spacing, options.pixel_spacing))
         lesions = {dose: LesionAssessment(options, [writer], dose, noisy=opened is not None) for dose in doses}
         steps = _steps(phantom, [writer], options.doses, len(options.doses), {}, lesions, cases)
@@ -150,6 +152,10 @@ def _prepared(
     if cases and not doses:
         raise InputError("doses: at 1, a store's images stay as they are. To fix: give a dose below 1")
     return opened, options, cases, doses
+
+
+def _files_of(store: Path | str | None) -> list[Path]:
+    return [] if store is None else index_files(store)
 
 
 def _of_store(options: AssessOptions, store: Store) -> AssessOptions:

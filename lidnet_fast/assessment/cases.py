@@ -14,6 +14,7 @@ from lidnet_fast.data.lesions.signal import Lesion, lesion_box, lesion_signal
 from lidnet_fast.data.phantoms.phantom import PhantomOptions, make_patient
 from lidnet_fast.data.store.reader import Store
 from lidnet_fast.errors import InputError
+from lidnet_fast.urls import without_secrets
 
 FIELD = 256
 """Most pixels of the side of a field of view."""
@@ -71,6 +72,8 @@ def phantom_cases(options: AssessOptions) -> Iterator[Case]:
 def store_cases(store: Store, options: AssessOptions) -> Iterator[Case]:
     """Slices of a store's test split, or of all of it where that is empty, with lesions in lung and soft tissue.
 
+    Lesions that are there belong to the truth.
+
     Raises:
         InputError: no slice that was tried has room for a lesion.
     """
@@ -81,8 +84,6 @@ def store_cases(store: Store, options: AssessOptions) -> Iterator[Case]:
         info = store.series[index]
         for _ in range(_ATTEMPTS):
             z = int(rng.integers(info.shape[0]))
-            if len(store.boxes(index, z)):
-                continue
             case = _case(
                 rng,
                 f"series {info.series_uid}, slice {z}",
@@ -97,8 +98,8 @@ def store_cases(store: Store, options: AssessOptions) -> Iterator[Case]:
                 break
         else:
             raise InputError(
-                f"{store.path}: {_ATTEMPTS} slices of series {info.series_uid} have boxes or no room for a lesion of "
-                f"{min(options.diameters):g} mm. To fix: give smaller diameters, or --cases 0"
+                f"{without_secrets(store.path)}: {_ATTEMPTS} slices of series {info.series_uid} have no room for a "
+                f"lesion of {min(options.diameters):g} mm. To fix: give smaller diameters, or --cases 0"
             )
 
 

@@ -1,6 +1,7 @@
 """Results of an assessment for people: the table, the curves and the worst cases of the report."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -63,6 +64,17 @@ def rows(content: Results, dose: float) -> dict[str, dict[str, Metric]]:
             **{key: _interval(lesions.get(key)) for key in ("survival", "bright", "dark")},
         }
     return found
+
+
+def task_columns() -> list[Column]:
+    """The table's columns next to those of other results."""
+    return [replace(column, key=f"task_{column.key}", group=f"task: {column.group}") for column in COLUMNS]
+
+
+def task_rows(content: Results) -> dict[str, dict[str, Metric]]:
+    """Arm -> figures of the lowest dose, by the keys of `task_columns`."""
+    found = rows(content, min(content["doses"]))
+    return {name: {f"task_{key}": value for key, value in row.items()} for name, row in found.items()}
 
 
 def print_results(content: Results) -> None:

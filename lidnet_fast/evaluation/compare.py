@@ -3,10 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from jsonargparse import ArgumentParser
 
+from lidnet_fast.assessment.assess import assess as assess_models
+from lidnet_fast.assessment.options import AssessOptions
+from lidnet_fast.assessment.results import task_rows
 from lidnet_fast.data.samples.dataset import SampleId
 from lidnet_fast.data.store.reader import Store, index_files
 from lidnet_fast.device import Device, Precision, choose_device, choose_precision
@@ -16,6 +20,7 @@ from lidnet_fast.evaluation.denoised import denoised_views
 from lidnet_fast.evaluation.results import COTRAINED, INDEPENDENT, JUDGE, build_report, print_results
 from lidnet_fast.files import as_private_as
 from lidnet_fast.models.files import load_denoiser, load_detector, refuse_foreign_code
+from lidnet_fast.report.data import Metric
 from lidnet_fast.report.page import write_report
 from lidnet_fast.runtime import machine_facts
 from lidnet_fast.trainer.config import RunConfig, check_available, from_options
@@ -78,6 +83,7 @@ def evaluate_run(
     precision: Precision = "float32",
     trust_code: bool = False,
     max_volume_gib: float | None = None,
+    assess: bool = False,
 ) -> Evaluation:
     """Score the run's denoiser between the low-dose and the normal-dose images; write `metrics.json`, `report.html`.
 
@@ -93,6 +99,8 @@ def evaluate_run(
         precision: their arithmetic.
         trust_code: import the classes that the run's files name by import path.
         max_volume_gib: of the images: see `VolumeHeader.check_unpacked`.
+        assess: add columns of `lidnet_fast.assessment`, at the dose of the store's simulation where it has one. Its own
+            results go to the folder `assessment`. Images of other tools don't take part.
 
     Raises:
         InputError: the folder is not a finished run's, a checkpoint is of another model, or images don't fit.
@@ -122,6 +130,18 @@ def evaluate_run(
     low, normal = reference_arms(judges)
     for module in (network, *detectors.values()):
         module.to(on)
+    tasks: dict[str, dict[str, Metric]] = {}
+    if assess:
+        content = assess_models(
+            [f"{DENOISED}={denoiser or folder}"],
+            (out or folder) / "assessment",
+            _task(config),
+            store=config.data.store,
+            device=device,
+            precision=precision,
+            trust_code=trust_code,
+        )
+        tasks = task_rows(content)
     arms = [low, *given, network_arm(DENOISED, network, detectors), normal]
     evaluation = evaluate(config, arms, on, choose_precision(precision, on))
     summary = (
@@ -129,7 +149,7 @@ def evaluate_run(
         f"{' and, from images, ' if images else ''}{', '.join(views)}."
     )
     phases = {name: folder / name for name in ("detector", "denoiser", "collaborate")}
-    _publish(out or folder, f"LIDnet run {folder.name}", summary, config, evaluation, images or {}, phases)
+    _publish(out or folder, f"LIDnet run {folder.name}", summary, config, evaluation, images or {}, phases, tasks)
     return evaluation
 
 
@@ -177,6 +197,12 @@ def _configured(config: RunConfig, samples: int | None, store: str | Path | None
     return config
 
 
+def _task(config: RunConfig) -> AssessOptions:
+    """The options of an assessment at the dose that the run was trained for."""
+    simulation = Store(config.data.store).simulation
+    return AssessOptions() if simulation is None else AssessOptions(doses=(simulation["dose_fraction"],))
+
+
 def _views(
     config: RunConfig, images: Mapping[str, Path], max_volume_gib: float | None
 ) -> dict[str, dict[SampleId, np.ndarray]]:
@@ -204,9 +230,11 @@ def _publish(
     evaluation: Evaluation,
     images: Mapping[str, Path],
     phases: Mapping[str, Path] | None,
+    tasks: Mapping[str, Mapping[str, Metric]] = MappingProxyType({}),
 ) -> None:
-    """Write and print the results; `phases` is None where there is no run."""
-    rows = evaluation.flat()
+    """Write and print the results; `phases` is None where there is no run; `tasks` are further columns by arm."""
+    flat = evaluation.flat()
+    rows: dict[str, dict[str, Metric]] = {name: {**row, **tasks.get(name, {})} for name, row in flat.items()}
     folders = {name: str(folder) for name, folder in images.items()}
     summary = without_secrets(summary)
     facts = {"images from": folders} if folders else {}

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from lidnet_fast.assessment.results import task_columns
 from lidnet_fast.evaluation.arms import Evaluation
 from lidnet_fast.report.data import Arm, Column, Curve, Metric, Panel, Report
 from lidnet_fast.report.terminal import print_table
@@ -39,6 +40,7 @@ COLUMNS = (
             ("froc_mean", "FROC", "Mean sensitivity at 1/8 to 8 false positives per image."),
         )
     ),
+    *task_columns(),
 )
 
 
@@ -59,7 +61,8 @@ def present_columns(rows: Mapping[str, Mapping[str, Metric]]) -> list[Column]:
 
 def print_results(rows: Mapping[str, Mapping[str, Metric]], title: str) -> None:
     """Print the result table; AP@0.5 stands for the detectors, the rest is in the JSON and the report."""
-    columns = [c for c in present_columns(rows) if not c.key.endswith(("_ap", "_froc_mean", "rmse_hu"))]
+    hidden = ("_ap", "_froc_mean", "rmse_hu")
+    columns = [c for c in present_columns(rows) if not c.key.endswith(hidden) and not c.key.startswith("task_")]
     print_table(
         {c.key: f"{c.group}\n{c.label}" for c in columns},
         {name: {c.key: format_metric(c, row.get(c.key)) for c in columns} for name, row in rows.items()},
