@@ -17,6 +17,8 @@ from lidnet_fast.errors import InputError
 
 T = TypeVar("T")
 
+_LARGE = 64 << 20
+
 
 @dataclasses.dataclass(frozen=True)
 class Files:
@@ -94,10 +96,12 @@ def files_below(sources: Sequence[Path], without: Path | None = None, *, follow_
 
     def add(path: Path, *, given: bool = False) -> None:
         if passes(path, given=given):
-            if path.is_file():
-                files.paths.append(path)
-            else:
+            if not path.is_file():
                 files.skipped["that aren't regular files"] += 1
+            elif _is_mostly_holes(path.stat()):
+                files.skipped["that are mostly holes"] += 1
+            else:
+                files.paths.append(path)
 
     for source in sources:
         if source.is_dir():
@@ -110,6 +114,12 @@ def files_below(sources: Sequence[Path], without: Path | None = None, *, follow_
         else:
             raise InputError(f"{source}: there is no such file or folder")
     return files
+
+
+def _is_mostly_holes(state: os.stat_result) -> bool:
+    """Whether a large file hardly takes any room on the disk: parsers would read zeros for hours, or for ever."""
+    blocks = getattr(state, "st_blocks", 0)  # 0 where a file system doesn't say
+    return blocks > 0 and state.st_size > max(_LARGE, 64 * 512 * blocks)
 
 
 def _refuse(error: OSError) -> None:

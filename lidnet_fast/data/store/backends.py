@@ -8,7 +8,7 @@ window: Zarr spends most of its time outside of the decoder.
 import contextlib
 import errno
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -104,8 +104,7 @@ def _check_blosc2_metadata(path: Path) -> None:
     Raises:
         ValueError: says what the file is.
     """
-    if not path.is_file():
-        raise ValueError("it isn't a regular file" if path.exists() else "there is no such file")
+    _check_regular([path])
     with path.open("rb") as file:
         head = file.read(15)
         length = int.from_bytes(head[11:15], "big")
@@ -115,6 +114,13 @@ def _check_blosc2_metadata(path: Path) -> None:
     _, layers, _ = metadata
     if set(layers) != {b"b2nd"}:
         raise ValueError(f"it has metadata {sorted(layers)}; a plain array has b2nd alone")
+
+
+def _check_regular(paths: Iterable[Path]) -> None:
+    """Refuse pipes and devices, from which reading may never end."""
+    for path in paths:
+        if not path.is_file():
+            raise ValueError(f"{path.name} isn't a regular file" if path.exists() else f"there is no file {path.name}")
 
 
 class _Blosc2Volume:
@@ -169,6 +175,8 @@ class Zarr:
         source: Any = Path(location)
         if is_url(location):
             source = zarr.storage.FsspecStore.from_url(location, read_only=True)
+        else:
+            _check_regular(path for path in source.rglob("*") if not path.is_dir())
         with _damage_is_a_value_error():
             return _ZarrVolume(zarr.open_array(source, mode="r", zarr_format=3), self._MISSING)
 

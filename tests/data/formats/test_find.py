@@ -87,6 +87,16 @@ def test_what_is_no_regular_file_is_never_opened(tmp_path):
     assert files_below([tmp_path / "pipe.dcm"]).skipped == {"that aren't regular files": 1}
 
 
+def test_files_of_holes_are_not_read(tmp_path):
+    (tmp_path / "holes").write_bytes(b"begin")
+    os.truncate(tmp_path / "holes", 1 << 40)
+    (tmp_path / "some_holes").write_bytes(bytes(8 << 20))
+    os.truncate(tmp_path / "some_holes", 128 << 20)
+    found = files_below([tmp_path])
+    assert names(found, tmp_path) == ["some_holes"]
+    assert found.skipped == {"that are mostly holes": 1}
+
+
 def test_a_source_that_does_not_exist(tmp_path):
     with pytest.raises(InputError, match=r"gone: there is no such file or folder"):
         files_below([tmp_path / "gone"])

@@ -212,8 +212,8 @@ def _with_metadata(path, name):
         (lambda path: blosc2.SChunk(data=b"1", urlpath=str(path)), "it has metadata .*a plain array"),
         (lambda path: path.write_bytes(b"x"), "it isn't a blosc2 file"),
         (lambda path: path.write_bytes(b"\x9e\xa8b2frame\0\xd2\xff\xff\xff\xff"), "it isn't a blosc2 file"),
-        (os.mkfifo, "it isn't a regular file"),
-        (lambda path: path.mkdir(), "it isn't a regular file"),
+        (os.mkfifo, r"00000\.b2nd isn't a regular file"),
+        (lambda path: path.mkdir(), r"00000\.b2nd isn't a regular file"),
     ],
 )
 def test_what_is_no_plain_array_is_refused_before_blosc2_opens_it(tmp_path, monkeypatch, plant, said):
@@ -223,6 +223,17 @@ def test_what_is_no_plain_array_is_refused_before_blosc2_opens_it(tmp_path, monk
     plant(volume)
     monkeypatch.setattr(blosc2, "open", lambda *arguments, **options: pytest.fail("opened"))
     with pytest.raises(InputError, match=rf"00000\.b2nd: can't be opened: {said}"):
+        Store(path).read(0, 0)
+
+
+@pytest.mark.parametrize(
+    "name", ["store.json", "index.npz", "volumes/00000.zarr/zarr.json", "volumes/00000.zarr/c/0/0/0"]
+)
+def test_pipes_in_stores_are_not_opened(tmp_path, name):
+    path = write_store(tmp_path / "s", "zarr")
+    (path / name).unlink()
+    os.mkfifo(path / name)
+    with pytest.raises(InputError, match="isn't a regular file"):
         Store(path).read(0, 0)
 
 

@@ -12,6 +12,8 @@ from lidnet_fast.errors import InputError
 
 _LARGEST_ELEMENT = 64 << 20
 _LARGEST_INFLATED = 1 << 30
+_LARGEST_RATIO = 200
+"""Of a deflated file's size to what it unpacks to; above 64 MiB, images are far from it."""
 _PIXELS = {Tag("PixelData"), Tag("FloatPixelData"), Tag("DoubleFloatPixelData")}
 _HEAD_BYTES = 1 << 10
 
@@ -56,9 +58,10 @@ def check_inflated(path: Path) -> bool:
         if head[128:132] != b"DICM" or DeflatedExplicitVRLittleEndian.encode() not in head[:start]:
             return False
         file.seek(start)
+        most = min(_LARGEST_INFLATED, max(_LARGEST_ELEMENT, _LARGEST_RATIO * path.stat().st_size))
         inflate, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
         while packed := inflate.unconsumed_tail or file.read(1 << 16):
             size += len(inflate.decompress(packed, 1 << 20))
-            if size > _LARGEST_INFLATED:
-                raise InputError(f"{path}: unpacks to more than {_LARGEST_INFLATED} bytes, which isn't read")
+            if size > most:
+                raise InputError(f"{path}: unpacks to more than {most} bytes, which isn't read")
     return True

@@ -39,6 +39,10 @@ def test_deflated_files_unpack_to_a_limit(tmp_path, write_series, make_hu, monke
     monkeypatch.setattr("lidnet_fast.data.formats.dicom.limits._LARGEST_ELEMENT", 1 << 12)
     (series,) = scan([tmp_path / "in"]).series
     np.testing.assert_array_equal(series.read(), hu)
+    with monkeypatch.context() as patch:
+        patch.setattr("lidnet_fast.data.formats.dicom.limits._LARGEST_RATIO", 3)
+        with pytest.raises(InputError, match=r"\.dcm: .*unpacks to more than"):
+            scan([tmp_path / "in"])
     monkeypatch.setattr("lidnet_fast.data.formats.dicom.limits._LARGEST_INFLATED", 70_000)
     with pytest.raises(InputError, match=r"\.dcm: .*unpacks to more than 70000 bytes"):
         scan([tmp_path / "in"])
