@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from pydicom import Dataset
 from pydicom.pixels import iter_pixels
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGExtended12Bit
 
 from lidnet_fast.data.formats.dicom.limits import read_dataset
 from lidnet_fast.data.formats.dicom.multiframe import frame_header
@@ -33,6 +33,8 @@ _MONOCHROME = {"MONOCHROME1", "MONOCHROME2"}
 _LARGEST_RESCALING = 1e6
 """Slopes and intercepts beyond this are no scanner's, and would leave the range of float32."""
 _HIGHEST_SCANNER_HU = 3071
+TWELVE_BIT_JPEG = (JPEGExtended12Bit, UID("1.2.840.10008.1.2.4.53"), UID("1.2.840.10008.1.2.4.55"))
+"""Lossy JPEG whose 12 bits pydicom leaves to no decoder: sequential, and two retired kinds of progressive."""
 _OVERLAY_BIT_POSITION, _OVERLAY_DATA = 0x0102, 0x3000
 """Of groups 6000, 6002 and so on."""
 
@@ -111,7 +113,9 @@ def decode(path: Path, frames: Sequence[int] | None = None) -> StoredPixels:
         overlaid = _has_overlays(dataset)
         if overlaid:
             dataset.pixel_array_options(correct_unused_bits=False)
-        if frames is None:
+        if dataset.file_meta.TransferSyntaxUID in TWELVE_BIT_JPEG and dataset.BitsStored > 8:
+            stored = [_decode_with_gdcm(path, dataset)]
+        elif frames is None:
             pixels = dataset.pixel_array
             stored = list(pixels.reshape(-1, *pixels.shape[-2:]))
         else:
@@ -131,6 +135,18 @@ def decode(path: Path, frames: Sequence[int] | None = None) -> StoredPixels:
     if overlaid:
         stored, overlays = zip(*(_split_overlays(frame, dataset) for frame in stored), strict=True)
     return StoredPixels(path, dataset, stored, overlays, rescale)
+
+
+def _decode_with_gdcm(path: Path, dataset: Dataset) -> np.ndarray:
+    import gdcm
+
+    reader = gdcm.ImageReader()
+    reader.SetFileName(str(path))
+    if not reader.Read():
+        raise InputError("GDCM can't read it")
+    values = reader.GetImage().GetBuffer().encode("utf-8", "surrogateescape")
+    kind = f"{'i' if dataset.PixelRepresentation else 'u'}{dataset.BitsAllocated // 8}"
+    return np.frombuffer(values, kind).reshape(dataset.Rows, dataset.Columns)
 
 
 def _has_overlays(dataset: Dataset) -> bool:

@@ -18,20 +18,19 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     JPEGBaseline8Bit,
-    JPEGExtended12Bit,
     JPEGLSNearLossless,
     generate_uid,
 )
 
 from lidnet_fast import __version__
 from lidnet_fast.data.formats.dicom.limits import check_copied
-from lidnet_fast.data.formats.dicom.pixels import decode
+from lidnet_fast.data.formats.dicom.pixels import TWELVE_BIT_JPEG, decode
 from lidnet_fast.data.formats.dicom.values import one_line, optional_number, texts
 from lidnet_fast.data.formats.geometry import LOWEST_HU
 from lidnet_fast.errors import InputError
 from lidnet_fast.files import whole
 
-_LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
+_LOSSY = (JPEGBaseline8Bit, *TWELVE_BIT_JPEG, JPEGLSNearLossless)
 _SERIES_NUMBER_STEP, _LARGEST_NUMBER = 1000, 2**31 - 1
 
 _NO_LONGER_TRUE = (
