@@ -3,7 +3,7 @@
 import numpy as np
 import pydicom
 import pytest
-from pydicom.uid import CTImageStorage
+from pydicom.uid import CTImageStorage, MRImageStorage
 
 from lidnet_fast.cli import main
 from lidnet_fast.data.formats.sources import find_series
@@ -182,3 +182,53 @@ def test_nothing_identifies_an_image(tmp_path, write_series, make_hu):
         find_series([tmp_path / "none"], "", strict=False, resample=False).rejected,
     ):
         assert "has no MediaStorageSOPInstanceUID" in rejected[0].reason
+
+
+def elements(**values):
+    def edit(z, dataset):
+        for keyword, value in values.items():
+            setattr(dataset, keyword, value)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (elements(PhotometricInterpretation="MONOCHROME1"), None),
+        (elements(RescaleType="hu"), None),
+        (elements(RescaleType="US"), None),
+        (elements(RescaleType="Z_EFF"), "its values are Z_EFF"),
+        (elements(PhotometricInterpretation="PALETTE COLOR"), "this is PALETTE COLOR"),
+        (elements(RescaleSlope=0), "don't give HU"),
+        (elements(SOPClassUID=MRImageStorage, Modality="MR"), "not CT"),
+        (elements(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "localiser"),
+        (elements(ImageType=["DERIVED", "SECONDARY", "SCREEN SAVE"]), "dose report"),
+        (elements(ImageType="LOCALIZER"), "localiser"),
+    ],
+)
+def test_one_verdict(tmp_path, write_series, make_hu, run, edit, reason):
+    """prepare and denoise use, skip or reject the same files for the same reason."""
+
+    def changed(z, dataset):
+        edit(z, dataset)
+        dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+
+    hu = make_hu(2, 32, 32)
+    write_series(tmp_path / "in", make_hu(3, 32, 32), series_uid="1.2.1")
+    write_series(tmp_path / "in", hu, series_uid="1.2.2", edit=changed)
+    prepared = prepare([tmp_path / "in"], tmp_path / "store", val_fraction=0, test_fraction=0)
+    denoised = denoise(tmp_path / "in", tmp_path / "out", model=run)
+    assert prepared.skipped == denoised.skipped
+    if reason is None:
+        assert (prepared.series["train"], denoised.slices) == (2, 5)
+        np.testing.assert_array_equal(Store(tmp_path / "store").read(1, 1), hu[1])
+        assert (prepared.rejected, denoised.failures) == ((), [])
+    else:
+        assert (prepared.series["train"], denoised.slices) == (1, 3)
+        if not prepared.skipped:
+            (rejected,), (failure,) = prepared.rejected, denoised.failures
+            assert reason in rejected.reason
+            assert reason in failure
+        else:
+            assert dict(prepared.skipped) == {reason: 2}
