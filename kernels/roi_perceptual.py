@@ -7,6 +7,8 @@ the kernels of `roi_gather` make the features' gradient. Batch indices are clamp
 """
 
 import itertools
+import math
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -17,11 +19,13 @@ from torch import Tensor
 from lidnet_fast._constants import CHARBONNIER_EPS
 
 from .devices import on_device
-from .roi_gather import gather_kernel, list_kernel
+from .roi_gather import gather_kernel, list_kernel, weights_kernel
 from .roi_sampling import Boxes, Level, Pooling, axis_bins, image_number, sample_corners, sample_count
 
 _EPS_SQUARED = tl.constexpr(CHARBONNIER_EPS**2)
 _LISTED_BOXES = 128
+_TILE, _GATHERED_CHANNELS = (4, 8), 16  # of a program of gather_kernel
+_CELLS = 128  # whose weights are computed at once
 # Left alone, ptxas spills a few registers for the sake of occupancy, in loops that wait for memory anyway.
 _COMPILER = {} if torch.version.hip else {"maxnreg": 128}
 
@@ -63,21 +67,10 @@ def roi_perceptual_losses_backward(
     gradients = [torch.empty_like(input) for input in inputs]
     if call.boxes.count == 0 or call.boxes.images == 0:
         return [gradient.zero_() for gradient in gradients]
-    derivatives = rois.new_empty(call.boxes.count, call.bins, call.most_channels)
+    derivatives = rois.new_empty(call.boxes.count, call.bins, call.padded_channels)
     call.difference(derivatives, grad_losses.contiguous())
     call.gather(derivatives, gradients)
     return gradients
-
-
-def block_sizes(channels_last: bool, most_channels: int) -> dict[str, int]:
-    """Tiles by layout, no tuning needed. To tune, key on (channels_last, dtype, dimensions, output_size, channels).
-
-    Lanes run along what is adjacent in memory: channels where they come last, else cells of a row.
-    """
-    channels = triton.next_power_of_2(most_channels)
-    if channels_last:
-        return {"BLOCK_C": min(channels, 64), "TILE_Y": 4, "TILE_X": 8}
-    return {"BLOCK_C": min(channels, 16), "TILE_Y": 4, "TILE_X": 32}
 
 
 class _Call:
@@ -104,9 +97,13 @@ class _Call:
         self.pooling = Pooling(scales, bins, max(sampling_ratio, 0), aligned, volumes)
         self.criterion = criterion
         self.most_channels = max(level.channels for level in self.inputs)
+        # Lanes run along what is adjacent in memory: channels where they come last, else the bins of a row.
         channels_last = all(x.stride(1) == 1 and x.shape[1] > 1 for x in inputs)
-        self.blocks = block_sizes(channels_last, self.most_channels)
-        self.channel_blocks = triton.cdiv(self.most_channels, self.blocks["BLOCK_C"])
+        self.block = min(triton.next_power_of_2(self.most_channels), 64 if channels_last else 16)
+        self.channel_blocks = triton.cdiv(self.most_channels, self.block)
+        self.padded_channels = (
+            self.channel_blocks * self.block
+        )  # of the derivatives, so that reading them needs no mask
 
     def difference(self, output: Tensor, grad_losses: Tensor | None) -> None:
         with on_device(output):
@@ -117,46 +114,49 @@ class _Call:
                 grad_losses,
                 output,
                 self.channel_blocks,
-                self.most_channels,
+                self.padded_channels,
                 POOLING=self.pooling,
                 CRITERION=self.criterion,
-                BLOCK_C=self.blocks["BLOCK_C"],
+                BLOCK_C=self.block,
                 BLOCK_X=triton.next_power_of_2(self.pooling.bins[2]),
                 **_COMPILER,
             )
 
     def gather(self, derivatives: Tensor, gradients: list[Tensor]) -> None:
-        levels, tile_y = _levels(gradients), self.blocks["TILE_Y"]
-        # Tiles of rows, over all levels, images and slices; and how many tiles of columns times blocks each has.
-        rows = [self.boxes.images * level.size[0] * triton.cdiv(level.size[1], tile_y) for level in levels]
-        columns = [triton.cdiv(level.size[2], self.blocks["TILE_X"]) for level in levels]
-        row_ends = tuple(itertools.accumulate(rows))
-        programs = [row * column * self.channel_blocks for row, column in zip(rows, columns, strict=True)]
-        ends = tuple(itertools.accumulate(programs))
-        lists = torch.empty(row_ends[-1], self.boxes.count, dtype=torch.int32, device=derivatives.device)
-        counts = torch.empty(row_ends[-1], dtype=torch.int32, device=derivatives.device)
-        with on_device(derivatives):
-            list_kernel[(row_ends[-1],)](
-                levels,
-                self.boxes,
-                lists,
-                counts,
-                row_ends,
-                POOLING=self.pooling,
-                TILE_Y=tile_y,
-                BLOCK_K=_LISTED_BOXES,
+        levels, tiles = _levels(gradients), (1, *_TILE)
+        block = min(self.block, _GATHERED_CHANNELS)
+        # Whole tiles along z, y and x, of the largest map on each axis.
+        extent = tuple(
+            max(triton.cdiv(level.size[axis], tile) for level in levels) * tile for axis, tile in enumerate(tiles)
+        )
+        ends = tuple(
+            itertools.accumulate(
+                self.boxes.images
+                * math.prod(triton.cdiv(side, tile) for side, tile in zip(level.size, tiles, strict=True))
+                for level in levels
             )
-            gather_kernel[(ends[-1],)](
+        )
+        count, bins = self.boxes.count, self.pooling.bins
+        weights = derivatives.new_empty(count, sum(map(operator.mul, bins, extent)))
+        reached = weights.new_empty(count, sum(map(operator.floordiv, extent, tiles)), dtype=torch.int32)
+        lists, counts = reached.new_empty(ends[-1], count), reached.new_empty(ends[-1])
+        shared = {"POOLING": self.pooling, "EXTENT": extent, "TILE_Y": tiles[1], "TILE_X": tiles[2]}
+        with on_device(derivatives):
+            weights_kernel[(count,)](levels, self.boxes, weights, reached, BLOCK=_CELLS, **shared)
+            list_kernel[(ends[-1],)](levels, self.boxes, reached, lists, counts, ends, BLOCK_K=_LISTED_BOXES, **shared)
+            gather_kernel[(ends[-1] * triton.cdiv(self.most_channels, block),)](
                 levels,
-                self.boxes,
                 derivatives,
+                weights,
+                reached,
+                self.boxes,
                 lists,
                 counts,
-                row_ends,
                 ends,
-                self.most_channels,
-                POOLING=self.pooling,
-                **self.blocks,
+                self.padded_channels,
+                BLOCK_C=block,
+                num_warps=_TILE[0] * _TILE[1] // 32,  # a thread per cell
+                **shared,
                 **_COMPILER,
             )
 
@@ -188,7 +188,7 @@ def _box_difference(
     box,
     block,
     channel_blocks,
-    most_channels,
+    padded_channels,
     number: tl.constexpr,
     POOLING: tl.constexpr,
     CRITERION: tl.constexpr,
@@ -268,7 +268,9 @@ def _box_difference(
                     derivative = d / tl.sqrt(d * d + _EPS_SQUARED)
                 bin = (z * bins[1] + y) * bins[2] + x
                 row = box.to(tl.int64) * (bins[0] * bins[1] * bins[2]) + bin
-                tl.store(output + (row * most_channels)[None, :] + c[:, None], factor * derivative, mask=mask)
+                # In the padding's channels too, where they are 0.
+                place = (row * padded_channels)[None, :] + c[:, None]
+                tl.store(output + place, factor * derivative, mask=(x < bins[2])[None, :])
     if grad_losses is None:
         tl.store(output + box * channel_blocks + block, tl.sum(total) * values)
 
@@ -281,7 +283,7 @@ def _difference_kernel(
     grad_losses,
     output,
     channel_blocks,
-    most_channels,
+    padded_channels,
     POOLING: tl.constexpr,
     CRITERION: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -302,7 +304,7 @@ def _difference_kernel(
                 box,
                 block,
                 channel_blocks,
-                most_channels,
+                padded_channels,
                 number,
                 POOLING,
                 CRITERION,

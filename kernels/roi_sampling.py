@@ -106,24 +106,3 @@ def cell_weights(cells, start, bin, index, samples, size):
         tent = tl.maximum(1.0 - tl.abs(cells - inside), 0.0)
         total += tl.where((position >= -1.0) & (position <= size), tent, 0.0)
     return total / tl.maximum(samples, 1)
-
-
-@triton.jit
-def bin_touches(first, last, start, bin, index, size):
-    """Whether a bin may have weights at cells first to last."""
-    low = tl.minimum(tl.maximum(start + index * bin, 0.0), size - 1.0)
-    high = tl.minimum(tl.maximum(start + (index + 1) * bin, 0.0), size - 1.0)
-    return (high + 1.0 > first) & (low - 1.0 < last)
-
-
-@triton.jit
-def boxes_touch(rois, box, mask, axis: tl.constexpr, first, last, number: tl.constexpr, POOLING: tl.constexpr):
-    """Whether boxes may read cells first to last of an axis: samples weigh on cells less than 1 away."""
-    axes: tl.constexpr = 3 if POOLING.volumes else 2
-    shift: tl.constexpr = 0.5 if POOLING.aligned else 0.0
-    row = rois + box * (1 + 2 * axes) + 1
-    start = tl.load(row + axis, mask=mask, other=0.0) * POOLING.scales[number] - shift
-    end = tl.load(row + axes + axis, mask=mask, other=0.0) * POOLING.scales[number] - shift
-    if not POOLING.aligned:
-        end = tl.maximum(end, start + 1.0)
-    return (start - 1.0 <= last) & (end + 1.0 >= first)

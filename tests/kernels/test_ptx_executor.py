@@ -38,7 +38,7 @@ def run(body, source=None, result=None, blocks=2, uninitialised=None):
     result = torch.full((blocks * THREADS,), -7, dtype=torch.int32) if result is None else result
     memory, counts = GlobalMemory([source, result], uninitialised or Uninitialised()), Executed()
     program = parse(KERNEL % (THREADS, THREADS, body))
-    execute(program, [source.data_ptr(), result.data_ptr()], blocks, memory, 1024, counts)
+    execute(program, [source.data_ptr(), result.data_ptr()], range(blocks), memory, 1024, counts)
     return result, counts
 
 
@@ -137,6 +137,10 @@ def test_warps_exchange_values():
     assert torch.equal(run(body)[0], torch.where(lane % 32 >= 4, lane - 4, lane).int())
     body = f"mov.b32 %r5, 2; redux.sync.add.s32 %r4, %r5, -1; {STORE}"
     assert run(body)[0].unique().tolist() == [64]
+    numbers = torch.randint(-1000, 1000, (2 * THREADS,), dtype=torch.int32)
+    for name, reduce in (("add", torch.sum), ("max", torch.amax), ("min", torch.amin)):
+        body = f"{LOAD} redux.sync.{name}.s32 %r4, %r4, -1; {STORE}"
+        assert torch.equal(run(body, numbers)[0], reduce(numbers.reshape(-1, 32), 1).int().repeat_interleave(32)), name
 
 
 def test_blocks_share_memory_across_a_barrier():

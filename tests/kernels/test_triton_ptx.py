@@ -1,6 +1,7 @@
 """The Triton kernels' PTX for sm_90a passes the tests that the kernels pass in the interpreter; mutants of it don't."""
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import torch
 import lidnet_fast.kernels
 from tests.kernels.test_roi_perceptual_triton import BOXES, check, features
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
 HERE = Path(__file__).parent
 KERNELS = Path(lidnet_fast.kernels.__path__[-1])
 
@@ -31,8 +32,8 @@ MUTANTS = {
     ),
     "derivatives that aren't stored": (
         "roi_perceptual",
-        "factor * derivative, mask=mask)",
-        "factor * derivative, mask=mask & (x > 0)[None, :])",
+        "factor * derivative, mask=(x < bins[2])[None, :])",
+        "factor * derivative, mask=((x < bins[2]) & (x > 0))[None, :])",
     ),
 }
 
@@ -53,6 +54,24 @@ def test_passes_as_ptx(module):
     )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     assert "skipped" not in result.stdout.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_kernels_execute_no_more_than_they_did():
+    """At full size, in instructions per warp; benches/gpu_counts.py --write renews what is recorded."""
+    recorded = json.loads(HERE.joinpath("counts.json").read_text())
+    if triton.__version__ != recorded["triton"]:
+        pytest.skip(f"counted with triton {recorded['triton']}, this is {triton.__version__}")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, HERE.parents[1] / "benches" / "gpu_counts.py", "--json", "--boxes", "256"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr[-2000:]
+    for scenario, kernels in json.loads(result.stdout)["counted"].items():
+        assert kernels.keys() == recorded["counted"][scenario].keys()
+        for kernel, counted in kernels.items():
+            most = recorded["counted"][scenario][kernel]
+            for name in ("instructions_per_warp", "warps", "sectors_per_warp"):
+                assert counted[name] <= most[name] * 1.02, (scenario, kernel, name)
 
 
 @pytest.fixture

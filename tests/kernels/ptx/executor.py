@@ -21,6 +21,7 @@ from .program import Instruction, Program
 Mask = NDArray[np.bool_]
 _LANES = 1 << 14  # that run together
 _WARP = 32
+_REDUCTIONS = {"add": np.add, "max": np.maximum, "min": np.minimum}
 _SECTOR = 32  # bytes
 
 
@@ -33,6 +34,7 @@ class Executed:
     """What a launch did."""
 
     instructions: Counter[str] = field(default_factory=Counter)  # issued by warps, per opcode
+    warps: int = 0
     loaded: int = 0  # bytes of global memory; what several threads of a block load at once counts once
     stored: int = 0
     sectors_loaded: int = 0  # of 32 bytes, which the warps ask the memory for
@@ -41,19 +43,24 @@ class Executed:
     def add(self, other: "Executed") -> None:
         """Adds what another launch did."""
         self.instructions.update(other.instructions)
-        for name in ("loaded", "stored", "sectors_loaded", "sectors_stored"):
+        for name in ("warps", "loaded", "stored", "sectors_loaded", "sectors_stored"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
 def execute(
-    program: Program, arguments: Sequence[int], blocks: int, memory: GlobalMemory, shared: int, counts: Executed
+    program: Program,
+    arguments: Sequence[int],
+    blocks: Sequence[int],
+    memory: GlobalMemory,
+    shared: int,
+    counts: Executed,
 ) -> None:
-    """Runs all blocks of a launch on a grid of one dimension.
+    """Runs blocks of a launch on a grid of one dimension.
 
     Args:
         program: the kernel.
         arguments: one number per parameter, the bits of a pointer or an integer.
-        blocks: of the grid.
+        blocks: their numbers in the grid.
         memory: what pointers may point to.
         shared: bytes of shared memory of a block.
         counts: what the launch did is added to it.
@@ -63,8 +70,9 @@ def execute(
         MemoryAccessError: for an access outside, misaligned, of uninitialised memory, or to what another block stores.
     """
     at_once = max(_LANES // program.threads, 1)
-    for first in range(0, blocks, at_once):
-        _Lanes(program, arguments, first, min(at_once, blocks - first), memory, shared, counts).run()
+    for first in range(0, len(blocks), at_once):
+        _Lanes(program, arguments, blocks[first : first + at_once], memory, shared, counts).run()
+    counts.warps += len(blocks) * program.threads // _WARP
 
 
 @cache
@@ -100,19 +108,18 @@ class _Lanes:
         self,
         program: Program,
         arguments: Sequence[int],
-        first: int,
-        blocks: int,
+        blocks: Sequence[int],
         memory: GlobalMemory,
         shared: int,
         counts: Executed,
     ) -> None:
-        count = program.threads * blocks
+        count = program.threads * len(blocks)
         self._program, self._count = program, count
-        self._memory, self._shared, self._counts = memory, SharedMemory(blocks, shared), counts
+        self._memory, self._shared, self._counts = memory, SharedMemory(len(blocks), shared), counts
         self._arguments = dict(zip(program.parameters, arguments, strict=True))
         lane = np.arange(count, dtype=np.uint32)
         self._block = (lane // program.threads).astype(np.int32)  # of these
-        self._block_number = self._block + np.int32(first)  # of the grid
+        self._block_number = np.asarray(blocks, np.int32)[self._block]
         self._registers: dict[str, Array] = {
             "%tid.x": lane % np.uint32(program.threads),
             "%laneid": lane % np.uint32(_WARP),
@@ -321,10 +328,10 @@ class _Lanes:
         if now.opcode[0] == "elect":
             self._write(_parts(operands[0].replace("|", ","))[1], within == 0)
         elif now.opcode[0] == "redux":
-            if now.opcode[2:] != ("add", "s32"):
+            if now.opcode[2] not in _REDUCTIONS or now.opcode[3] != "s32":
                 raise ExecutionError(f"not modelled: {now.text}")
-            sums = self._read(operands[1], np.dtype(np.int32)).reshape(-1, _WARP).sum(axis=1, dtype=np.int32)
-            self._write(operands[0], np.repeat(sums, _WARP))
+            warps = self._read(operands[1], np.dtype(np.int32)).reshape(-1, _WARP)
+            self._write(operands[0], np.repeat(_REDUCTIONS[now.opcode[2]].reduce(warps, axis=1, dtype=np.int32), _WARP))
         else:
             by = self._read(operands[2], np.dtype(np.int32)).astype(np.int64)
             other = {"bfly": within ^ by, "up": within - by, "down": within + by, "idx": by % _WARP}[now.opcode[2]]

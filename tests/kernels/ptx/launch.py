@@ -3,9 +3,12 @@
 Triton must not be interpreting: TRITON_INTERPRET is unset when it is imported.
 """
 
+import os
+import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -30,6 +33,7 @@ class Launches:
     def __init__(self) -> None:
         self.uninitialised = Uninitialised()
         self.executed: dict[str, Executed] = {}  # per kernel, over all launches
+        self.blocks: dict[str, int] = {}  # per kernel, of the grids of all launches
 
     @property
     def loaded(self) -> int:
@@ -43,8 +47,12 @@ class Launches:
 
 
 @contextmanager
-def running_ptx() -> Iterator[Launches]:
-    """Meanwhile launches of Triton kernels are compiled for sm_90a, and run."""
+def running_ptx(sampled: Mapping[str, int] | None = None) -> Iterator[Launches]:
+    """Meanwhile launches of Triton kernels are compiled for sm_90a, and run.
+
+    Args:
+        sampled: kernels of which only so many blocks run, drawn at random: for counting, not for results.
+    """
     launches = Launches()
 
     def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
@@ -66,11 +74,21 @@ def running_ptx() -> Iterator[Launches]:
             _flatten(bound[name], kind, numbers, tensors)
         numbers += [0] * (len(program.parameters) - len(numbers))  # Triton's own scratch memory, which isn't used
         memory, counts = GlobalMemory(tensors, launches.uninitialised), Executed()
-        execute(program, numbers, grid[0], memory, shared, counts)
+        blocks: Sequence[int] = range(grid[0])
+        most = (sampled or {}).get(self.__name__, grid[0])
+        if most < grid[0]:
+            blocks = random.Random(0).sample(blocks, most)
+        execute(program, numbers, blocks, memory, shared, counts)
+        launches.blocks[self.__name__] = launches.blocks.get(self.__name__, 0) + grid[0]
         launches.executed.setdefault(self.__name__, Executed()).add(counts)
 
-    # The PTX is wanted, not the machine code that ptxas would make of it.
-    with mock.patch.object(JITFunction, "run", run), mock.patch.object(CUDABackend, "make_cubin", lambda *_: b""):
+    # The PTX is wanted, not the machine code that ptxas would make of it: in a cache of its own, which no GPU reads.
+    cache = {"TRITON_CACHE_DIR": str(Path(triton.knobs.cache.dir) / "ptx_only")}
+    with (
+        mock.patch.object(JITFunction, "run", run),
+        mock.patch.object(CUDABackend, "make_cubin", lambda *_: b""),
+        mock.patch.dict(os.environ, cache),
+    ):
         yield launches
 
 

@@ -1,0 +1,79 @@
+"""What RoIAlign's Triton kernels execute at full size, counted by running blocks of their PTX. No GPU needed.
+
+Boxes are proposals around lesions on images of 512x512 with features of 4x256x128x128. `issue` is how long the warps'
+instructions take to be issued at least, on 132 SMs with four schedulers at 1.755 GHz; no time is measured here.
+
+    python benches/gpu_counts.py            # prints the table
+    python benches/gpu_counts.py --write    # and renews tests/kernels/counts.json, which the tests compare with
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+import triton
+from boxes import as_rois, proposals
+
+from lidnet_fast.kernels import roi_perceptual
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.kernels.ptx.launch import running_ptx
+
+COUNTS = Path(__file__).parents[1] / "tests" / "kernels" / "counts.json"
+ISSUED_PER_SECOND = 132 * 4 * 1.755e9
+SAMPLED = {"_difference_kernel": 128, "gather_kernel": 128}
+
+
+def counts(boxes: int, channels_last: bool, shape: tuple[int, ...] = (4, 256, 128, 128)) -> dict[str, dict[str, float]]:
+    """Kernel -> what a call, forward and backward, makes it do."""
+    features = torch.zeros(shape)
+    if channels_last:
+        features = features.contiguous(memory_format=torch.channels_last)
+    rois = as_rois(proposals((512, 512), shape[0], boxes)).float().contiguous()
+    arguments = ([features], [features], rois, None, [0.25], [7, 7], 2, True, "mse")
+    with running_ptx(SAMPLED) as launches:
+        roi_perceptual.roi_perceptual_losses(*arguments)
+        roi_perceptual.roi_perceptual_losses_backward(torch.ones(boxes), *arguments)
+    table = {}
+    for kernel, executed in launches.executed.items():
+        per_warp = executed.instructions.total() / executed.warps
+        warps_per_block = executed.warps / min(SAMPLED.get(kernel, sys.maxsize), launches.blocks[kernel])
+        if kernel == "_difference_kernel":  # forward and backward
+            warps_per_block /= 2
+        warps = launches.blocks[kernel] * warps_per_block
+        table[kernel.lstrip("_")] = {
+            "instructions_per_warp": round(per_warp),
+            "warps": round(warps),
+            "issue_us": round(per_warp * warps / ISSUED_PER_SECOND * 1e6, 1),
+            "sectors_per_warp": round((executed.sectors_loaded + executed.sectors_stored) / executed.warps),
+        }
+    return table
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help=f"renew {COUNTS.name}")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--boxes", type=int, nargs="+", default=[256, 1000], help="how many, in all images together")
+    arguments = parser.parse_args()
+    counted = {
+        f"{boxes} boxes, {'channels_last' if channels_last else 'contiguous'}": counts(boxes, channels_last)
+        for boxes in arguments.boxes
+        for channels_last in (False, True)
+    }
+    record = json.dumps({"triton": triton.__version__, "counted": counted}, indent=1)
+    if arguments.json:
+        print(record)
+    else:
+        for scenario, kernels in counted.items():
+            for kernel, row in kernels.items():
+                print(f"{scenario:28}{kernel:20}" + "  ".join(f"{name} {value}" for name, value in row.items()))
+    if arguments.write:
+        COUNTS.write_text(record + "\n")
+
+
+if __name__ == "__main__":
+    main()
