@@ -361,7 +361,7 @@ def prepare(arguments: Sequence[str]) -> None:
     from lidnet_fast.data.prepare.plan import prepare as prepare_store
 
     sources, out, volume_format = (options.pop(name) for name in ("sources", "out", "format"))
-    print(printable("\n".join(prepare_store(sources, out, volume_format=volume_format, **options).lines())))
+    _end(prepare_store(sources, out, volume_format=volume_format, **options))
 
 
 def denoise(arguments: Sequence[str]) -> None:
@@ -386,11 +386,16 @@ def denoise(arguments: Sequence[str]) -> None:
     _prepare_process()
     from lidnet_fast.inference import denoise as denoise_study
 
-    summary = denoise_study(options.pop("source"), options.pop("out"), **options)
+    _end(denoise_study(options.pop("source"), options.pop("out"), **options))
+
+
+def _end(summary):  # type: ignore[no-untyped-def]
+    """Say what a command did; name what couldn't be used, and end with exit status 2 where there is any."""
     print(printable("\n".join(summary.lines())))
-    if summary.failures:
-        print(*(f"lidnet-fast: {printable(failure)}" for failure in summary.failures), sep="\n", file=sys.stderr)
-        raise InputError(f"{summary.out}: {len(summary.failures)} series or files could not be denoised, see above")
+    rejected = summary.account.rejected
+    if rejected:
+        print(*(f"lidnet-fast: {printable(fault.reason)}" for fault in rejected), sep="\n", file=sys.stderr)
+        raise InputError(f"{summary.out}: {len(rejected)} series or files aren't in it, see above")
 
 
 def info(arguments: Sequence[str]) -> None:

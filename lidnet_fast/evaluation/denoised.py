@@ -1,22 +1,24 @@
 """Images that any tool denoised, found again as the store's series and cut to its fields of view."""
 
 import dataclasses
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from lidnet_fast.data.formats.dicom.series import CTSeries, read_volume, scan
+from lidnet_fast.data.formats.account import Account, Found
+from lidnet_fast.data.formats.dicom.series import CTSeries, read_volume, scan_files
 from lidnet_fast.data.formats.find import files_below
 from lidnet_fast.data.formats.geometry import Geometry
-from lidnet_fast.data.formats.itk.files import is_volume, read_header, volume_stem
-from lidnet_fast.data.formats.itk.series import VolumeSeries, volume_series
+from lidnet_fast.data.formats.itk.files import is_volume, volume_stem
+from lidnet_fast.data.formats.itk.series import VolumeSeries, scan_volumes
 from lidnet_fast.data.samples.dataset import SampleId
 from lidnet_fast.data.store.reader import Store
 from lidnet_fast.errors import InputError
 from lidnet_fast.evaluation.export import digest_name, exported_patient_id, exported_uid
 from lidnet_fast.progress import progress
+from lidnet_fast.strangers_text import printable
 
 _LARGEST_SHIFT_HU = 200.0
 """A denoiser doesn't move the mean by more than this; an offset or another scale does."""
@@ -29,16 +31,21 @@ class DenoisedSeries:
     Attributes:
         series_uid: SeriesInstanceUID; empty where the file has none.
         patient_id: PatientID; empty where the file has none.
-        path: the file, or the first slice's.
+        files: what it is read from, of DICOM the slices' in their order.
         geometry: of the volume.
         read: decodes it to [Z, H, W], HU.
     """
 
     series_uid: str
     patient_id: str
-    path: Path
+    files: tuple[Path, ...]
     geometry: Geometry
     read: Callable[[], np.ndarray]
+
+    @property
+    def path(self) -> Path:
+        """The file, or the first slice's."""
+        return self.files[0]
 
 
 def denoised_views(
@@ -64,21 +71,21 @@ def denoised_views(
         by_series[sample[0]].append(sample)
     matched = match(folder, store, sorted(by_series), max_volume_gib)
     views: dict[SampleId, np.ndarray] = {}
-    for index, found in progress(list(matched.items()), f"reading {folder.name}"):
+    for index, one in progress(list(matched.items()), f"reading {folder.name}"):
         height, width = store.series[index].shape[1:]
         rows, columns = (height, width) if crop is None else (crop, crop)
-        volume = found.read()
+        volume = one.read()
         for sample in by_series[index]:
             _, z, y0, x0, *_ = sample
             views[sample] = volume[z, y0 : y0 + rows, x0 : x0 + columns].copy()
-        _check_values(found, store, {sample: views[sample] for sample in by_series[index]})
+        _check_values(one, store, {sample: views[sample] for sample in by_series[index]})
     return views
 
 
 def match(
     folder: Path, store: Store, wanted: Sequence[int], max_volume_gib: float | None = None
 ) -> dict[int, DenoisedSeries]:
-    """Find the volumes of some of a store's series.
+    """Find the volumes of some of a store's series, and print the account of the folder's files.
 
     A volume belongs to a series when (a) its file or a folder on the way to it is named as the series, or by the
     `digest_name` of it; where there is none, when (b) its SeriesInstanceUID is the series' or that of the series'
@@ -101,10 +108,10 @@ def match(
         uids = {info.series_uid, exported_uid(info.series_uid, "low_dose")}
         patients = {info.patient_id, exported_patient_id(info.patient_id)}
         candidates = (
-            [one for one in found if digest_name(info.series_uid) in _names(one.path, folder)]
-            or [one for one in found if info.series_uid in _names(one.path, folder)]
-            or [one for one in found if one.series_uid in uids]
-            or [one for one in found if one.patient_id in patients and not one.geometry.difference(info)]
+            [one for one in found.series if digest_name(info.series_uid) in _names(one.path, folder)]
+            or [one for one in found.series if info.series_uid in _names(one.path, folder)]
+            or [one for one in found.series if one.series_uid in uids]
+            or [one for one in found.series if one.patient_id in patients and not one.geometry.difference(info)]
         )
         name = f"series {info.series_uid} of patient {info.patient_id}"
         if not candidates:
@@ -121,10 +128,15 @@ def match(
             if claimed is one:
                 raise InputError(f"{one.path}: may be {name} as well as series {store.series[other].series_uid}")
         matched[index] = one
+    used = {path for one in matched.values() for path in one.files}
+    others = {path for one in found.series for path in one.files} - used
+    found.skipped += Counter({"of series that aren't evaluated": len(others)})
+    found.close(used)
+    print(printable("\n".join([f"{folder}:", *found.lines()])))
     return matched
 
 
-def denoised_series(folder: Path, max_volume_gib: float | None = None) -> list[DenoisedSeries]:
+def denoised_series(folder: Path, max_volume_gib: float | None = None) -> Found[DenoisedSeries]:
     """Find the volumes below a folder: NIfTI, MetaImage and NRRD files, or where there are none, DICOM series.
 
     Volumes of 8 bits (masks) are skipped.
@@ -134,15 +146,21 @@ def denoised_series(folder: Path, max_volume_gib: float | None = None) -> list[D
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder")
-    files = sorted(path for path in files_below([folder]).paths if is_volume(path))
-    if files:
-        headers = [read_header(path) for path in progress(files, f"headers of {folder.name}")]
-        return [
-            _volume(volume_series(header, volume_stem(path), max_volume_gib=max_volume_gib))
-            for path, header in zip(files, headers, strict=True)
-            if header.bits != 8
-        ]
-    return [_dicom(series) for series in scan([folder], f"headers of {folder.name}", reformats=True).series]
+    files = files_below([folder])
+    volumes, rest = scan_volumes(files.paths, [folder], max_volume_gib=max_volume_gib)
+    found = Found[DenoisedSeries](strict=True)
+    found.take(files)
+    found.take(volumes)
+    if volumes.found:
+        found.take(Account(found=len(rest), skipped=+Counter({"that aren't volumes": len(rest)})))
+        found.series += map(_volume, volumes.series)
+    else:
+        what = f"headers of {folder.name}"
+        scan = scan_files(rest, what, strict=True, accept="regular", reformats=True)
+        found.take(scan)
+        found.series += map(_dicom, scan.series)
+    found.check_any([folder])
+    return found
 
 
 def _names(path: Path, folder: Path) -> set[str]:
@@ -169,7 +187,7 @@ def _dicom(series: CTSeries) -> DenoisedSeries:
     return DenoisedSeries(
         series_uid=series.series_uid,
         patient_id=series.patient_id,
-        path=series.files[0],
+        files=series.files,
         geometry=series,
         read=lambda: read_volume(series),
     )
@@ -183,7 +201,7 @@ def _volume(series: VolumeSeries) -> DenoisedSeries:
     return DenoisedSeries(
         series_uid="",
         patient_id="",
-        path=series.files[0],
+        files=series.files,
         geometry=series,
         read=read,
     )

@@ -96,7 +96,7 @@ def export(
         if pseudonyms is not None and pseudonym_table is not None:
             write_table(Path(pseudonym_table), pseudonyms, [source.series[index] for index in chosen])
     return [
-        f"{out / 'low_dose'}: {len(chosen)} series to denoise",
+        f"{out / 'low_dose'}: {len(chosen)} series to denoise, of {len(source.series)} in the store",
         f"{out / 'normal_dose'}: the same at normal dose",
         f"{out / 'store'}: the store to evaluate on: "
         f"lidnet-fast evaluate RUN --store {out / 'store'} --images NAME=FOLDER",

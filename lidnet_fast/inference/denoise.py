@@ -17,10 +17,10 @@ from typing import Any, Literal, TypeVar, get_args
 import numpy as np
 
 from lidnet_fast import __version__
+from lidnet_fast.data.formats.account import Account
 from lidnet_fast.data.formats.dicom.images import DicomSeries
 from lidnet_fast.data.formats.dicom.values import without_pydicom_warnings
 from lidnet_fast.data.formats.dicom.writer import CTImage, Derivation, read_image, write_derived
-from lidnet_fast.data.formats.find import counted
 from lidnet_fast.data.formats.geometry import LOWEST_HU
 from lidnet_fast.data.formats.itk.files import is_volume, write_voxels
 from lidnet_fast.data.formats.itk.series import VolumeSeries
@@ -55,8 +55,7 @@ class DenoiseSummary:
 
     Attributes:
         out: where the results are.
-        skipped: how many files were skipped for which reason.
-        failures: one sentence for everything that couldn't be denoised.
+        account: what became of the files.
         denoised: series and volumes that this call denoised.
         slices: how many slices it denoised.
         already: series and volumes that were there.
@@ -66,19 +65,28 @@ class DenoiseSummary:
     """
 
     out: Path
-    skipped: Counter[str]
-    failures: list[str]
+    account: Account
     denoised: int = 0
     slices: int = 0
     already: int = 0
     outside: dict[str, list[str]] | None = field(default_factory=dict)
     warned: bool = True
 
+    @property
+    def skipped(self) -> Counter[str]:
+        """How many files were skipped for which reason."""
+        return self.account.skipped
+
+    @property
+    def failures(self) -> list[str]:
+        """One sentence for everything that couldn't be denoised."""
+        return [fault.reason for fault in self.account.rejected]
+
     def lines(self) -> list[str]:
         """Return the summary as lines of text."""
         already = f", {self.already} were there already" if self.already else ""
         lines = [f"{self.out}: {self.denoised} series ({self.slices} slices) denoised{already}"]
-        lines += [f"  skipped: {counted(self.skipped)}"] if self.skipped else []
+        lines += self.account.lines()
         if self.outside is None:
             lines.append(
                 "  warning: its file doesn't say what the model was trained on, so no series was compared with it"
@@ -158,9 +166,9 @@ def denoise(
         max_volume_gib=max_volume_gib,
         any_values=any_values,
     )
-    failures = [fault.reason for fault in found.rejected]
     if not found.series:
-        raise InputError(failures[0])
+        more = f" (and {len(found.rejected) - 1} more)" if len(found.rejected) > 1 else ""
+        raise InputError(f"{found.rejected[0].reason}{more}")
     settings = {"model": _fingerprint(file), "precision": denoiser.precision, "blend": float(blend)}
     files = [file for one in found.series for file in one.files]
     try:
@@ -176,15 +184,15 @@ def denoise(
                 where = one.folder if isinstance(one, DicomSeries) else one.header.path
                 inside = where.relative_to(base)
                 if inside.parts[:1] in _OURS or any(map(is_temporary, (inside, *inside.parents))):
-                    failures.append(f"{where}: {out} can't hold this name beside its own files. To fix: rename it")
+                    fault = f"{where}: {out} can't hold this name beside its own files. To fix: rename it"
+                    found.reject([one.rejected(fault)])
                 elif isinstance(one, DicomSeries):
                     targets[out / inside / derivation.uid("series", one.uid)] = one
                 else:
                     targets[out if one_volume else out / inside] = one
             summary = DenoiseSummary(
                 out,
-                found.skipped,
-                failures,
+                found,
                 outside=None if denoiser.envelope is None else {},
                 warned=outside == "warn",
             )
@@ -193,6 +201,7 @@ def denoise(
             with without_pydicom_warnings():
                 for _ in progress(worker.run(targets), "denoising", total=total):
                     pass
+            found.close(worker.used)
             if not one_volume:
                 remove_temporary(out)
     except OSError as error:
@@ -214,6 +223,7 @@ class _Worker:
     ) -> None:
         self.denoiser, self.derivation, self.summary = denoiser, derivation, summary
         self.manifest, self.refusing = manifest, refusing
+        self.used: list[Path] = []
 
     def run(self, targets: Mapping[Path, DicomSeries | VolumeSeries]) -> Iterator[None]:
         """Make each target; yields for each slice, or each file of multi-frame CT."""
@@ -224,12 +234,14 @@ class _Worker:
                         yield from self._volume(source, target)
                     else:
                         yield from self._series(source, target, pool)
+                    self.used += source.files
                 except InputError as error:
-                    self.summary.failures.append(str(error))
+                    self.summary.account.reject([source.rejected(str(error))])
                 except OSError as error:
                     if error.errno not in _OF_ONE_PATH:
                         raise
-                    self.summary.failures.append(f"{error.filename or target}: can't be written: {error.strerror}")
+                    fault = f"{error.filename or target}: can't be written: {error.strerror}"
+                    self.summary.account.reject([source.rejected(fault)])
 
     def _outside(self, name: str, acquisition: Callable[[], Acquisition]) -> list[str]:
         """Where a series lies outside of what the model was trained on.

@@ -1,15 +1,11 @@
 """What there is to denoise in a folder: CT series in DICOM and volumes, however irregular."""
 
-from collections import Counter
 from pathlib import Path
 
+from lidnet_fast.data.formats.account import Found
 from lidnet_fast.data.formats.dicom.images import DicomSeries, find_images
-from lidnet_fast.data.formats.find import Found, files_below
-from lidnet_fast.data.formats.geometry import Rejected
-from lidnet_fast.data.formats.itk.files import is_volume
-from lidnet_fast.data.formats.itk.series import VolumeSeries
-from lidnet_fast.errors import InputError
-from lidnet_fast.inference.volumes import inspect_volume
+from lidnet_fast.data.formats.find import files_below
+from lidnet_fast.data.formats.itk.series import VolumeSeries, scan_volumes
 
 
 def find(
@@ -42,28 +38,17 @@ def find(
         InputError: `source` doesn't exist, or holds no CT.
     """
     files = files_below([source], without=out, follow_links=follow_links)
-    volumes = Found[VolumeSeries]([], Counter(), [])
-    for path in filter(is_volume, files.paths):
-        try:
-            volume = inspect_volume(path, max_volume_gib=max_volume_gib, any_values=any_values)
-        except InputError as error:
-            volumes.rejected.append(Rejected("", path, str(error)))
-            continue
-        if isinstance(volume, VolumeSeries):
-            volumes.series.append(volume)
-        else:
-            volumes.skipped[volume] += 1
-    taken = {file for volume in volumes.series for file in volume.files}
-    others = [path for path in files.paths if not is_volume(path) and path not in taken]
-    images = find_images(others, "reading headers", reformats=reformats)
-    found = Found[DicomSeries | VolumeSeries]([], files.skipped + images.skipped + volumes.skipped, images.rejected)
+    volumes, rest = scan_volumes(files.paths, [source], max_volume_gib=max_volume_gib, any_values=any_values)
+    images = find_images(rest, "reading headers", reformats=reformats)
+    found = Found[DicomSeries | VolumeSeries]()
+    for account in (files, images, volumes):
+        found.take(account)
     for series in images.series:
         if fault := _ambiguous(series):
-            found.rejected.append(Rejected(series.uid, series.folder, fault))
+            found.reject([series.rejected(fault)])
         else:
             found.series.append(series)
-    found.series.extend(volumes.series)
-    found.rejected.extend(volumes.rejected)
+    found.series += volumes.series
     found.check_any([source])
     return found
 

@@ -1,31 +1,12 @@
 """CT volumes in files, to be denoised: NIfTI, MetaImage, NRRD."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from lidnet_fast.data.formats.geometry import LOWEST_HU
-from lidnet_fast.data.formats.itk.files import read_header, volume_stem
-from lidnet_fast.data.formats.itk.series import VolumeSeries, volume_series
 from lidnet_fast.errors import InputError
 from lidnet_fast.files import is_temporary
-
-
-def inspect_volume(path: Path, **rules: Any) -> VolumeSeries | str:
-    """Read a volume's header; a string says why it isn't CT.
-
-    Args:
-        path: the file.
-        rules: see `volume_series`.
-
-    Raises:
-        InputError: it can't be read, or see `volume_series`.
-    """
-    header = read_header(path)
-    if header.bits == 8:
-        return "of 8 bits, which can't hold HU (masks?)"
-    return volume_series(header, volume_stem(path), **rules)
 
 
 def check_free(path: Path) -> None:

@@ -97,7 +97,7 @@ def test_deeplesion(content, extra):
             Image.fromarray(np.full((32, 24), 33000, np.uint16)).save(folder / f"{stem}.png")
         Path(name, "DL_info.csv").write_bytes(content)
         with limits(), input_errors():
-            for series in scan_deeplesion(Path(name))[0]:
+            for series in scan_deeplesion(Path(name)).series:
                 check_boxes(np.reshape(series.boxes, (-1, 5)), series.shape)
                 assert np.isfinite(series.positions).all()
                 assert np.isfinite(series.spacing).all()

@@ -296,7 +296,7 @@ def test_a_tree_of_studies(tmp_path, run, studies, capsys):
         assert "skipped: 1 files localiser, 2 files not CT, 1 files not DICOM" in output.out
         first, last = output.err.splitlines()
         assert re.search(r"studies/bert/old/4_\d+\.dcm: its pixels can't be decoded \(truncated\?\)", first)
-        assert last == f"lidnet-fast: {out}: 1 series or files could not be denoised, see above"
+        assert last == f"lidnet-fast: {out}: 1 series or files aren't in it, see above"
         sources = {path.relative_to(studies): path for path in studies.rglob("*") if out not in path.parents}
         good = {path for path in sources if path.parts[0] in ("anna", "bert") and re.match(r"[123]_", path.name)}
         made = [path.relative_to(out) for path in out.rglob("*") if path.is_file() and path.name != "denoise.json"]

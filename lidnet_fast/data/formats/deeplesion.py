@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from lidnet_fast.data.annotations.csv import numbers
+from lidnet_fast.data.formats.account import Found, Rejected
 from lidnet_fast.data.formats.find import files_below
-from lidnet_fast.data.formats.geometry import Rejected, Series, hu_volume
+from lidnet_fast.data.formats.geometry import Series, hu_volume
 from lidnet_fast.data.store.index import SPLITS
 from lidnet_fast.errors import InputError
 
@@ -72,7 +73,7 @@ def is_deeplesion(source: Path) -> bool:
     return (source / TABLE).is_file()
 
 
-def scan_deeplesion(root: Path, *, follow_links: bool = False) -> tuple[list[PNGSeries], list[Rejected]]:
+def scan_deeplesion(root: Path, *, follow_links: bool = False) -> Found[PNGSeries]:
     """Find the series of DeepLesion.
 
     Args:
@@ -80,30 +81,38 @@ def scan_deeplesion(root: Path, *, follow_links: bool = False) -> tuple[list[PNG
         follow_links: follow links to outside of it.
 
     Returns:
-        The series, by name, and what can't be used.
+        The series, by name.
 
     Raises:
         InputError: the table is damaged; the message names the line.
     """
     keys = _read_table(root / TABLE)
     images: defaultdict[str, dict[int, Path]] = defaultdict(dict)
-    for file in files_below([root], follow_links=follow_links).paths:
+    files = files_below([root], follow_links=follow_links)
+    for file in files.paths:
         if file.suffix.lower() == ".png" and _NUMBER.fullmatch(file.stem) and _FOLDER.fullmatch(file.parent.name):
             images[file.parent.name][int(file.stem)] = file
-    series: list[PNGSeries] = []
-    rejected = []
+    found = Found[PNGSeries](found=len(files.paths))
+    found.take(files)
     for folder in sorted(images.keys() & keys.keys()):
         slices = images[folder]
         missing = [key for key in keys[folder] if key.slice not in slices]
         try:
             if missing:
                 raise InputError(f"{root / TABLE}, line {missing[0].line}: there is no such image in {folder}")
-            series += _series(folder, slices, keys[folder])
+            found.series += _series(folder, slices, keys[folder])
         except InputError as error:
-            rejected.append(Rejected(folder, next(iter(slices.values())).parent, str(error)))
-    if not series and not rejected:
+            paths = slices.values()
+            found.reject([Rejected(folder, next(iter(paths)).parent, str(error), paths)])
+    if not found.series and not found.rejected:
         raise InputError(f"{root}: has {TABLE} and none of the images that it lists")
-    return series, rejected
+    listed = {path for one in found.series for path in one.files}
+    listed.update(path for fault in found.rejected for path in fault.files)
+    numbered = sum(len(slices) for slices in images.values())
+    found.skipped["of DeepLesion's in runs without a key slice"] += numbered - len(listed)
+    found.skipped["not DeepLesion's images"] += len(files.paths) - numbered
+    found.skipped = +found.skipped
+    return found
 
 
 def _read_table(path: Path) -> dict[str, list[_KeySlice]]:

@@ -1,4 +1,4 @@
-"""The one gate for input files: what lies below a user's folders, and what a search of it found.
+"""The one gate for input files: what lies below a user's folders.
 
 Only regular files pass. A link below a folder is followed where it leads to somewhere inside the folders given, since
 it could otherwise bring in whatever its author can name; further only where the user says so. What is skipped is
@@ -7,60 +7,24 @@ counted by its reason.
 
 import dataclasses
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Generic, TypeVar
 
-from lidnet_fast.data.formats.geometry import Rejected
+from lidnet_fast.data.formats.account import Account
 from lidnet_fast.errors import InputError
-
-T = TypeVar("T")
 
 _LARGE = 64 << 20
 
 
-@dataclasses.dataclass(frozen=True)
-class Files:
-    """Files to read.
+@dataclasses.dataclass
+class Files(Account):
+    """Files to read; those that were found and may not be read are the account.
 
     Attributes:
         paths: regular files, each once, in a stable order.
-        skipped: how many files were skipped for which reason.
     """
 
-    paths: list[Path]
-    skipped: Counter[str]
-
-
-@dataclasses.dataclass(frozen=True)
-class Found(Generic[T]):
-    """What a search for CT found.
-
-    Attributes:
-        series: the series or volumes.
-        skipped: how many files were skipped for which reason.
-        rejected: CT that can't be used.
-    """
-
-    series: list[T]
-    skipped: Counter[str]
-    rejected: list[Rejected]
-
-    def check_any(self, sources: Sequence[Path]) -> None:
-        """Refuse sources in which there is no CT, be it usable or not.
-
-        Raises:
-            InputError: says what was found instead.
-        """
-        if not self.series and not self.rejected:
-            looked = ", ".join(str(source) for source in sources)
-            raise InputError(f"{looked}: no CT found ({counted(self.skipped) or 'no files at all'})")
-
-
-def counted(skipped: Counter[str]) -> str:
-    """In words: "1 files localiser, 3 files not CT"."""
-    return ", ".join(f"{count} files {why}" for why, count in sorted(skipped.items()))
+    paths: list[Path] = dataclasses.field(default_factory=list)
 
 
 def files_below(sources: Sequence[Path], without: Path | None = None, *, follow_links: bool = False) -> Files:
@@ -77,7 +41,7 @@ def files_below(sources: Sequence[Path], without: Path | None = None, *, follow_
     roots = [source.resolve() for source in sources]
     left_out = [] if without is None else [without.resolve()]
     seen = {root for root in roots if root.is_dir()}
-    files = Files([], Counter())
+    files = Files()
 
     def passes(path: Path, *, given: bool = False) -> bool:
         """Whether a file or folder is new and may be read; counts what may not."""
@@ -113,6 +77,7 @@ def files_below(sources: Sequence[Path], without: Path | None = None, *, follow_
             add(source, given=True)
         else:
             raise InputError(f"{source}: there is no such file or folder")
+    files.found = files.skipped.total()
     return files
 
 

@@ -4,10 +4,10 @@ import abc
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
+from lidnet_fast.data.formats.account import Rejected
 from lidnet_fast.errors import InputError
 
 LOWEST_HU = -1024
@@ -176,6 +176,10 @@ class Series(Geometry, abc.ABC):
             InputError: a file is damaged or doesn't hold HU; the message names it.
         """
 
+    def rejected(self, reason: str) -> Rejected:
+        """What an account says of the series when it can't be used."""
+        return Rejected(self.series_uid, self.files[0].parent, reason, self.files)
+
     @property
     def distances(self) -> tuple[float, ...]:
         """Positions of the slices along their normal: ascending, mm."""
@@ -203,52 +207,6 @@ class Series(Geometry, abc.ABC):
         axes = self.axes
         x, y = ((points - np.array(self.positions[0])) @ axes[:2].T / [self.spacing[2], self.spacing[1]]).T
         return np.stack([x, y, points @ axes[2]], axis=1)
-
-
-AnySeries = TypeVar("AnySeries", bound=Series)
-
-
-@dataclasses.dataclass(frozen=True)
-class Rejected:
-    """Something that was found and can't be used.
-
-    Attributes:
-        series_uid: the series, where it is known.
-        path: a file of it, or the folder that holds it.
-        reason: one sentence that names the cause.
-    """
-
-    series_uid: str
-    path: Path
-    reason: str
-
-
-class Rejections:
-    """Collects what can't be used, or with `strict` refuses the first of it.
-
-    Attributes:
-        all: what was rejected so far.
-    """
-
-    def __init__(self, strict: bool):
-        self.strict = strict
-        self.all: list[Rejected] = []
-
-    def add(self, rejected: Sequence[Rejected]) -> None:
-        """Add some.
-
-        Raises:
-            InputError: with `strict`, if there are any.
-        """
-        if self.strict and rejected:
-            raise InputError(rejected[0].reason)
-        self.all += rejected
-
-    def drop(self, rejected: Sequence[Rejected], series: Sequence[AnySeries]) -> list[AnySeries]:
-        """Add some and return the series that aren't among them."""
-        self.add(rejected)
-        uids = {fault.series_uid for fault in rejected}
-        return [one for one in series if one.series_uid not in uids]
 
 
 def hu_volume(values: np.ndarray) -> np.ndarray:

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
+from lidnet_fast.data.formats.account import Found, Rejected
 from lidnet_fast.data.formats.deeplesion import is_deeplesion, scan_deeplesion
 from lidnet_fast.data.formats.dicom.series import check_regular, scan_files
-from lidnet_fast.data.formats.find import Found, files_below
-from lidnet_fast.data.formats.geometry import Rejected, Rejections, Series
-from lidnet_fast.data.formats.itk.files import is_volume
+from lidnet_fast.data.formats.find import files_below
+from lidnet_fast.data.formats.geometry import Series
 from lidnet_fast.data.formats.itk.series import scan_volumes
 from lidnet_fast.errors import InputError
 
@@ -43,35 +43,26 @@ def find_series(
     Raises:
         InputError: a source doesn't exist or no source has CT; with `strict`, a series can't be used.
     """
-    rejections = Rejections(strict)
-    series: list[Series] = []
-    skipped: Counter[str] = Counter()
+    found = Found[Series](strict)
     for root in filter(is_deeplesion, sources):
-        images, faulty = scan_deeplesion(root, follow_links=follow_links)
-        series += images
-        rejections.add(faulty)
+        images = scan_deeplesion(root, follow_links=follow_links)
+        found.take(images)
+        found.series += images.series
     others = [source for source in sources if not is_deeplesion(source)]
     if others:
         files = files_below(others, follow_links=follow_links)
-        volumes, faulty = scan_volumes(
-            [file for file in files.paths if is_volume(file)],
-            others,
-            executor,
-            max_volume_gib=max_volume_gib,
-            any_values=any_values,
+        found.take(files)
+        volumes, rest = scan_volumes(
+            files.paths, others, executor, max_volume_gib=max_volume_gib, any_values=any_values
         )
-        series += volumes
-        rejections.add(faulty)
-        taken = {file for volume in volumes for file in volume.files}
-        dicom = [file for file in files.paths if not is_volume(file) and file not in taken]
-        scan = scan_files(dicom, what, strict=strict, accept="resampleable", reformats=reformats, executor=executor)
-        series += scan.series
-        rejections.add(scan.rejected)
-        skipped = scan.skipped + files.skipped
-    series = rejections.drop(_repeated(series), series)
+        found.take(volumes)
+        scan = scan_files(rest, what, strict=strict, accept="resampleable", reformats=reformats, executor=executor)
+        found.take(scan)
+        found.series += [*volumes.series, *scan.series]
+    found.series = found.drop(_repeated(found.series), found.series)
     if not resample:
-        series = rejections.drop(_irregular(series), series)
-    found = Found(sorted(series, key=lambda one: one.series_uid), skipped, rejections.all)
+        found.series = found.drop(_irregular(found.series), found.series)
+    found.series.sort(key=lambda one: one.series_uid)
     found.check_any(sources)
     return found
 
@@ -80,7 +71,7 @@ def _repeated(series: Sequence[Series]) -> list[Rejected]:
     """Series of one name from different sources."""
     counts = Counter(one.series_uid for one in series)
     return [
-        Rejected(one.series_uid, one.files[0], f"{one.files[0]}: another source has a series {one.series_uid} too")
+        one.rejected(f"{one.files[0]}: another source has a series {one.series_uid} too")
         for one in series
         if counts[one.series_uid] > 1
     ]
@@ -92,5 +83,5 @@ def _irregular(series: Sequence[Series]) -> list[Rejected]:
         try:
             check_regular(one)
         except InputError as error:
-            faulty.append(Rejected(one.series_uid, one.files[0].parent, str(error)))
+            faulty.append(one.rejected(str(error)))
     return faulty

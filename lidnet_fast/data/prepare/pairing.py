@@ -3,20 +3,21 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
-from lidnet_fast.data.formats.geometry import Rejected, Series
+from lidnet_fast.data.formats.account import Rejected
+from lidnet_fast.data.formats.geometry import Series
 from lidnet_fast.data.formats.itk.series import VolumeSeries
 from lidnet_fast.errors import InputError
 
 
-def pair(normal_dose: Sequence[Series], low_dose: Sequence[Series]) -> tuple[dict[str, Series], list[Rejected], int]:
+def pair(normal_dose: Sequence[Series], low_dose: Sequence[Series]) -> tuple[dict[str, Series], list[Rejected]]:
     """Find every normal-dose series' low-dose series: that of the same patient, size, spacing and slice positions.
 
     Of several reconstructions, those of one kernel belong together. Volume files, which name neither patient nor
     series, are of one scan where their own names are the same.
 
     Returns:
-        The low-dose series by the UID of the normal-dose one; the normal-dose series that have none or no clear one;
-        how many low-dose series were left over.
+        The low-dose series by the UID of the normal-dose one; and those of either dose that have no partner or no
+        clear one.
 
     Raises:
         InputError: a series is among both.
@@ -45,10 +46,15 @@ def pair(normal_dose: Sequence[Series], low_dose: Sequence[Series]) -> tuple[dic
     for series in normal_dose:
         others = candidates[series.series_uid]
         if fault := _fault(series, others, claims):
-            rejected.append(Rejected(series.series_uid, series.files[0].parent, f"low_dose: {fault}"))
+            rejected.append(series.rejected(f"low_dose: {fault}"))
         else:
             pairs[series.series_uid] = others[0]
-    return pairs, rejected, len(low_dose) - len(claims)
+    paired = {id(series) for series in pairs.values()}
+    for series in low_dose:
+        if id(series) not in paired:
+            name = f"series {series.series_uid} of patient {series.patient_id} in {series.files[0].parent}"
+            rejected.append(series.rejected(f"low_dose: {name} belongs to no normal-dose series"))
+    return pairs, rejected
 
 
 def _of_one_kernel(normal_dose: Sequence[Series], candidates: dict[str, list[Series]]) -> dict[str, list[Series]]:

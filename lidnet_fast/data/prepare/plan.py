@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from lidnet_fast.data.annotations import read_annotations
-from lidnet_fast.data.formats.find import Found
-from lidnet_fast.data.formats.geometry import Rejected, Rejections, Series
+from lidnet_fast.data.formats.account import Account, Found, Rejected
+from lidnet_fast.data.formats.geometry import Series
 from lidnet_fast.data.formats.sources import find_series
 from lidnet_fast.data.prepare.jobs import executor
 from lidnet_fast.data.prepare.options import PrepareOptions
@@ -56,18 +56,16 @@ def prepare(sources: Sequence[str | Path], out: str | Path, **options: Any) -> P
         raise InputError("sources: at least one folder with CT is needed")
     folders = [Path(source).absolute() for source in sources]
     chosen = PrepareOptions(**options)
-    rejections = Rejections(chosen.strict)
     with executor(chosen.workers, chosen.dask) as pool, ExitStack() as held:
         found = _found(folders, "reading headers", chosen, pool)
         tables = [Path(table) for table in (chosen.low_dose, chosen.boxes, chosen.splits) if table is not None]
         files = [file for one in found.series for file in one.files]
         held.enter_context(as_private_as([*folders, *tables, *files]))
-        rejections.add(found.rejected)
-        series, pairs, warnings = _paired(found.series, chosen, rejections, pool)
-        boxes_of = _boxes(chosen, series, rejections)
-        series, resamplings = _resamplings(series, boxes_of, rejections) if chosen.resample else (series, {})
+        series, pairs, warnings = _paired(found, chosen, pool)
+        boxes_of = _boxes(chosen, series, found)
+        series, resamplings = _resamplings(series, pairs, boxes_of, found) if chosen.resample else (series, {})
         if not series:
-            raise _none_usable(folders, rejections.all, chosen.report)
+            raise _none_usable(folders, found.rejected, chosen.report)
         pseudonyms = chosen.pseudonyms()
         if pseudonyms is not None:  # nor does their order tell who is who
             series = sorted(series, key=lambda one: pseudonyms.series(one.series_uid))
@@ -96,15 +94,17 @@ def prepare(sources: Sequence[str | Path], out: str | Path, **options: Any) -> P
             volume_format=chosen.volume_format,
             key=key,
         ) as writer:
-            if not write_all(jobs, writer, rejections, pool):
-                raise _none_usable(folders, rejections.all, chosen.report)
+            written = write_all(jobs, writer, found, pool)
+            if not written:
+                raise _none_usable(folders, found.rejected, chosen.report)
+            found.close(path for job in written for path in job.files())
             if chosen.report is not None:
-                write_report(Path(chosen.report), rejections.all)
+                write_report(Path(chosen.report), found.rejected)
             if pseudonyms is not None and chosen.pseudonym_table is not None:
                 write_table(Path(chosen.pseudonym_table), pseudonyms, series)
     if insertion is not None:
         warnings.append("its lesions were inserted: none of them is a patient's own")
-    return summarise(out, Store(out).index, found.skipped, rejections.all, warnings, _SPLIT_REMEDY[split_record["by"]])
+    return summarise(out, Store(out).index, found, warnings, _SPLIT_REMEDY[split_record["by"]])
 
 
 def _found(sources: Sequence[Path], what: str, options: PrepareOptions, pool: Executor | None) -> Found[Series]:
@@ -113,17 +113,17 @@ def _found(sources: Sequence[Path], what: str, options: PrepareOptions, pool: Ex
 
 
 def _paired(
-    series: list[Series], options: PrepareOptions, rejections: Rejections, pool: Executor | None
+    sources: Found[Series], options: PrepareOptions, pool: Executor | None
 ) -> tuple[list[Series], dict[str, Series], list[str]]:
     """Find the low-dose series, in their folder or among the series by their description, and pair them.
 
     Returns:
         The normal-dose series, their low-dose series by UID, and warnings.
     """
-    description = options.low_dose_description
+    series, description = sources.series, options.low_dose_description
     if options.low_dose is not None:
         found = _found([Path(options.low_dose).absolute()], "reading low-dose headers", options, pool)
-        rejections.add(found.rejected)
+        sources.take(found)
         low_dose = found.series
     elif description is not None:
         of_low_dose = [description.lower() in one.description.lower() for one in series]
@@ -134,16 +134,16 @@ def _paired(
         series = [one for one, other in zip(series, of_low_dose, strict=True) if not other]
     else:
         return series, {}, []
-    pairs, unpaired, unused = pair(series, low_dose)
-    warnings = [f"{unused} low-dose series belong to no normal-dose series and are skipped"] if unused else []
+    pairs, unpaired = pair(series, low_dose)
+    warnings = []
     for one in series:
         other = pairs.get(one.series_uid)
         if other is not None and one.kernel and other.kernel and one.kernel != other.kernel:
             warnings.append(f"series {one.series_uid} has the kernel {one.kernel}, its low dose {other.kernel}")
-    return rejections.drop(unpaired, series), pairs, warnings
+    return sources.drop(unpaired, series), pairs, warnings
 
 
-def _boxes(options: PrepareOptions, series: Sequence[Series], rejections: Rejections) -> dict[str, np.ndarray]:
+def _boxes(options: PrepareOptions, series: Sequence[Series], account: Account) -> dict[str, np.ndarray]:
     """The boxes that came with the images, and those of the user's file."""
     own = {one.series_uid: np.array(one.boxes, np.float32).reshape(-1, 5) for one in series}
     if options.insert_lesions is not None:
@@ -152,13 +152,13 @@ def _boxes(options: PrepareOptions, series: Sequence[Series], rejections: Reject
                 raise InputError(f"insert_lesions: series {uid} has boxes of its own. To fix: leave the option out")
     if options.boxes is None:
         return own
-    rejected = frozenset(fault.series_uid for fault in rejections.all)
+    rejected = frozenset(fault.series_uid for fault in account.rejected)
     read = read_annotations(Path(options.boxes), series, rejected=rejected, readers=options.readers)
     return {uid: np.concatenate([rows, read[uid]]) for uid, rows in own.items()}
 
 
 def _resamplings(
-    series: Sequence[Series], boxes_of: dict[str, np.ndarray], rejections: Rejections
+    series: Sequence[Series], pairs: dict[str, Series], boxes_of: dict[str, np.ndarray], account: Account
 ) -> tuple[list[Series], dict[str, Resampling]]:
     """Say how irregular series become regular; also return the series that are or can be made so."""
     ways: dict[str, Resampling] = {}
@@ -167,11 +167,12 @@ def _resamplings(
         try:
             way = resampling(one, boxes_of[one.series_uid])
         except InputError as error:
-            rejected.append(Rejected(one.series_uid, one.files[0].parent, str(error)))
+            both = [path for each in (one, pairs.get(one.series_uid)) if each is not None for path in each.files]
+            rejected.append(Rejected(one.series_uid, one.files[0].parent, str(error), both))
             continue
         if way is not None:
             ways[one.series_uid] = way
-    return rejections.drop(rejected, series), ways
+    return account.drop(rejected, series), ways
 
 
 def _splits(

@@ -9,16 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from lidnet_fast.data.formats.find import counted
-from lidnet_fast.data.formats.geometry import Rejected
+from lidnet_fast.data.formats.account import Account, Rejected
 from lidnet_fast.data.store.index import SPLITS, Index, box_keys
 from lidnet_fast.errors import InputError
 from lidnet_fast.files import write_text
 from lidnet_fast.strangers_text import csv_cell
 
 REPORT_COLUMNS = ("series_uid", "path", "reason")
-_SHOWN = 5
-"""How many rejected series the summary names."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +29,7 @@ class PrepareSummary:
         slices: number of slices by split.
         slices_with_boxes: number of slices with a lesion box by split.
         boxes: number of lesion boxes by split.
-        skipped: how many files were skipped for which reason.
-        rejected: CT that couldn't be used.
+        account: what became of the files.
         warnings: what the user should know, one sentence each.
     """
 
@@ -43,9 +39,18 @@ class PrepareSummary:
     slices: dict[str, int]
     slices_with_boxes: dict[str, int]
     boxes: dict[str, int]
-    skipped: Counter[str]
-    rejected: tuple[Rejected, ...]
+    account: Account
     warnings: tuple[str, ...]
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """How many files were skipped for which reason."""
+        return self.account.skipped
+
+    @property
+    def rejected(self) -> list[Rejected]:
+        """CT that couldn't be used."""
+        return self.account.rejected
 
     def lines(self) -> list[str]:
         """Return the summary as lines of text."""
@@ -55,14 +60,7 @@ class PrepareSummary:
                 f"  {split}: {self.patients[split]} patients, {self.series[split]} series, "
                 f"{self.slices[split]} slices, {self.boxes[split]} boxes on {self.slices_with_boxes[split]} of them"
             )
-        if self.skipped:
-            lines.append(f"  skipped: {counted(self.skipped)}")
-        if self.rejected:
-            lines.append(f"  rejected: {len(self.rejected)}")
-            lines += [f"    {fault.reason}" for fault in self.rejected[:_SHOWN]]
-            if len(self.rejected) > _SHOWN:
-                lines.append(f"    and {len(self.rejected) - _SHOWN} more; --report FILE lists them")
-        return lines + [f"  warning: {warning}" for warning in self.warnings]
+        return [*lines, *self.account.lines(), *(f"  warning: {warning}" for warning in self.warnings)]
 
 
 def check_report(path: Path) -> None:
@@ -83,8 +81,7 @@ def write_report(path: Path, rejected: Sequence[Rejected]) -> None:
 def summarise(
     out: Path,
     index: Index,
-    skipped: Counter[str],
-    rejected: Sequence[Rejected],
+    account: Account,
     warnings: Sequence[str],
     remedy: str,
 ) -> PrepareSummary:
@@ -111,7 +108,7 @@ def summarise(
             if not counts["patients"][split]
         ]
     )
-    return PrepareSummary(out=out, skipped=skipped, rejected=tuple(rejected), warnings=(*warnings, *empty), **counts)
+    return PrepareSummary(out=out, account=account, warnings=(*warnings, *empty), **counts)
 
 
 def counted_patients(count: int) -> str:

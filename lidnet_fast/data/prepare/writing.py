@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from lidnet_fast.data.formats.geometry import Rejected, Rejections, Series
+from lidnet_fast.data.formats.account import Account, Rejected
+from lidnet_fast.data.formats.geometry import Series
 from lidnet_fast.data.lesions.insertion import Insertion, insert_lesions
 from lidnet_fast.data.prepare.jobs import run
 from lidnet_fast.data.prepare.resample import Resampling
@@ -72,17 +73,17 @@ class Job:
         ]
 
 
-def write_all(jobs: Sequence[Job], writer: StoreWriter, rejections: Rejections, pool: Executor | None) -> bool:
-    """Write what isn't written yet; return whether any series is in the store."""
+def write_all(jobs: Sequence[Job], writer: StoreWriter, account: Account, pool: Executor | None) -> list[Job]:
+    """Write what isn't written yet; return the jobs whose series are in the store."""
     to_do = [job for job in jobs if job.series.series_uid not in writer.done]
     tasks = [(job, writer.series_writer()) for job in to_do]
-    failed = 0
+    failed = set()
     with closing(run(pool, _write, tasks, "writing the store")) as results:
         for job, reason in zip(to_do, results, strict=True):
             if reason is not None:
-                failed += 1
-                rejections.add([Rejected(job.series.series_uid, job.series.files[0].parent, reason)])
-    return failed < len(jobs)
+                failed.add(job.index)
+                account.reject([Rejected(job.series.series_uid, job.series.files[0].parent, reason, job.files())])
+    return [job for job in jobs if job.index not in failed]
 
 
 def _write(task: tuple[Job, SeriesWriter]) -> str | None:

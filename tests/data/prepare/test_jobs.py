@@ -259,13 +259,19 @@ def test_a_full_disk_is_an_error_of_the_system(tmp_path, volume_format):
         resource.setrlimit(resource.RLIMIT_FSIZE, usual)
 
 
-def test_the_summary_names_a_few(tmp_path, write_series, make_hu):
+def test_all_that_was_rejected_is_named(tmp_path, write_series, make_hu, capsys):
     write_series(tmp_path / "ct", make_hu(), series_uid=f"{UID}.0")
     for n in range(7):
         (tmp_path / "ct" / f"{n}.dcm").write_bytes(b"")
-    lines = prepare([tmp_path / "ct"], tmp_path / "store", workers=1, **TO_TRAIN).lines()
-    assert "  rejected: 7" in lines
-    assert "    and 2 more; --report FILE lists them" in lines
+    with pytest.raises(SystemExit) as stop:
+        main(["prepare", str(tmp_path / "ct"), "--out", str(tmp_path / "store"), "--workers", "1"])
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    assert "  files: 11 found = 4 used + 0 skipped + 7 rejected\n  rejected: 7\n" in said.out
+    *named, last = said.err.splitlines()
+    assert all(f"{n}.dcm: isn't a DICOM file" in line for n, line in enumerate(named))
+    assert last == f"lidnet-fast: {tmp_path / 'store'}: 7 series or files aren't in it, see above"
+    assert Store(tmp_path / "store").index.shape.tolist() == [[4, 64, 64]]
 
 
 def test_nothing_usable(tmp_path, faulty):

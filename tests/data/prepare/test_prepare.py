@@ -204,7 +204,9 @@ def test_paired_low_dose(tmp_path, study, low_dose, write_series):
             expected = np.maximum(low_dose[1][info.series_uid][z], -1024)
             np.testing.assert_array_equal(store.read(index, z, low_dose=True), expected)
             np.testing.assert_array_equal(store.read(index, z), volumes[info.series_uid][z])
-    assert "1 low-dose series belong to no normal-dose series and are skipped" in summary.warnings
+    (rejected,) = summary.rejected
+    assert rejected.reason.endswith("belongs to no normal-dose series")
+    assert f"series {UID}.70 of patient xaver" in rejected.reason
 
 
 def fail(tmp_path, message, *arguments, **options):
@@ -331,4 +333,4 @@ def test_copies_of_a_real_slice_are_noticed(tmp_path, real_ct):
     shutil.copy(get_testdata_file("693_J2KR.dcm", download=False), real_ct.sources[2] / "again.dcm")
     summary = prepare(real_ct.sources, tmp_path / "store", splits=real_ct.splits)
     assert summary.slices == {"train": 3, "val": 1, "test": 1}
-    assert summary.rejected == ()
+    assert summary.rejected == []

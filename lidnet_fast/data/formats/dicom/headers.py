@@ -19,6 +19,7 @@ from pydicom.uid import (
     XRayRadiationDoseSRStorage,
 )
 
+from lidnet_fast.data.formats.account import Rejected
 from lidnet_fast.data.formats.dicom.limits import check_inflated
 from lidnet_fast.data.formats.dicom.multiframe import MACROS, PER_FRAME, SHARED, frame_header
 from lidnet_fast.data.formats.dicom.pixels import hu_rescaling
@@ -32,7 +33,7 @@ from lidnet_fast.data.formats.dicom.values import (
     texts,
     without_pydicom_warnings,
 )
-from lidnet_fast.data.formats.geometry import Geometry, Rejected
+from lidnet_fast.data.formats.geometry import Geometry
 from lidnet_fast.errors import InputError
 
 _UNCOMPRESSED = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)

@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 from pydicom.uid import generate_uid
 
+from lidnet_fast.data.formats.account import Found, Rejected
 from lidnet_fast.data.formats.dicom.headers import HeaderResult, ImageHeader, read_headers
 from lidnet_fast.data.formats.dicom.pixels import decode
-from lidnet_fast.data.formats.find import Found
-from lidnet_fast.data.formats.geometry import Rejected
 from lidnet_fast.data.prepare.jobs import run
 from lidnet_fast.errors import InputError
 
@@ -41,6 +40,10 @@ class DicomSeries:
     def files(self) -> list[Path]:
         """The files."""
         return [image.path for image in self.images]
+
+    def rejected(self, reason: str) -> Rejected:
+        """What an account says of the series when it can't be used."""
+        return Rejected(self.uid, self.folder, reason, self.files)
 
     @property
     def folder(self) -> Path:
@@ -76,10 +79,10 @@ def find_images(
         one = DicomSeries(uid, tuple(_without_copies(images)))
         skipped["copies of another"] += len(images) - len(one.images)
         if fault := _shared_by_patients(one):
-            rejected.append(Rejected(uid, one.folder, fault))
+            rejected.append(one.rejected(fault))
         else:
             series.append(one)
-    return Found(series, +skipped, rejected)
+    return Found(found=len(files), skipped=+skipped, rejected=rejected, series=series)
 
 
 def _identified(images: Sequence[ImageHeader]) -> list[ImageHeader]:

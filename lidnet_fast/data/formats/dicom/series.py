@@ -14,11 +14,12 @@ from typing import Literal
 
 import numpy as np
 
+from lidnet_fast.data.formats.account import Found
 from lidnet_fast.data.formats.dicom.headers import SliceHeader, acquired_with
 from lidnet_fast.data.formats.dicom.images import SAME_POSITION, DicomSeries, find_images
 from lidnet_fast.data.formats.dicom.pixels import decode
-from lidnet_fast.data.formats.find import Found, files_below
-from lidnet_fast.data.formats.geometry import Rejected, Rejections, Series, hu_volume, spacing_fault, tilt_fault
+from lidnet_fast.data.formats.find import files_below
+from lidnet_fast.data.formats.geometry import Series, hu_volume, spacing_fault, tilt_fault
 from lidnet_fast.errors import InputError
 
 _LARGEST_GAP = 1.5
@@ -74,7 +75,7 @@ def scan(
     """
     files = files_below(sources)
     found = scan_files(files.paths, what, strict=strict, accept=accept, reformats=reformats)
-    found.skipped.update(files.skipped)
+    found.take(files)
     found.check_any(sources)
     return found
 
@@ -89,16 +90,15 @@ def scan_files(
     executor: Executor | None = None,
 ) -> Found[CTSeries]:
     """Find the CT series in some files, their headers read by `executor`; see `scan`."""
-    found = find_images(files, what, reformats=reformats, executor=executor)
-    rejections = Rejections(strict)
-    rejections.add(found.rejected)
-    series = []
-    for one in sorted(found.series, key=lambda one: one.uid):
+    images = find_images(files, what, reformats=reformats, executor=executor)
+    found = Found[CTSeries](strict)
+    found.take(images)
+    for one in sorted(images.series, key=lambda one: one.uid):
         try:
-            series.append(_assemble(one, accept))
+            found.series.append(_assemble(one, accept))
         except InputError as error:
-            rejections.add([Rejected(one.uid, one.folder, str(error))])
-    return Found(series, found.skipped, rejections.all)
+            found.reject([one.rejected(str(error))])
+    return found
 
 
 def _assemble(found: DicomSeries, accept: Accept) -> CTSeries:

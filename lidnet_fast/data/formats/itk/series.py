@@ -14,8 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from lidnet_fast.data.formats.geometry import Rejected, Series, hu_volume
-from lidnet_fast.data.formats.itk.files import check_hu, measured, read_header, read_voxels, volume_stem
+from lidnet_fast.data.formats.account import Found, Rejected
+from lidnet_fast.data.formats.geometry import Series, hu_volume
+from lidnet_fast.data.formats.itk.files import (
+    check_hu,
+    is_volume,
+    measured,
+    read_header,
+    read_voxels,
+    volume_stem,
+)
 from lidnet_fast.data.formats.itk.header import VolumeHeader
 from lidnet_fast.data.prepare.jobs import run
 from lidnet_fast.errors import InputError
@@ -102,24 +110,32 @@ def scan_volumes(
     *,
     max_volume_gib: float | None = None,
     any_values: bool = False,
-) -> tuple[list[VolumeSeries], list[Rejected]]:
-    """Read the headers of volumes.
+) -> tuple[Found[VolumeSeries], list[Path]]:
+    """Read the headers of volumes; those of 8 bits, which masks have, are skipped.
 
     Args:
-        files: the volumes; `is_volume` is true of each.
+        files: some files, volumes among them.
         sources: the folders below which they lie.
         executor: runs the work.
         max_volume_gib: see `VolumeHeader.check_unpacked`.
         any_values: see `VolumeSeries`.
 
     Returns:
-        The series, in the order of the files, and what can't be used.
+        The series, in the order of the files; and the files that aren't of volumes.
     """
-    named = list(zip(files, _names(files, sources), strict=True))
+    volumes = list(filter(is_volume, files))
+    named = list(zip(volumes, _names(volumes, sources), strict=True))
     jobs = [named[start : start + _FILES_PER_JOB] for start in range(0, len(named), _FILES_PER_JOB)]
     read = functools.partial(_read_headers, max_volume_gib=max_volume_gib, any_values=any_values)
-    found = [result for batch in run(executor, read, jobs, "reading volume headers") for result in batch]
-    return [one for one in found if isinstance(one, VolumeSeries)], [one for one in found if isinstance(one, Rejected)]
+    results = [result for batch in run(executor, read, jobs, "reading volume headers") for result in batch]
+    found = Found(
+        skipped=Counter(result for result in results if isinstance(result, str)),
+        rejected=[result for result in results if isinstance(result, Rejected)],
+        series=[result for result in results if isinstance(result, VolumeSeries)],
+    )
+    headers_and_voxels = {*volumes, *(path for one in found.series for path in one.files)}
+    found.found = len(headers_and_voxels)
+    return found, [path for path in files if path not in headers_and_voxels]
 
 
 def _names(files: Sequence[Path], sources: Sequence[Path]) -> list[str]:
@@ -136,15 +152,15 @@ def _below(path: Path, sources: Sequence[Path]) -> str:
     return next((path.relative_to(source).as_posix() for source in sources if path.is_relative_to(source)), path.name)
 
 
-def _read_headers(named: Sequence[tuple[Path, str]], **rules: Any) -> list[VolumeSeries | Rejected]:
+def _read_headers(named: Sequence[tuple[Path, str]], **rules: Any) -> list[VolumeSeries | Rejected | str]:
     return [_read_header(path, name, **rules) for path, name in named]
 
 
-def _read_header(path: Path, name: str, **rules: Any) -> VolumeSeries | Rejected:
+def _read_header(path: Path, name: str, **rules: Any) -> VolumeSeries | Rejected | str:
     try:
         header = read_header(path)
         if header.bits == 8:
-            raise InputError(f"{path}: holds 8-bit values, which HU don't fit into (labels?)")
+            return "of 8 bits, which can't hold HU (masks?)"
         return volume_series(header, name, **rules)
     except InputError as error:
         return Rejected(name, path, str(error))

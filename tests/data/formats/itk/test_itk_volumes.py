@@ -129,7 +129,6 @@ def test_truncated(tmp_path, make_hu, name, kept):
 
 
 BAD = {
-    "labels of 8 bits": (np.zeros((3, 8, 8), np.uint8), "holds 8-bit values"),
     "labels of 16 bits": (np.arange(192, dtype=np.int16).reshape(3, 8, 8), "has no value below 0, so it isn't HU"),
     "time": (np.zeros((2, 3, 8, 8), np.int16), "3 dimensions and 1 value per voxel, this has 4 dimensions"),
     "image": (np.zeros((8, 8), np.int16), "this has 2 dimensions"),
@@ -213,7 +212,7 @@ def test_a_spacing_that_cannot_be(tmp_path, make_hu, spacing):
         only_series(tmp_path)
 
 
-def test_boxes_of_a_series_named_as_a_rejected_file(tmp_path, make_hu):
+def test_boxes_of_a_series_named_as_a_mask(tmp_path, make_hu):
     """Masks often lie in a folder beside the images', under the same names."""
     hu = make_hu(3, 16, 16)
     write(tmp_path / "data" / "images" / "anna.nii.gz", hu)
@@ -222,7 +221,7 @@ def test_boxes_of_a_series_named_as_a_rejected_file(tmp_path, make_hu):
     table.write_text("series_uid,slice,x1,y1,x2,y2\nimages/anna,1,1,2,3,4\n")
     summary = prepare([tmp_path / "data"], tmp_path / "store", boxes=table, val_fraction=0, test_fraction=0, workers=1)
     assert summary.boxes["train"] == 1
-    assert [fault.series_uid for fault in summary.rejected] == ["labels/anna"]
+    assert summary.skipped == {"of 8 bits, which can't hold HU (masks?)": 1}
 
 
 def test_names_do_not_depend_on_damage(tmp_path, make_hu):
