@@ -61,58 +61,85 @@ def run_demo(config: RunConfig, study: Study, *, seeds: int = 1, quick: bool = F
         config = replace(config, independent_judge=None, evaluation=half)
     out = Path(config.out)
     arms = controls(config.collaborate.objective, quick)
-    configs: list[RunConfig] = []
-    evaluations: list[Evaluation] = []
+    evaluations = []
     for number in range(seeds):
-        folder, store = out / f"seed{number}", out / f"study{number}" / "store"
-        mine = replace(config, out=str(folder), seed=config.seed + number, data=replace(config.data, store=str(store)))
+        of_seed = _seed_config(config, number)
+        store = Path(of_seed.data.store)
         if not store.exists():
             with recorded_cost(store.with_name("cost.json")):
-                make_study(store, study, mine.seed)
-        configs.append(mine)
-        evaluations.append(_run_seed(mine, arms))
+                make_study(store, study, of_seed.seed)
+        evaluations.append(_run_seed(of_seed, arms))
     rows = summarise([e.flat() for e in evaluations])
     gains = paired_gains([e.flat() for e in evaluations])
-    folders = {name: out / "seed0" / _phase(name) for name in arms}
-    cost = {
-        name: json.loads((folder / "cost.json").read_text(encoding="utf-8"))
-        for name, folder in {
-            "phantom study": out / "study0",
-            "detector": out / "seed0" / "detector",
-            "independent judge": out / "seed0" / "independent_judge",
-            "denoiser warm-up": out / "seed0" / "denoiser",
-            **folders,
-            "evaluation": out / "seed0" / "evaluation",
-        }.items()
-        if folder.exists()
-    }
-    write_metrics(
-        out / "metrics.json",
-        {
-            "arms": rows,
-            "gain_of_lidnet": gains,
-            "seeds": [e.metrics for e in evaluations],
-            "cost": cost,
-            "machine": machine_facts(),
-        },
-    )
-    facts = {
-        "run": {"seeds": seeds, "low dose": f"{study.dose_fraction:.2%} of normal", "ops": backend.current()},
-        "seconds per phase": {name: round(value["seconds"], 1) for name, value in cost.items()},
-        "peak memory, MiB": {name: round(value["peak_memory_mb"]) for name, value in cost.items()},
-    }
-    summary = _summary(rows, study)
-    phases = {"detector": out / "seed0" / "detector", "warm-up": out / "seed0" / "denoiser", **folders}
-    write_report(
-        out / "report.html",
-        build_report("LIDnet demo", summary, configs[0], rows, evaluations[0], phases, facts, LIDNET, [CONTROL]),
-    )
+    _write_results(config, study, list(arms), rows, gains, evaluations)
     print_results(rows, f"Held-out phantom patients, {seeds} seed(s)")
     trained = {f"LIDnet minus {name}": gain for name, gain in gains.items() if name in arms}
     print_results(trained, "Differences on the same seeds")
-    print(summary)
+    print(_summary(rows, study))
     print(f"Report: {out / 'report.html'}")
     return rows
+
+
+def _seed_config(config: RunConfig, number: int) -> RunConfig:
+    out = Path(config.out)
+    data = replace(config.data, store=str(out / f"study{number}" / "store"))
+    return replace(config, out=str(out / f"seed{number}"), seed=config.seed + number, data=data)
+
+
+def _write_results(
+    config: RunConfig,
+    study: Study,
+    arms: Sequence[str],
+    rows: Mapping[str, Mapping[str, Metric]],
+    gains: Mapping[str, Mapping[str, Metric]],
+    evaluations: Sequence[Evaluation],
+) -> None:
+    """Writes `metrics.json` and `report.html`; costs and curves are those of the first seed."""
+    out, first = Path(config.out), Path(config.out) / "seed0"
+    arm_folders = {name: first / _phase(name) for name in arms}
+    folders = {
+        "phantom study": out / "study0",
+        "detector": first / "detector",
+        "independent judge": first / "independent_judge",
+        "denoiser warm-up": first / "denoiser",
+        **arm_folders,
+        "evaluation": first / "evaluation",
+    }
+    cost = {
+        name: json.loads((folder / "cost.json").read_text(encoding="utf-8"))
+        for name, folder in folders.items()
+        if folder.exists()
+    }
+    metrics = {
+        "arms": rows,
+        "gain_of_lidnet": gains,
+        "seeds": [e.metrics for e in evaluations],
+        "cost": cost,
+        "machine": machine_facts(),
+    }
+    write_metrics(out / "metrics.json", metrics)
+    facts = {
+        "run": {
+            "seeds": len(evaluations),
+            "low dose": f"{study.dose_fraction:.2%} of normal",
+            "ops": backend.current(),
+        },
+        "seconds per phase": {name: round(value["seconds"], 1) for name, value in cost.items()},
+        "peak memory, MiB": {name: round(value["peak_memory_mb"]) for name, value in cost.items()},
+    }
+    phases = {"detector": folders["detector"], "warm-up": folders["denoiser warm-up"], **arm_folders}
+    page = build_report(
+        "LIDnet demo",
+        _summary(rows, study),
+        _seed_config(config, 0),
+        rows,
+        evaluations[0],
+        phases,
+        facts,
+        LIDNET,
+        [CONTROL],
+    )
+    write_report(out / "report.html", page)
 
 
 def _phase(arm: str) -> str:
