@@ -60,3 +60,17 @@ def test_boxes_and_inserted_lesions_are_not_mixed(scans):
     with pytest.raises(InputError, match="insert_lesions must be at least 1"):
         prepare([scans / "ct"], scans / "store", insert_lesions=0)
     assert not (scans / "store").exists()
+
+
+def test_real_ct(real_ct, tmp_path):
+    """Slices of five patients: lesions only where the tissue is theirs."""
+    prepare(real_ct.sources, tmp_path / "plain", splits=real_ct.splits, resample=True)
+    summary = prepare(real_ct.sources, tmp_path / "store", splits=real_ct.splits, resample=True, insert_lesions=3)
+    plain, store = Store(tmp_path / "plain"), Store(tmp_path / "store")
+    assert sum(summary.boxes.values()) >= 8
+    for index in range(len(store.series)):
+        before = plain.read(index, 0).astype(int)
+        changed = np.abs(store.read(index, 0) - before) > 15
+        for x1, y1, x2, y2 in store.boxes(index, 0).round().astype(int):
+            assert changed[y1:y2, x1:x2].mean() > 0.5
+            assert -1000 < before[y1:y2, x1:x2].mean() < 150
