@@ -20,15 +20,10 @@ using torch::stable::Tensor;
 
 template <typename T>
 GradientFunctions<T> gradient_functions(Storage storage) {
-  const InstructionSet set = instruction_set();
-  if constexpr (std::is_same_v<T, double>) {
-    return set == InstructionSet::avx512 ? avx512::double_gradients()
-           : set == InstructionSet::avx2 ? avx2::double_gradients()
-                                         : baseline::double_gradients();
-  } else {
-    return set == InstructionSet::avx512 ? avx512::float_gradients(storage)
-           : set == InstructionSet::avx2 ? avx2::float_gradients(storage)
-                                         : baseline::float_gradients(storage);
+  switch (instruction_set()) {
+    case InstructionSet::avx512: return avx512::gradient_functions<T>(storage);
+    case InstructionSet::avx2: return avx2::gradient_functions<T>(storage);
+    default: return baseline::gradient_functions<T>(storage);
   }
 }
 

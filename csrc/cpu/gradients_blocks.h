@@ -25,10 +25,10 @@ struct GradientFunctions {
   void (*combine)(const GradientRows& rows, const T* coefficients, int64_t first, int64_t length, void* result);
 };
 
-#define LID_DECLARE_GRADIENTS(isa)                               \
-  namespace isa {                                                \
-  GradientFunctions<float> float_gradients(Storage storage);     \
-  GradientFunctions<double> double_gradients();                  \
+#define LID_DECLARE_GRADIENTS(isa)                          \
+  namespace isa {                                           \
+  template <typename T>                                     \
+  GradientFunctions<T> gradient_functions(Storage storage); \
   }
 LID_DECLARE_GRADIENTS(baseline)
 LID_DECLARE_GRADIENTS(avx2)

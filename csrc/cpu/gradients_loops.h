@@ -91,22 +91,17 @@ void combine(const GradientRows& rows, const T* coefficients, int64_t first, int
   }
 }
 
-template <typename S, typename T>
-GradientFunctions<T> gradient_functions() {
-  return {add_products<S, T>, combine<S, T>};
-}
-
 }  // namespace
 
-GradientFunctions<float> float_gradients(Storage storage) {
-  switch (storage) {
-    case Storage::float32: return gradient_functions<float, float>();
-    case Storage::float16: return gradient_functions<c10::Half, float>();
-    default: return gradient_functions<c10::BFloat16, float>();
-  }
+template <typename T>
+GradientFunctions<T> gradient_functions(Storage storage) {
+  return with_storage_of<T, Half, BFloat16>(storage, [](auto* stored) -> GradientFunctions<T> {
+    using S = std::remove_pointer_t<decltype(stored)>;
+    return {add_products<S, T>, combine<S, T>};
+  });
 }
-
-GradientFunctions<double> double_gradients() { return gradient_functions<double, double>(); }
+template GradientFunctions<float> gradient_functions(Storage storage);
+template GradientFunctions<double> gradient_functions(Storage storage);
 
 }  // namespace LID_ISA
 }  // namespace lid

@@ -41,15 +41,10 @@ struct Scale {
 
 template <typename T>
 SweepFunction<T> sweep_function(Storage storage) {
-  const InstructionSet set = instruction_set();
-  if constexpr (std::is_same_v<T, double>) {
-    return set == InstructionSet::avx512 ? avx512::double_sweep()
-           : set == InstructionSet::avx2 ? avx2::double_sweep()
-                                         : baseline::double_sweep();
-  } else {
-    return set == InstructionSet::avx512 ? avx512::float_sweep(storage)
-           : set == InstructionSet::avx2 ? avx2::float_sweep(storage)
-                                         : baseline::float_sweep(storage);
+  switch (instruction_set()) {
+    case InstructionSet::avx512: return avx512::sweep_function<T>(storage);
+    case InstructionSet::avx2: return avx2::sweep_function<T>(storage);
+    default: return baseline::sweep_function<T>(storage);
   }
 }
 

@@ -141,15 +141,14 @@ void sweep(const Plane<T>& plane, int64_t begin, int64_t end, double* sums) {
 
 }  // namespace
 
-SweepFunction<float> float_sweep(Storage storage) {
-  switch (storage) {
-    case Storage::float32: return {kStrip<float>, sweep<float, float>};
-    case Storage::float16: return {kStrip<float>, sweep<c10::Half, float>};
-    default: return {kStrip<float>, sweep<c10::BFloat16, float>};
-  }
+template <typename T>
+SweepFunction<T> sweep_function(Storage storage) {
+  return with_storage_of<T, Half, BFloat16>(storage, [](auto* stored) -> SweepFunction<T> {
+    return {kStrip<T>, sweep<std::remove_pointer_t<decltype(stored)>, T>};
+  });
 }
-
-SweepFunction<double> double_sweep() { return {kStrip<double>, sweep<double, double>}; }
+template SweepFunction<float> sweep_function(Storage storage);
+template SweepFunction<double> sweep_function(Storage storage);
 
 }  // namespace LID_ISA
 }  // namespace lid

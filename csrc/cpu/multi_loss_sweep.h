@@ -58,10 +58,10 @@ struct SweepFunction {
 
 inline int64_t strips_of(int64_t height, int64_t strip) { return (height + strip - 1) / strip; }
 
-#define LID_DECLARE_SWEEPS(isa)                        \
-  namespace isa {                                      \
-  SweepFunction<float> float_sweep(Storage storage);   \
-  SweepFunction<double> double_sweep();                \
+#define LID_DECLARE_SWEEPS(isa)                     \
+  namespace isa {                                   \
+  template <typename T>                             \
+  SweepFunction<T> sweep_function(Storage storage); \
   }
 LID_DECLARE_SWEEPS(baseline)
 LID_DECLARE_SWEEPS(avx2)

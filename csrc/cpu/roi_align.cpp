@@ -19,12 +19,8 @@ using torch::headeronly::MemoryFormat;
 
 template <typename T>
 PoolFunctions<T> pool_functions(Storage storage, bool channels_last) {
-  const bool avx2 = instruction_set() >= InstructionSet::avx2;
-  if constexpr (std::is_same_v<T, double>) {
-    return avx2 ? avx2::double_pool(channels_last) : baseline::double_pool(channels_last);
-  } else {
-    return avx2 ? avx2::float_pool(storage, channels_last) : baseline::float_pool(storage, channels_last);
-  }
+  return instruction_set() == InstructionSet::baseline ? baseline::pool_functions<T>(storage, channels_last)
+                                                       : avx2::pool_functions<T>(storage, channels_last);
 }
 
 std::vector<int64_t> pooled_shape(const Pooling& pooling, const std::vector<FeatureLevel>& levels) {

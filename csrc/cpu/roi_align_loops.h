@@ -73,23 +73,18 @@ void pool_backward(const FeatureLevel& level, const ImageBoxes<T>& boxes, int64_
   });
 }
 
-template <typename S, typename T>
-PoolFunctions<T> pool_of(bool channels_last) {
-  if (channels_last) return {pool_forward<S, T, ChannelsLast<T>>, pool_backward<S, T, ChannelsLast<T>>};
-  return {pool_forward<S, T, Planar<T>>, pool_backward<S, T, Planar<T>>};
-}
-
 }  // namespace
 
-PoolFunctions<float> float_pool(Storage storage, bool channels_last) {
-  switch (storage) {
-    case Storage::float32: return pool_of<float, float>(channels_last);
-    case Storage::float16: return pool_of<Half, float>(channels_last);
-    default: return pool_of<BFloat16, float>(channels_last);
-  }
+template <typename T>
+PoolFunctions<T> pool_functions(Storage storage, bool channels_last) {
+  return with_storage_of<T, Half, BFloat16>(storage, [&](auto* stored) -> PoolFunctions<T> {
+    using S = std::remove_pointer_t<decltype(stored)>;
+    if (channels_last) return {pool_forward<S, T, ChannelsLast<T>>, pool_backward<S, T, ChannelsLast<T>>};
+    return {pool_forward<S, T, Planar<T>>, pool_backward<S, T, Planar<T>>};
+  });
 }
-
-PoolFunctions<double> double_pool(bool channels_last) { return pool_of<double, double>(channels_last); }
+template PoolFunctions<float> pool_functions(Storage storage, bool channels_last);
+template PoolFunctions<double> pool_functions(Storage storage, bool channels_last);
 
 }  // namespace LID_ISA
 }  // namespace lid

@@ -67,10 +67,10 @@ struct LossesFunctions {
 
 #define LID_DECLARE_BLOCKS(isa)                                             \
   namespace isa {                                                           \
-  PoolFunctions<float> float_pool(Storage storage, bool channels_last);     \
-  PoolFunctions<double> double_pool(bool channels_last);                    \
-  LossesFunctions<float> float_losses(Storage storage, bool channels_last); \
-  LossesFunctions<double> double_losses(bool channels_last);                \
+  template <typename T>                                                     \
+  PoolFunctions<T> pool_functions(Storage storage, bool channels_last);     \
+  template <typename T>                                                     \
+  LossesFunctions<T> losses_functions(Storage storage, bool channels_last); \
   }
 LID_DECLARE_BLOCKS(baseline)
 LID_DECLARE_BLOCKS(avx2)

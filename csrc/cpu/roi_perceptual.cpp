@@ -30,12 +30,8 @@ Criterion criterion_of(const std::string& name) {
 
 template <typename T>
 LossesFunctions<T> losses_functions(Storage storage, bool channels_last) {
-  const bool avx2 = instruction_set() >= InstructionSet::avx2;
-  if constexpr (std::is_same_v<T, double>) {
-    return avx2 ? avx2::double_losses(channels_last) : baseline::double_losses(channels_last);
-  } else {
-    return avx2 ? avx2::float_losses(storage, channels_last) : baseline::float_losses(storage, channels_last);
-  }
+  return instruction_set() == InstructionSet::baseline ? baseline::losses_functions<T>(storage, channels_last)
+                                                       : avx2::losses_functions<T>(storage, channels_last);
 }
 
 std::vector<FeatureLevel> checked_levels(const Arguments& a) {

@@ -73,23 +73,18 @@ void losses_backward(const FeatureLevel& level, const ImageBoxes<T>& boxes, int6
   });
 }
 
-template <typename S, typename T>
-LossesFunctions<T> losses_of(bool channels_last) {
-  if (channels_last) return {losses_forward<S, T, ChannelsLast<T>>, losses_backward<S, T, ChannelsLast<T>>};
-  return {losses_forward<S, T, Planar<T>>, losses_backward<S, T, Planar<T>>};
-}
-
 }  // namespace
 
-LossesFunctions<float> float_losses(Storage storage, bool channels_last) {
-  switch (storage) {
-    case Storage::float32: return losses_of<float, float>(channels_last);
-    case Storage::float16: return losses_of<Half, float>(channels_last);
-    default: return losses_of<BFloat16, float>(channels_last);
-  }
+template <typename T>
+LossesFunctions<T> losses_functions(Storage storage, bool channels_last) {
+  return with_storage_of<T, Half, BFloat16>(storage, [&](auto* stored) -> LossesFunctions<T> {
+    using S = std::remove_pointer_t<decltype(stored)>;
+    if (channels_last) return {losses_forward<S, T, ChannelsLast<T>>, losses_backward<S, T, ChannelsLast<T>>};
+    return {losses_forward<S, T, Planar<T>>, losses_backward<S, T, Planar<T>>};
+  });
 }
-
-LossesFunctions<double> double_losses(bool channels_last) { return losses_of<double, double>(channels_last); }
+template LossesFunctions<float> losses_functions(Storage storage, bool channels_last);
+template LossesFunctions<double> losses_functions(Storage storage, bool channels_last);
 
 }  // namespace LID_ISA
 }  // namespace lid
