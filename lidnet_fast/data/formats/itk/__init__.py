@@ -1,1 +1,1 @@
-"""CT volumes in files that SimpleITK reads: MetaImage, NRRD and NIfTI."""
+"""CT volumes in files: MetaImage and NRRD (through ITK), NIfTI (through nibabel)."""

@@ -1,11 +1,12 @@
 """Files of volumes: MetaImage (.mhd, .mha), NRRD (.nrrd, .nhdr) and NIfTI (.nii, .nii.gz)."""
 
 import struct
-import zlib
 from pathlib import Path
 from types import ModuleType
+from typing import cast
 
 import numpy as np
+from isal.igzip_lib import IsalError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from scipy import ndimage
@@ -23,9 +24,9 @@ OUTSIDE_HU = np.nextafter(np.float32(LOWEST_HU), np.float32(-np.inf))
 
 _HIGHEST_FAT_HU = -50
 
-_UNREADABLE = (
-    *(RuntimeError, OSError, EOFError, ValueError, OverflowError, struct.error, zlib.error, HeaderDataError),
-    WrapStructError,
+_UNREADABLE: tuple[type[Exception], ...] = (
+    *(RuntimeError, OSError, EOFError, ValueError, OverflowError, struct.error, HeaderDataError, WrapStructError),
+    cast(type[Exception], IsalError),  # declared as an instance
 )
 
 

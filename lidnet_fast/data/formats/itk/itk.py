@@ -5,16 +5,15 @@ headers are checked before ITK sees them.
 """
 
 import dataclasses
-import gzip
 import math
 import os
 import re
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from isal import igzip, isal_zlib
 
 from lidnet_fast.data.formats.itk.header import VolumeHeader
 from lidnet_fast.errors import InputError
@@ -101,10 +100,10 @@ def _inflated(path: Path, layout: "_Layout", size: int) -> bytes:
     with layout.data.open("rb") as file:
         file.seek(layout.start)
         if _reader(path) == "MetaImageIO":
-            stream = zlib.decompressobj(zlib.MAX_WBITS + 32)  # of zlib or gzip
+            stream = isal_zlib.decompressobj(isal_zlib.MAX_WBITS + 32)  # of zlib or gzip
             content, whole = stream.decompress(file.read(), size + 1), stream.eof
         else:
-            with gzip.GzipFile(fileobj=file) as unpacked:
+            with igzip.IGzipFile(fileobj=file) as unpacked:
                 content, whole = unpacked.read(size + 1), True
     if len(content) != size or not whole:
         raise EOFError(f"its voxels take {size} bytes, which isn't what they unpack to")

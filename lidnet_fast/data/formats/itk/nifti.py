@@ -3,7 +3,6 @@
 ITK reads values that aren't numbers as 0, which is water, and zeros for what is missing at the end of a file.
 """
 
-import gzip
 import logging
 import math
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import BinaryIO, cast
 
 import nibabel
 import numpy as np
+from isal import igzip
 from nibabel.arrayproxy import ArrayProxy
 
 from lidnet_fast.data.formats.itk.header import VolumeHeader
@@ -21,8 +21,6 @@ _TO_DICOM = np.array([-1.0, -1.0, 1.0])
 """NIfTI's coordinates run to the right, the front and the head."""
 _MM = {1: 1e3, 3: 1e-3}
 """Of the units of length that aren't mm."""
-_FASTEST = 1
-"""Of gzip's levels: higher ones take several times as long to make CT a few percent smaller."""
 _DESCRIPTION_BYTES = 79
 _MAX_MORE_BYTES = 1 << 20
 _SILENT = logging.Logger(__name__)
@@ -85,7 +83,7 @@ def write(path: Path, voxels: np.ndarray, like: VolumeHeader, description: str) 
     image = (nibabel.Nifti2Image if two else nibabel.Nifti1Image)(voxels.T, None, header)
     with path.open("wb") as file:
         if is_compressed(path):
-            with gzip.GzipFile("", "wb", _FASTEST, file, mtime=0) as packed:
+            with igzip.IGzipFile("", "wb", fileobj=file, mtime=0) as packed:
                 image.to_stream(packed)
         else:
             image.to_stream(file)
@@ -102,7 +100,7 @@ def is_compressed(path: Path) -> bool:
 
 
 def _opened(path: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path)) if is_compressed(path) else path.open("rb")
+    return cast(BinaryIO, igzip.open(path)) if is_compressed(path) else path.open("rb")
 
 
 def _to_end(file: BinaryIO) -> None:

@@ -80,6 +80,14 @@ def test_geometry_is_that_of_itk(tmp_path, codes):
     np.testing.assert_allclose(header.directions, np.array(image.GetDirection()).reshape(3, 3).T, atol=1e-5)
 
 
+def test_a_file_beside_one_of_the_same_stem(tmp_path):
+    """ITK reads a.nii where it is told a.nii.gz."""
+    for value, name in enumerate(("a.nii", "a.nii.gz", "b.nii.gz")):
+        save(tmp_path / name, np.full((5, 4, 3), value, np.int16))
+        assert (read_voxels(tmp_path / name) == value).all()
+    assert (read_voxels(tmp_path / "a.nii") == 0).all()
+
+
 def test_units(tmp_path):
     save(tmp_path / "a.nii", np.zeros((5, 4, 3), np.int16), xyzt_units=3)
     assert read_header(tmp_path / "a.nii").spacing == pytest.approx((0.0008, 0.0007, 0.0025))
