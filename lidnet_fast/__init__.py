@@ -30,6 +30,7 @@ Several losses, balanced by their gradients:
 """
 
 from . import backend
+from .errors import InputWarning
 from .functional import (
     MultiLossOutput,
     combine_gradients,
@@ -43,9 +44,11 @@ from .functional import (
     roi_windows,
 )
 from .losses import MultiLoss, ROIPerceptualLoss
-from .multitask import mtl_backward
+from .multitask import MTLBackwardOutput, mtl_backward
 
 __all__ = [
+    "InputWarning",
+    "MTLBackwardOutput",
     "MultiLoss",
     "MultiLossOutput",
     "ROIPerceptualLoss",

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from lidnet_fast._plausibility import has_values, warn_of_boxes
 from lidnet_fast._tensors import compute_dtype, in_forward_mode
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -116,8 +117,10 @@ def check_pyramid(inputs: Mapping[str, Tensor], image_sizes: Sequence[tuple[int,
     return height
 
 
-def as_rois(boxes: Boxes, input: Tensor, spatial_scale: float = 1.0) -> Tensor:
+def as_rois(boxes: Boxes, input: Tensor, spatial_scale: float = 1.0, *, outside: str = "keep") -> Tensor:
     """Boxes checked against `input` and brought to one form: contiguous, in the dtype of the arithmetic, detached.
+
+    Warns of boxes that hardly lie where they were meant to.
 
     Args:
         boxes: For `input` [N, C, H, W] Tensor[K, 5] of (batch index, x1, y1, x2, y2), or N Tensors [L_i, 4] of
@@ -125,6 +128,7 @@ def as_rois(boxes: Boxes, input: Tensor, spatial_scale: float = 1.0) -> Tensor:
             [L_i, 6].
         input: Gives the batch size, the device and, by `compute_dtype`, the dtype.
         spatial_scale: What the op multiplies coordinates by; they must stay finite.
+        outside: "keep" or "ignore"; the second needs no warning of boxes outside.
 
     Returns:
         Tensor[K, 5] or Tensor[K, 7].
@@ -134,7 +138,9 @@ def as_rois(boxes: Boxes, input: Tensor, spatial_scale: float = 1.0) -> Tensor:
     if isinstance(boxes, Tensor):
         _check_box_tensor("boxes", boxes, width, input)
         rois = boxes.detach().to(dtype).contiguous()
-        _check_box_values(rois, images, spatial_scale, None)
+        ends = _check_box_values(rois, images, spatial_scale, None)
+        if ends is not None:
+            warn_of_boxes(rois, ends, input.shape[2:], spatial_scale, outside=outside == "keep")
         return rois
     if not isinstance(boxes, Sequence):
         raise TypeError(
@@ -148,7 +154,9 @@ def as_rois(boxes: Boxes, input: Tensor, spatial_scale: float = 1.0) -> Tensor:
         corners = of_image.detach().to(dtype)
         parts.append(torch.cat((corners.new_full((corners.shape[0], 1), number), corners), dim=1))
     rois = torch.cat(parts)
-    _check_box_values(rois, images, spatial_scale, [of_image.shape[0] for of_image in boxes])
+    ends = _check_box_values(rois, images, spatial_scale, [of_image.shape[0] for of_image in boxes])
+    if ends is not None:
+        warn_of_boxes(rois, ends, input.shape[2:], spatial_scale, outside=outside == "keep")
     return rois
 
 
@@ -277,20 +285,33 @@ def _check_box_tensor(name: str, boxes: Tensor, width: int, input: Tensor) -> No
     check_constant(name, boxes)
 
 
-def _check_box_values(rois: Tensor, images: int, spatial_scale: float, lengths: Sequence[int] | None) -> None:
-    """The values of `rois` [K, 5] or [K, 7]; `lengths` is how many boxes each image gave, if they came as a list."""
+def _check_box_values(
+    rois: Tensor, images: int, spatial_scale: float, lengths: Sequence[int] | None
+) -> tuple[list[float], list[float]] | None:
+    """The values of `rois` [K, 5] or [K, 7]; `lengths` is how many boxes each image gave, if they came as a list.
+
+    Returns:
+        The least and the largest value of each column, where they can be read and there are some.
+    """
     largest = torch.finfo(rois.dtype).max / max(spatial_scale, 1.0)
     axes = "xyz"[: rois.shape[1] // 2]
     index, lower, upper = rois[:, 0], rois[:, 1 : 1 + len(axes)], rois[:, 1 + len(axes) :]
+    # The rules below, of the columns' ends alone, in half the time; NaN fails every comparison.
+    if has_values(rois) and len(rois):
+        least, most = (ends.tolist() for ends in torch.aminmax(rois, dim=0))
+        finite_ends = min(least[1:]) > -largest and max(most[1:]) < largest
+        whole = lengths is not None or torch.equal(index, index.floor())
+        if finite_ends and least[0] >= 0 and most[0] < images and whole and float((upper - lower).min()) >= 0:
+            return least, most
     ordered, finite = upper >= lower, rois[:, 1:].abs() < largest
     present = (index >= 0) & (index < images) & (index == index.floor())
     sound = ordered.all() & finite.all() & present.all()
     rule = " and ".join(f"{axis}2 >= {axis}1" for axis in axes)
     if not _values_can_be_read(rois):
         _assert_on_device(sound, f"boxes must have finite coordinates, {rule} and integer batch indices of the input")
-        return
+        return None
     if bool(sound):
-        return
+        return None
     finite = finite.all(1)
     wrong = ~(finite & ordered.all(1))
     row = int((wrong if bool(wrong.any()) else ~present).nonzero()[0])

@@ -1,4 +1,4 @@
-"""The one exception that a user's input can cause; the command line prints it as one line and exits with 2."""
+"""What a user's input can cause: an exception, which the command line prints as one line (status 2), or a warning."""
 
 from lidnet_fast.urls import without_secrets
 
@@ -11,3 +11,11 @@ class InputError(ValueError):
 
     def __init__(self, message: object) -> None:
         super().__init__(without_secrets(str(message)))
+
+
+class InputWarning(UserWarning):
+    """An argument works but is hardly what was meant, such as boxes outside the image.
+
+    By default Python shows each kind once for each line that causes it, whatever numbers it names. To switch them off:
+    `warnings.filterwarnings("ignore", category=lidnet_fast.InputWarning)`.
+    """

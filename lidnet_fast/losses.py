@@ -2,8 +2,8 @@
 
 import logging
 import math
-import warnings
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from . import functional as fast
 from ._checks import Boxes, _is_batched, as_box_weights, as_rois, check_choice, check_float, check_pair, check_positive
+from ._plausibility import boxes_inside
 from ._tensors import compute_dtype
 from .extractors.cache import FeatureCache
-from .extractors.layers import LayerExtractor, spatial_scale
-from .extractors.networks import node_names
+from .extractors.layers import LayerExtractor, feature_variance, spatial_scale
 from .extractors.windowed import WindowBatch, WindowedExtractor
 from .extractors.windows import Plan
 from .functional import MultiLossOutput
-from .functional._pooling import reduce_boxes
+from .functional._pooling import Pooling, reduce_boxes
+from .functional.roi import OUTSIDE, compare_boxes
 
 __all__ = ["MultiLoss", "ROIPerceptualLoss"]
 
@@ -41,8 +42,9 @@ class ROIPerceptualLoss(nn.Module):
     Args:
         extractor: Network whose features are compared; any module that torch.fx can trace (`extractors.load_network`
             gives torchvision's by name; of a torchvision detector, its `backbone`).
-        layers: Name of a layer, names (each of weight 1), or name -> weight; nodes of the network, and of a VGG
-            "relu3_4" and the like too.
+        layers: Name of a layer, names (each of weight 1), or name -> weight; `extractors.layer_names(extractor)` lists
+            them. Of a VGG, and of a part of its `features`, "relu3_4" and the like too; numbers are the names of a
+            `Sequential`'s modules.
         halo: "exact": windows with the whole receptive field; the layers must have finite ones. "auto": the
             same, and whole images where a layer has none. "whole": whole images, to compare with.
         output_size: As in `functional.roi_perceptual_loss`, like the four that follow.
@@ -50,15 +52,23 @@ class ROIPerceptualLoss(nn.Module):
         aligned: Whether the boxes are in pixel-edge coordinates.
         criterion: "mse", "l1", "smooth_l1" or "charbonnier".
         reduction: "none", "sum" or "mean" over the boxes.
-        mean: Per channel, subtracted from the images before the extractor; None for nothing. A network trained on
-            ImageNet expects its mean and std on images in [0, 1].
-        std: Per channel, divides the images after that; None for nothing.
+        outside: As in `functional.roi_perceptual_loss`.
+        mean: Per channel, subtracted from the images before the extractor; None for nothing. "imagenet" is the mean and
+            the std that a network trained on ImageNet expects, for images in [0, 1].
+        std: Per channel, divides the images after that; None for nothing. On the CPU an `InputWarning` tells if the
+            normal-dose images are far from what they suit.
+        normalise_by: Normal-dose images, as `forward` takes them in one Tensor. Each layer's loss is divided by the
+            variance of its features of these images (the mean over channels), so that a weight means the same at every
+            layer and for every network, and the same as the trainer's `roi_perceptual`. None for no division.
+        save_extractor: Whether `state_dict` holds the frozen network; without it the module loads such a state dict,
+            and keeps the network that it was made with.
         compiled: Put the networks of the windows through torch.compile, one for each kind of window; on CUDA they are
             captured as CUDA graphs.
         cache_mib: Memory in MiB for normal-dose features of windows, for calls with `sample_ids`; 0 for no cache.
 
     Attributes:
         cache: The `extractors.FeatureCache`, which knows its hit rate (also logged, level DEBUG), or None.
+        variances: Tensor[layers] by which the layers' losses are divided, or None.
 
     Raises:
         TypeError: If the extractor isn't a module.
@@ -66,10 +76,12 @@ class ROIPerceptualLoss(nn.Module):
             finite receptive field (naming what it depends on) unless `halo` is "auto", or a bad option.
     """
 
+    variances: Tensor | None
+
     def __init__(
         self,
         extractor: nn.Module,
-        layers: str | Sequence[str] | Mapping[str, float],
+        layers: str | int | Sequence[str | int] | Mapping[str | int, float],
         halo: str = "exact",
         *,
         output_size: int | tuple[int, ...] = 7,
@@ -77,17 +89,20 @@ class ROIPerceptualLoss(nn.Module):
         aligned: bool = True,
         criterion: str = "mse",
         reduction: str = "mean",
-        mean: Sequence[float] | None = None,
+        outside: str = "keep",
+        mean: Sequence[float] | str | None = None,
         std: Sequence[float] | None = None,
+        normalise_by: Tensor | None = None,
+        save_extractor: bool = True,
         compiled: bool = False,
         cache_mib: float = 0,
     ) -> None:
         super().__init__()
         check_choice("halo", halo, HALOS)
+        check_choice("outside", outside, OUTSIDE)
         if cache_mib < 0:
             raise ValueError(f"cache_mib must be at least 0, got {cache_mib}")
-        weights = _layer_weights(layers)
-        self.layer_weights = dict(zip(node_names(extractor, weights), weights.values(), strict=True))
+        self.layer_weights = _layer_weights(layers)
         self.extractor = LayerExtractor(extractor, self.layer_weights, mean=mean, std=std)
         self.output_size = fast.check_pooling(
             output_size, sampling_ratio, criterion, reduction, dimensions=self.extractor.dimensions
@@ -97,8 +112,15 @@ class ROIPerceptualLoss(nn.Module):
         self.aligned = aligned
         self.criterion = criterion
         self.reduction = reduction
+        self.outside = outside
         self.cache = FeatureCache(cache_mib) if cache_mib else None
-        self._warned = False
+        with torch.no_grad():
+            features = {} if normalise_by is None else self.extractor(normalise_by)
+        variances = [feature_variance(of_layer) for of_layer in features.values()]
+        self.register_buffer("variances", torch.stack(variances) if variances else None)
+        if not save_extractor:
+            self.register_state_dict_post_hook(_leave_out_extractor)
+            self.register_load_state_dict_pre_hook(_keep_extractor)
         self._no_windows = 'halo="whole"'
         self.windows: WindowedExtractor | None = None
         for layer, strides in self.extractor.strides.items():
@@ -162,7 +184,8 @@ class ROIPerceptualLoss(nn.Module):
         sample_ids: Sequence[Hashable] | None,
     ) -> Tensor:
         if not isinstance(denoised, list | tuple):
-            return self._of_batch(denoised, normal_dose, boxes, box_weights, sample_ids, self.reduction)  # type: ignore[arg-type]
+            of_batch = self._of_batch(denoised, normal_dose, boxes, box_weights, sample_ids)  # type: ignore[arg-type]
+            return reduce_boxes(of_batch.losses, of_batch.weights, self.reduction, of_batch.counted)
         if isinstance(boxes, Tensor) or not len(denoised) == len(normal_dose) == len(boxes) > 0:
             raise ValueError("lists of images need as many normal-dose images and Tensors of boxes, at least one")
         pairs = []
@@ -174,7 +197,7 @@ class ROIPerceptualLoss(nn.Module):
         denoised, normal_dose = ([pair[side][0] for pair in pairs] for side in range(2))
         starts = np.cumsum([0, *(len(of_image) for of_image in boxes)])
         weights = as_box_weights(box_weights, denoised[0].new_empty(starts[-1], dtype=compute_dtype(denoised[0].dtype)))
-        losses, rows = [], []
+        parts, rows = [], []
         for shape in dict.fromkeys(image.shape for image in denoised):
             members = [number for number, image in enumerate(denoised) if image.shape == shape]
             of_shape = self._of_batch(
@@ -183,11 +206,12 @@ class ROIPerceptualLoss(nn.Module):
                 [boxes[n] for n in members],
                 None,
                 None if sample_ids is None else [sample_ids[n] for n in members],
-                "none",
             )
-            losses.append(of_shape)
+            parts.append(of_shape)
             rows += [row for n in members for row in range(starts[n], starts[n + 1])]
-        return reduce_boxes(_in_order(losses, rows), weights, self.reduction)
+        losses = _in_order([part.losses for part in parts], rows)
+        counted = [part.counted for part in parts if part.counted is not None]
+        return reduce_boxes(losses, weights, self.reduction, _in_order(counted, rows) if counted else None)
 
     def _of_batch(
         self,
@@ -196,15 +220,17 @@ class ROIPerceptualLoss(nn.Module):
         boxes: Boxes,
         box_weights: Tensor | None,
         sample_ids: Sequence[Hashable] | None,
-        reduction: str,
-    ) -> Tensor:
+    ) -> "_BoxLosses":
         denoised, normal_dose = self._accepted(denoised, normal_dose, "denoised", "normal_dose")
-        rois = _rois_on_host(boxes, denoised)
+        rois = _rois_on_host(boxes, denoised, self.outside)
         weights = as_box_weights(box_weights, denoised.new_empty(len(rois), dtype=rois.dtype))
         if sample_ids is not None and len(sample_ids) != len(denoised):
             raise ValueError(f"sample_ids must have one for each image, {len(denoised)}, got {len(sample_ids)}")
-        self._warn_of_boxes_outside(rois, denoised.shape[2:])
-        return reduce_boxes(self._losses(denoised, normal_dose, rois, sample_ids), weights, reduction)
+        self.extractor.warn_of_images(normal_dose, "normal_dose")
+        counted = None
+        if self.outside == "ignore":
+            counted = boxes_inside(rois, denoised.shape[2:]).to(denoised.device)
+        return _BoxLosses(self._losses(denoised, normal_dose, rois, sample_ids), weights, counted)
 
     def _accepted(self, denoised: Tensor, normal_dose: Tensor, name: str, target_name: str) -> tuple[Tensor, Tensor]:
         """Images checked and of one dtype: the extractor's, or with autocast what they promote to."""
@@ -228,13 +254,18 @@ class ROIPerceptualLoss(nn.Module):
             images: In the batch; needed for boxes that aren't a list.
 
         Raises:
+            TypeError: If `image_size` isn't numbers.
             ValueError: As `forward`.
         """
+        if not isinstance(image_size, Sequence) or not all(isinstance(side, int) for side in image_size):
+            raise TypeError(f"image_size must be (H, W) or (D, H, W), then boxes; got {_brief(image_size)}")
         count = len(boxes) if not isinstance(boxes, Tensor) else images
         if count is None:
             raise ValueError("images must be given for boxes that aren't a list")
         return self._plan(
-            _rois_on_host(boxes, torch.empty((), device="cpu").expand(count, 1, *image_size)), image_size, count
+            _rois_on_host(boxes, torch.empty((), device="cpu").expand(count, 1, *image_size), self.outside),
+            image_size,
+            count,
         )
 
     def _plan(self, rois: Tensor, image_size: Sequence[int], images: int, share_kinds: bool = True) -> Plan:
@@ -262,9 +293,9 @@ class ROIPerceptualLoss(nn.Module):
             local = rois[of_whole]
             local[:, 0] = torch.from_numpy(np.searchsorted(images, _array(local[:, 0]))).to(local.dtype)
             chosen = slice(None) if len(images) == len(denoised) else torch.tensor(images, device=denoised.device)
-            inputs = self.extractor(denoised[chosen])
+            inputs = self.extractor.features(denoised[chosen])
             with torch.no_grad():
-                targets = self.extractor(normal_dose[chosen])
+                targets = self.extractor.features(normal_dose[chosen])
             parts.append(self._compare(inputs, targets, dict.fromkeys(inputs, local), denoised.shape[2:]))
             rows += of_whole.tolist()
         return _in_order(parts, rows)
@@ -322,22 +353,15 @@ class ROIPerceptualLoss(nn.Module):
         image_size: Sequence[int],
     ) -> Tensor:
         """The loss of each box from the features that hold it."""
-        losses = [
-            weight
-            * fast.roi_perceptual_loss(
-                inputs[layer],
-                targets[layer],
-                rois[layer].to(inputs[layer].device),
-                self.output_size,
-                self._scale(layer, inputs[layer].shape[2:], image_size),
-                self.sampling_ratio,
-                self.aligned,
-                criterion=self.criterion,
-                reduction="none",
-            )
-            for layer, weight in self.layer_weights.items()
-        ]
-        return torch.stack(losses).sum(0)
+        losses = []
+        for layer, weight in self.layer_weights.items():
+            features = inputs[layer]
+            scale = self._scale(layer, features.shape[2:], image_size)
+            pooling = Pooling(None, [scale], self.output_size, self.sampling_ratio, self.aligned)
+            local = rois[layer].to(features.device, compute_dtype(features.dtype))
+            losses.append(weight * compare_boxes([features], [targets[layer]], local, pooling, self.criterion))
+        together = torch.stack(losses)
+        return (together if self.variances is None else together / self.variances[:, None]).sum(0)
 
     def _scale(self, layer: str, feature_size: Sequence[int], image_size: Sequence[int]) -> float:
         """Cells of a layer per pixel."""
@@ -346,28 +370,22 @@ class ROIPerceptualLoss(nn.Module):
             return 1 / self.windows.stride(layer)
         return spatial_scale(feature_size, image_size) if strides is None else float(1 / strides[0])
 
-    def _warn_of_boxes_outside(self, rois: Tensor, image_size: Sequence[int]) -> None:
-        if self._warned or not len(rois):
-            return
-        axes = len(image_size)
-        sides = torch.tensor(image_size[::-1], device="cpu")
-        outside = ((rois[:, 1 + axes :] <= 0) | (rois[:, 1 : 1 + axes] >= sides)).any(1)
-        if bool(outside.all()):
-            self._warned = True
-            warnings.warn(
-                f"all boxes lie outside the images of {' x '.join(map(str, image_size))} pixels, the first at "
-                f"{tuple(rois[0, 1:].tolist())}: are they in pixels of these images? (said once)",
-                stacklevel=3,
-            )
-
     def extra_repr(self) -> str:
         """Layers with their weights, and the options."""
         layers = ", ".join(f"{layer}: {weight:g}" for layer, weight in self.layer_weights.items())
         return (
             f"layers={{{layers}}}, halo={self.halo!r}, output_size={self.output_size}, "
             f"sampling_ratio={self.sampling_ratio}, aligned={self.aligned}, criterion={self.criterion!r}, "
-            f"reduction={self.reduction!r}"
+            f"reduction={self.reduction!r}, outside={self.outside!r}"
         )
+
+
+class _BoxLosses(NamedTuple):
+    """Of each box of a batch, [K]: its loss, its weight and whether it counts; None for all alike."""
+
+    losses: Tensor
+    weights: Tensor | None
+    counted: Tensor | None
 
 
 class MultiLoss(nn.Module):
@@ -375,20 +393,23 @@ class MultiLoss(nn.Module):
 
     Args:
         weights: Term -> weight; "l1", "mse", "charbonnier", "ssim", "ms_ssim", "edge", "tv".
-        roi_weight: Weight of a pixel inside the boxes, for l1, mse and charbonnier.
+        roi_weight: Weight of a pixel inside the boxes, for l1, mse and charbonnier; the module needs boxes then.
         data_range: Largest minus smallest possible pixel value, for ssim and ms_ssim.
 
     Raises:
         ValueError: For an unknown term or a bad option.
     """
 
-    def __init__(self, weights: Mapping[str, float], *, roi_weight: float = 1.0, data_range: float = 1.0) -> None:
+    def __init__(
+        self, weights: Mapping[str, float], *, roi_weight: float | None = None, data_range: float = 1.0
+    ) -> None:
         super().__init__()
         fast.check_term_weights(weights)
-        check_positive("roi_weight", roi_weight)
+        if roi_weight is not None:
+            check_positive("roi_weight", roi_weight)
         check_positive("data_range", data_range)
         self.weights = {name: float(weight) for name, weight in weights.items()}
-        self.roi_weight = float(roi_weight)
+        self.roi_weight = None if roi_weight is None else float(roi_weight)
         self.data_range = float(data_range)
 
     def forward(self, denoised: Tensor, normal_dose: Tensor, boxes: Boxes | None = None) -> MultiLossOutput:
@@ -397,7 +418,7 @@ class MultiLoss(nn.Module):
         Args:
             denoised: Images [N, C, H, W] or volumes [N, C, D, H, W]. Differentiable.
             normal_dose: As `denoised`; gets no gradient, so it mustn't require one.
-            boxes: As in `functional.multi_loss`.
+            boxes: As in `functional.multi_loss`; with `roi_weight` only, and always then.
 
         Raises:
             TypeError: As `functional.multi_loss`.
@@ -431,7 +452,7 @@ def _leave_out_of_graphs() -> bool:
 _leave_out_of_graphs._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _rois_on_host(boxes: Boxes, images: Tensor) -> Tensor:
+def _rois_on_host(boxes: Boxes, images: Tensor, outside: str) -> Tensor:
     """`as_rois` on the CPU, wherever boxes and images are."""
     for part in (boxes,) if isinstance(boxes, Tensor) else boxes if isinstance(boxes, Sequence) else ():
         if isinstance(part, Tensor) and (part.is_meta or _is_batched(part)):
@@ -444,7 +465,7 @@ def _rois_on_host(boxes: Boxes, images: Tensor) -> Tensor:
         boxes = boxes.cpu()
     elif isinstance(boxes, Sequence):
         boxes = [of_image.cpu() if isinstance(of_image, Tensor) else of_image for of_image in boxes]
-    return as_rois(boxes, torch.empty((), dtype=images.dtype, device="cpu").expand(images.shape))
+    return as_rois(boxes, torch.empty((), dtype=images.dtype, device="cpu").expand(images.shape), outside=outside)
 
 
 def _array(values: Tensor) -> np.ndarray:
@@ -454,17 +475,30 @@ def _array(values: Tensor) -> np.ndarray:
         return values.numpy()
 
 
+def _leave_out_extractor(module: ROIPerceptualLoss, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    for key in module.extractor.state_dict(prefix=f"{prefix}extractor."):
+        del state[key]
+
+
+def _keep_extractor(module: ROIPerceptualLoss, state: dict[str, Any], prefix: str, *further: Any) -> None:
+    state.update({**module.extractor.state_dict(prefix=f"{prefix}extractor."), **state})
+
+
+def _brief(value: object) -> str:
+    return f"Tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r}"[:60]
+
+
 def _in_order(losses: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
     """The losses in the order of the boxes; the parts, one after the other, hold those of the boxes `rows`."""
     together = torch.cat(list(losses))
     return together[torch.tensor(rows, dtype=torch.int64, device=together.device).argsort()]
 
 
-def _layer_weights(layers: str | Sequence[str] | Mapping[str, float]) -> dict[str, float]:
+def _layer_weights(layers: str | int | Sequence[str | int] | Mapping[str | int, float]) -> dict[str, float]:
     if isinstance(layers, Mapping):
         weights = {str(layer): float(weight) for layer, weight in layers.items()}
     else:
-        weights = dict.fromkeys((layers,) if isinstance(layers, str) else layers, 1.0)
+        weights = dict.fromkeys(map(str, (layers,) if isinstance(layers, str | int) else layers), 1.0)
     for layer, weight in weights.items():
         if not math.isfinite(weight):
             raise ValueError(f"layers[{layer!r}] must be a finite weight, got {weight}")

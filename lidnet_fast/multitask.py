@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .functional import combine_gradients, gradient_gramian
+from .functional import MultiLossOutput, combine_gradients, gradient_gramian
 
 __all__ = ["MTLBackwardOutput", "Weighting", "mtl_backward"]
 
@@ -51,8 +51,14 @@ def mtl_backward(
     `shared` with sum over t of w_t g_t. Parameters below `shared` accumulate the result in `.grad`, as after
     `loss.backward()`; those between `shared` and a loss get nothing. The graph is freed.
 
+        denoised = denoiser(low_dose)
+        pixels = multi_loss(denoised, normal_dose, {"mse": 1.0, "ssim": 0.1})
+        mtl_backward({"pixels": pixels.total, "lesions": loss(denoised, normal_dose, boxes)}, denoised, "upgrad")
+        optimizer.step()
+
     Args:
-        losses: T scalars, each depending on `shared`; their names, if any, are for error messages.
+        losses: T scalars, each depending on `shared`, such as `multi_loss`'s `total`; names, if any, are for error
+            messages.
         shared: Floating-point tensor that requires a gradient, a leaf or not.
         weighting: "sum" (w = 1, the plain sum's gradient), "mean" (w = 1 / T), or a weighting from TorchJD (Quinton and
             Rey, "Jacobian Descent for Multi-Objective Optimization", arXiv:2406.16232) by name: "upgrad", "dualproj"
@@ -70,6 +76,8 @@ def mtl_backward(
             gradient, the weighting is unknown, or its result doesn't have shape [T].
         ImportError: If the weighting needs a package that isn't installed.
     """
+    if isinstance(losses, MultiLossOutput):
+        raise TypeError("losses must be several, got one MultiLossOutput. To fix: pass [its .total, further losses]")
     named = dict(losses) if isinstance(losses, Mapping) else {str(n): loss for n, loss in enumerate(losses)}
     _check(named, shared)
     weigh = _resolve(weighting)
@@ -107,11 +115,15 @@ def _check(losses: Mapping[str, Tensor], shared: Tensor) -> None:
         raise ValueError("shared must require a gradient, got one that doesn't")
     for name, loss in losses.items():
         if not isinstance(loss, Tensor):
-            raise TypeError(f"losses[{name}] must be a Tensor, got {type(loss).__name__}")
+            total = ". To fix: pass its .total" if isinstance(loss, MultiLossOutput) else ""
+            raise TypeError(f"losses[{name}] must be a Tensor, got {type(loss).__name__}{total}")
         if loss.ndim:
             raise ValueError(f"losses[{name}] must be a scalar, got shape {tuple(loss.shape)}")
         if not loss.requires_grad:
-            raise ValueError(f"losses[{name}] must depend on shared, got one without a graph")
+            raise ValueError(
+                f"losses[{name}] must depend on shared, got one without a graph. To fix: of multi_loss, take `total`; "
+                "its `terms` are detached"
+            )
 
 
 def _gradients(losses: Mapping[str, Tensor], shared: Tensor) -> Tensor:

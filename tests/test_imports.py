@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1] / "lidnet_fast"
 FLOORS = (
     {"urls"},
     {"errors", "_constants", "_tensors"},
-    {"reference"},
+    {"reference", "_plausibility"},
     {"files", "_checks", "kernels", "device", "build_record", "strangers_text", "_C", "_C_cuda", "__version__"},
     {"ops", "progress", "runtime"},
     {"backend"},

@@ -6,24 +6,48 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from itertools import chain
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
-__all__ = ["LayerExtractor", "layer_names", "spatial_scale"]
+from lidnet_fast._plausibility import warn_of_range
+from lidnet_fast._tensors import compute_dtype
+
+from .networks import paper_names
+
+if TYPE_CHECKING:
+    from .tracing import Trace
+
+__all__ = ["LayerExtractor", "feature_variance", "layer_names", "spatial_scale"]
+
+# What networks trained on ImageNet expect of images in [0, 1].
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# So many standard deviations does an image of the whole range spread over: 1 / 0.225 of ImageNet's.
+_SPREAD = 4.5
 
 
 def layer_names(network: nn.Module) -> list[str]:
-    """Names that `LayerExtractor` knows for this network: the nodes of its graph and the modules around them.
+    """Names of layers that `LayerExtractor` and `ROIPerceptualLoss` know for this network.
+
+    They are the nodes of its graph and the modules around them, as torchvision names them. Of a VGG, and of the first
+    part of its `features`, the names of its paper stand first: "conv3_4", "relu3_4", "pool3".
 
     Raises:
         ValueError: If torch.fx can't trace the network.
     """
+    return list(_traced(network).nodes)
+
+
+def _traced(network: nn.Module) -> "Trace":
+    """A frozen copy's graph, with all names of its layers."""
     # Imported here: it brings torchvision, which takes seconds, and `import lidnet_fast` stays light.
     from .tracing import trace
 
-    return list(trace(_frozen_copy(network)).nodes)
+    traced = trace(_frozen_copy(network))
+    of_paper = {name: traced.nodes[node] for name, node in paper_names(network).items()}
+    traced.nodes = of_paper | traced.nodes
+    return traced
 
 
 def spatial_scale(feature_size: Sequence[int], image_size: Sequence[int]) -> float:
@@ -46,6 +70,12 @@ def spatial_scale(feature_size: Sequence[int], image_size: Sequence[int]) -> flo
     return 2.0 ** -exponents.pop()
 
 
+def feature_variance(features: Tensor) -> Tensor:
+    """The variance of features [N, C, ...] over images and places, a scalar: the mean of the channels'."""
+    features = features.to(compute_dtype(features.dtype))
+    return features.var((0, *range(2, features.ndim))).mean().clamp_min(1e-12)
+
+
 # Spatial dimensions -> images, features.
 _LAYOUTS = {2: ("[N, C, H, W]", "[N, C, h, w]"), 3: ("[N, C, D, H, W]", "[N, C, d, h, w]")}
 
@@ -60,9 +90,10 @@ class LayerExtractor(nn.Module):
 
     Args:
         network: Any module that torch.fx can trace and that takes images alone.
-        layers: Names out of `layer_names(network)`, torchvision's node names (`features.17` of VGG19 is relu3_4); a
-            module's name stands for what it returns.
-        mean: Subtracted from each channel before the network; None for nothing.
+        layers: Names out of `layer_names(network)`; a module's name stands for what it returns, and a number for the
+            module of that name.
+        mean: Subtracted from each channel before the network; None for nothing. "imagenet": ImageNet's mean and std,
+            for images in [0, 1].
         std: Divides each channel after that; None for nothing.
 
     Attributes:
@@ -81,18 +112,20 @@ class LayerExtractor(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        layers: Iterable[str],
+        layers: Iterable[str | int],
         *,
-        mean: Sequence[float] | None = None,
+        mean: Sequence[float] | str | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(network, nn.Module):
             raise TypeError(f"extractor must be a torch.nn.Module, got {type(network).__name__}")
-        from .tracing import trace  # here, as in `layer_names`
-
-        self.layers = tuple(layers)
-        traced = trace(_frozen_copy(network))
+        self.layers = tuple(map(str, layers))
+        if isinstance(mean, str):
+            if mean != "imagenet" or std is not None:
+                raise ValueError(f'mean must be numbers, or "imagenet" without std, got {mean!r} and std {std!r}')
+            mean, std = IMAGENET_MEAN, IMAGENET_STD
+        traced = _traced(network)
         _check_layers(self.layers, list(traced.nodes))
         self.network = traced.extract(self.layers)
         first = next((module for module in self.network.modules() if isinstance(module, nn.Conv2d | nn.Conv3d)), None)
@@ -102,6 +135,7 @@ class LayerExtractor(nn.Module):
         self.register_buffer("std", self._per_channel("std", std))
         if std is not None and min(std) <= 0:
             raise ValueError(f"std must be above 0, got {tuple(std)}")
+        self._largest_std = None if std is None else float(max(std))
         grids = probe(self.network, self.layers, self.channels or 1, self.dimensions)
         self.strides = {layer: grid and grid.strides for layer, grid in grids.items()}
         _channels_first(self.network, {layer: grid.dims for layer, grid in grids.items() if grid})
@@ -131,6 +165,11 @@ class LayerExtractor(nn.Module):
             TypeError: If the images are of a longer dtype than the network.
             ValueError: If the images have neither one channel nor the network's, or a layer isn't a feature map.
         """
+        self.warn_of_images(images, "images")
+        return self.features(images)
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """`forward` without the warning."""
         images = self.accepted(images)
         features = self.network(prepare_images(images, self.channels, self.mean, self.std))
         for layer in self.layers:
@@ -164,9 +203,17 @@ class LayerExtractor(nn.Module):
             )
         return images.to(dtype)
 
+    def warn_of_images(self, images: Tensor, name: str) -> None:
+        """Warn of images far from what `mean` and `std` suit, on the CPU only."""
+        if self._largest_std is not None:
+            remedy = "scale the images, or give the mean and std of images like them"
+            warn_of_range(images, name, _SPREAD * self._largest_std, "mean and std suit a range of {}", remedy)
+
     def _per_channel(self, name: str, values: Sequence[float] | None) -> Tensor | None:
         if values is None:
             return None
+        if not isinstance(values, Sequence | Tensor):
+            raise TypeError(f"{name} must be one number per channel, such as ({values},), got {values!r}")
         if self.channels is not None and len(values) != self.channels:
             raise ValueError(
                 f"{name} must have one value per channel of the extractor, {self.channels}, got {len(values)}"

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-__all__ = ["load_network", "network_and_layers", "node_names", "outline_network"]
+__all__ = ["load_network", "network_and_layers", "node_names", "outline_network", "paper_names"]
 
 
 def network_and_layers(name: str) -> tuple[str, list[str]]:
@@ -92,17 +92,28 @@ def _is_file(weights: object) -> bool:
 
 
 def node_names(network: nn.Module, layers: Iterable[str]) -> list[str]:
-    """Names of the nodes behind layers: of a torchvision VGG, conv3_4, relu3_4 and pool3 too (Simonyan, Zisserman)."""
-    from torchvision.models import VGG
-
-    names = _vgg_names(network) if isinstance(network, VGG) else {}
+    """Names of the nodes behind layers, which may have the names of VGG's paper."""
+    names = paper_names(network)
     return [names.get(layer, layer) for layer in layers]
 
 
-def _vgg_names(network: nn.Module) -> dict[str, str]:
+def paper_names(network: nn.Module) -> dict[str, str]:
+    """Layer -> node, of a VGG or of the first part of its `features`; the names are Simonyan and Zisserman's."""
+    from torchvision.models import VGG
+
+    if isinstance(network, VGG):
+        return _vgg_names(network.features, "features.")
+    kinds = (nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.BatchNorm2d)
+    if not isinstance(network, nn.Sequential) or not all(isinstance(module, kinds) for module in network):
+        return {}
+    from_the_start = isinstance(network[0], nn.Conv2d) and network[0].in_channels in (1, 3)
+    return _vgg_names(network, "") if from_the_start else {}
+
+
+def _vgg_names(features: Iterable[nn.Module], prefix: str) -> dict[str, str]:
     names, block, number = {}, 1, 0
-    for index, module in enumerate(network.features):  # type: ignore[arg-type]
-        node = f"features.{index}"
+    for index, module in enumerate(features):
+        node = f"{prefix}{index}"
         if isinstance(module, nn.Conv2d):
             number += 1
             names[f"conv{block}_{number}"] = node

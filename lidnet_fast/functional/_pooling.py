@@ -48,10 +48,15 @@ def pool_pyramid(
         canonical_scale: s0 of `assign_levels`.
         canonical_level: k0 of `assign_levels`.
     """
-    # A level's stride is 2**exponent: the nearest power of two, from the heights, as torchvision infers it.
-    exponents = [-round(math.log2(level.shape[2] / image_height)) for level in inputs]
-    levels = assign_levels(rois, exponents[0], exponents[-1], canonical_scale, canonical_level)
-    return Pooling(levels, [2.0**-exponent for exponent in exponents], output_size, sampling_ratio, aligned)
+    scales = [level_scale(level, image_height) for level in inputs]
+    finest, coarsest = (-round(math.log2(scale)) for scale in (scales[0], scales[-1]))
+    levels = assign_levels(rois, finest, coarsest, canonical_scale, canonical_level)
+    return Pooling(levels, scales, output_size, sampling_ratio, aligned)
+
+
+def level_scale(level: Tensor, image_height: int) -> float:
+    """Cells per pixel of a level: the nearest power of two, from the heights, as torchvision infers it."""
+    return 2.0 ** round(math.log2(level.shape[2] / image_height))
 
 
 def assign_levels(
@@ -75,15 +80,18 @@ def assign_levels(
     return level.clamp(k_min, k_max).to(torch.int64) - k_min
 
 
-def reduce_boxes(losses: Tensor, box_weights: Tensor | None, reduction: str) -> Tensor:
+def reduce_boxes(losses: Tensor, box_weights: Tensor | None, reduction: str, counted: Tensor | None = None) -> Tensor:
     """Weights the losses [K] of the boxes and reduces them: "none" [w_k l_k], "sum" their sum, "mean" the sum over K.
 
-    Without boxes the sum and the mean are 0 and stay connected to the graph.
+    Boxes that aren't `counted`, bool [K], have a loss of 0 and no part in K. Without boxes the sum and the mean are 0
+    and stay connected to the graph.
     """
+    if counted is not None:
+        losses = torch.where(counted, losses, 0)
     if box_weights is not None:
         losses = losses * box_weights
     if reduction == "none":
         return losses
     if reduction == "sum":
         return losses.sum()
-    return losses.sum() / max(losses.shape[0], 1)
+    return losses.sum() / (max(losses.shape[0], 1) if counted is None else counted.sum().clamp(min=1))

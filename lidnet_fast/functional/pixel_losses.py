@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lidnet_fast import backend
 from lidnet_fast._checks import Boxes, as_rois, check_choice, check_finite, check_pair, check_positive, has_tangent
+from lidnet_fast._plausibility import warn_of_range
 from lidnet_fast._tensors import in_forward_mode
 
 from ._autocast import promote, without_autocast
@@ -28,6 +29,10 @@ class MultiLossOutput(NamedTuple):
     total: Tensor
     terms: dict[str, Tensor]
 
+    def backward(self, *args: Any, **kwargs: Any) -> None:
+        """`total.backward`."""
+        self.total.backward(*args, **kwargs)
+
 
 def multi_loss(
     input: Tensor,
@@ -35,7 +40,7 @@ def multi_loss(
     weights: Mapping[str, float],
     *,
     boxes: Boxes | None = None,
-    roi_weight: float = 1.0,
+    roi_weight: float | None = None,
     data_range: float = 1.0,
 ) -> MultiLossOutput:
     """Several pixel losses of one pair of images at once, total = sum over terms of weight * term.
@@ -63,9 +68,10 @@ def multi_loss(
         target: Images of `input`'s shape, dtype (within autocast of any) and device. Never gets a gradient, so it
             mustn't require one. NaN in either image makes the total and the terms that read the pixel NaN.
         weights: Term -> finite weight. A term of weight 0 is measured without contributing.
-        boxes: As in `roi_perceptual_loss`, in pixel-edge coordinates; no minimal size.
-        roi_weight: Weight of a pixel inside the boxes, above 0.
-        data_range: Largest minus smallest possible pixel value (1 for windowed images), for ssim and ms_ssim.
+        boxes: As in `roi_perceptual_loss`, in pixel-edge coordinates; no minimal size. Goes with `roi_weight`.
+        roi_weight: Weight of a pixel inside the boxes, above 0. Goes with `boxes`.
+        data_range: Largest minus smallest possible pixel value (1 for windowed images), for ssim and ms_ssim. On the
+            CPU an `InputWarning` tells if the target is far from it.
 
     Returns:
         MultiLossOutput(total, terms), scalars in float32 (float64 for float64 images).
@@ -73,7 +79,8 @@ def multi_loss(
     Raises:
         TypeError: For an argument of another type or dtype than above.
         ValueError: For shapes, devices or options that don't fit, an unknown term, an image too small for a term
-            (naming it), a target that requires a gradient, and boxes as in `roi_perceptual_loss`.
+            (naming it), a target that requires a gradient, boxes without `roi_weight` or the reverse, and boxes as in
+            `roi_perceptual_loss`.
     """
     if not isinstance(weights, Mapping):
         raise TypeError(f"weights must map terms to numbers, got {type(weights).__name__}")
@@ -84,7 +91,7 @@ def multi_loss(
     with_gradient = in_forward_mode() or (torch.is_grad_enabled() and input.requires_grad)
     with without_autocast(input):
         total, values, *_ = _implementation("multi_loss", input, terms)(
-            input, target, terms, factors, rois, float(roi_weight), float(data_range), with_gradient
+            input, target, terms, factors, rois, float(roi_weight or 1), float(data_range), with_gradient
         )
     return MultiLossOutput(total, dict(zip(terms, values.detach().unbind(), strict=True)))
 
@@ -95,7 +102,7 @@ def multi_loss_jacobian(
     terms: Sequence[str],
     *,
     boxes: Boxes | None = None,
-    roi_weight: float = 1.0,
+    roi_weight: float | None = None,
     data_range: float = 1.0,
 ) -> Tensor:
     """The gradient in `input` of each term of `multi_loss` by itself, unweighted.
@@ -125,7 +132,7 @@ def multi_loss_jacobian(
         raise NotImplementedError("multi_loss_jacobian has no derivative in input. To fix: pass input.detach()")
     with without_autocast(input):
         return _implementation("multi_loss_jacobian", input, terms)(
-            input, target, list(terms), rois, float(roi_weight), float(data_range)
+            input, target, list(terms), rois, float(roi_weight or 1), float(data_range)
         )
 
 
@@ -148,7 +155,12 @@ def _check_terms(argument: str, names: Sequence[str]) -> None:
 
 
 def _check_images(
-    input: Tensor, target: Tensor, terms: Sequence[str], boxes: Boxes | None, roi_weight: float, data_range: float
+    input: Tensor,
+    target: Tensor,
+    terms: Sequence[str],
+    boxes: Boxes | None,
+    roi_weight: float | None,
+    data_range: float,
 ) -> Tensor | None:
     check_pair(input, target, volumes=True)
     if input.shape[0] == 0:
@@ -157,9 +169,23 @@ def _check_images(
         if min(input.shape[2:]) < SMALLEST_SIDE[name]:
             sides = " x ".join(map(str, input.shape[2:]))
             raise ValueError(f"term {name!r} needs images of at least {SMALLEST_SIDE[name]} pixels a side, got {sides}")
-    check_positive("roi_weight", roi_weight)
     check_positive("data_range", data_range)
-    return None if boxes is None else as_rois(boxes, input)
+    if any(name in ("ssim", "ms_ssim") for name in terms):
+        remedy = "give data_range as the images' largest minus smallest possible value"
+        warn_of_range(target, "target", float(data_range), "data_range is {}", remedy)
+    if boxes is None and roi_weight is None:
+        return None
+    if roi_weight is None:
+        raise ValueError(
+            "boxes need a roi_weight, the weight of a pixel inside them. To fix: give roi_weight, or no boxes"
+        )
+    check_positive("roi_weight", roi_weight)
+    if boxes is None:
+        raise ValueError(
+            f"roi_weight {float(roi_weight):g} needs boxes. To fix: give boxes (without lesions empty ones, "
+            "Tensor[0, 4] for each image), or no roi_weight"
+        )
+    return as_rois(boxes, input)
 
 
 def _implementation(op: str, input: Tensor, terms: Sequence[str]) -> Callable[..., Any]:

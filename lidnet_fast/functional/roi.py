@@ -24,12 +24,14 @@ from lidnet_fast._checks import (
     check_pyramid,
     check_sampling_ratio,
 )
+from lidnet_fast._plausibility import boxes_inside
 
 from ._autocast import promote, without_autocast
-from ._pooling import Pooling, pool_pyramid, reduce_boxes
+from ._pooling import Pooling, level_scale, pool_pyramid, reduce_boxes
 
 CRITERIA = ("mse", "l1", "smooth_l1", "charbonnier")
 REDUCTIONS = ("none", "sum", "mean")
+OUTSIDE = ("keep", "ignore")
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -45,10 +47,14 @@ def roi_perceptual_loss(
     criterion: str = "mse",
     box_weights: Tensor | None = None,
     reduction: str = "mean",
+    outside: str = "keep",
 ) -> Tensor:
     """Difference of two feature maps inside boxes; for torchvision's RoIAlign give aligned=False, sampling_ratio=-1.
 
     Those are the defaults of torchvision.ops.roi_align; here they are True and 2. Feature volumes are taken, too.
+
+    Two defaults aren't those of torchvision.ops.roi_align: `aligned` is True and `sampling_ratio` 2; there they are
+    False and -1. Give both to get what torchvision's pooling and a loss give.
 
     With l_k the mean of criterion(roi_align(input) - roi_align(target)) over the C*P*P values of box k (C*P*P*P in
     volumes), and w_k its weight: "none" gives [w_k l_k], "sum" their sum, "mean" their sum over K. Unweighted, the mean
@@ -73,6 +79,8 @@ def roi_perceptual_loss(
         criterion: "mse", "l1", "smooth_l1" (beta 1) or "charbonnier" (sqrt(d^2 + eps^2), eps 1e-3).
         box_weights: w, floating-point Tensor[K] in the order of the boxes, without gradient. Default: ones.
         reduction: "none", "sum" or "mean".
+        outside: What becomes of boxes that share no area with the image. "keep": they count in the mean, and on the CPU
+            an `InputWarning` tells how many they are. "ignore": they count for nothing; "none" gives 0.
 
     Returns:
         Scalar, or Tensor[K] for "none", in float32 (float64 for float64 features). Without boxes 0, or empty, with a
@@ -89,12 +97,14 @@ def roi_perceptual_loss(
     input, target = promote(input, target)
     check_pair(input, target, volumes=True)
     check_positive("spatial_scale", spatial_scale)
-    rois = as_rois(boxes, input, spatial_scale)
+    check_choice("outside", outside, OUTSIDE)
+    rois = as_rois(boxes, input, spatial_scale, outside=outside)
     weights = as_box_weights(box_weights, rois)
     check_bool("aligned", aligned)
     bins = check_pooling(output_size, sampling_ratio, criterion, reduction, dimensions=input.ndim - 2)
+    counted = _counted(rois, input, float(spatial_scale), outside)
     pooling = Pooling(None, [float(spatial_scale)], bins, int(sampling_ratio), aligned)
-    return _compare([input], [target], rois, pooling, criterion, weights, reduction)
+    return reduce_boxes(compare_boxes([input], [target], rois, pooling, criterion), weights, reduction, counted)
 
 
 def multiscale_roi_perceptual_loss(
@@ -111,6 +121,7 @@ def multiscale_roi_perceptual_loss(
     criterion: str = "mse",
     box_weights: Tensor | None = None,
     reduction: str = "mean",
+    outside: str = "keep",
 ) -> Tensor:
     """`roi_perceptual_loss` on a feature pyramid, each box on the one level that suits its size.
 
@@ -134,6 +145,7 @@ def multiscale_roi_perceptual_loss(
         criterion: As in `roi_perceptual_loss`.
         box_weights: As in `roi_perceptual_loss`.
         reduction: As in `roi_perceptual_loss`.
+        outside: As in `roi_perceptual_loss`.
 
     Returns:
         As `roi_perceptual_loss`; "none" in the order of the boxes.
@@ -150,9 +162,10 @@ def multiscale_roi_perceptual_loss(
     first = check_levels(inputs)
     for name, level in inputs.items():
         check_pair(level, targets[name], f"inputs[{name!r}]", f"targets[{name!r}]")
-    rois = as_rois(boxes, first)
-    weights = as_box_weights(box_weights, rois)
+    check_choice("outside", outside, OUTSIDE)
     image_height = check_pyramid(inputs, image_sizes)
+    rois = as_rois(boxes, first, level_scale(first, image_height), outside=outside)
+    weights = as_box_weights(box_weights, rois)
     check_positive("canonical_scale", canonical_scale)
     check_int("canonical_level", canonical_level)
     check_bool("aligned", aligned)
@@ -161,7 +174,9 @@ def multiscale_roi_perceptual_loss(
     pooling = pool_pyramid(
         levels, rois, image_height, bins, int(sampling_ratio), aligned, float(canonical_scale), int(canonical_level)
     )
-    return _compare(levels, [targets[name] for name in inputs], rois, pooling, criterion, weights, reduction)
+    counted = _counted(rois, first, pooling.spatial_scales[0], outside)
+    losses = compare_boxes(levels, [targets[name] for name in inputs], rois, pooling, criterion)
+    return reduce_boxes(losses, weights, reduction, counted)
 
 
 def roi_align(
@@ -237,15 +252,16 @@ def multiscale_roi_align(
         RuntimeError: As `roi_perceptual_loss`.
     """
     first = check_levels(inputs, same_channels=True)
-    rois = as_rois(boxes, first)
     image_height = check_pyramid(inputs, image_sizes)
+    rois = as_rois(boxes, first, level_scale(first, image_height))
     check_sampling_ratio(sampling_ratio)
     check_positive("canonical_scale", canonical_scale)
     check_int("canonical_level", canonical_level)
     bins = as_output_size(output_size)
     levels = list(inputs.values())
     scale, level = float(canonical_scale), int(canonical_level)
-    return _pool(levels, rois, pool_pyramid(levels, rois, image_height, bins, int(sampling_ratio), False, scale, level))
+    pooling = pool_pyramid(levels, rois, image_height, bins, int(sampling_ratio), False, scale, level)
+    return _pool(levels, rois, pooling)
 
 
 def roi_windows(images: Tensor, corners: Tensor, size: Sequence[int]) -> Tensor:
@@ -296,20 +312,19 @@ def _pool(inputs: list[Tensor], rois: Tensor, pooling: Pooling) -> Tensor:
         return backend.implementation("roi_align", inputs[0].device)(_dense(inputs, inputs), rois, *pooling)
 
 
-def _compare(
-    inputs: list[Tensor],
-    targets: list[Tensor],
-    rois: Tensor,
-    pooling: Pooling,
-    criterion: str,
-    box_weights: Tensor | None,
-    reduction: str,
+def compare_boxes(
+    inputs: list[Tensor], targets: list[Tensor], rois: Tensor, pooling: Pooling, criterion: str
 ) -> Tensor:
+    """The loss of each box, [K], of arguments that are checked."""
     with without_autocast(inputs[0]):
-        losses = backend.implementation("roi_perceptual_losses", inputs[0].device)(
+        return backend.implementation("roi_perceptual_losses", inputs[0].device)(
             _dense(inputs, inputs), _dense(targets, inputs), rois, *pooling, criterion
         )
-        return reduce_boxes(losses, box_weights, reduction)
+
+
+def _counted(rois: Tensor, finest: Tensor, spatial_scale: float, outside: str) -> Tensor | None:
+    """Which boxes count, bool [K], None for all of them."""
+    return None if outside == "keep" else boxes_inside(rois, finest.shape[2:], spatial_scale)
 
 
 def _dense(features: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:

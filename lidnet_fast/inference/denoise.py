@@ -33,7 +33,7 @@ from lidnet_fast.inference.slices import SliceDenoiser
 from lidnet_fast.inference.sources import find
 from lidnet_fast.inference.volumes import check_free, rounded_hu
 from lidnet_fast.models.envelope import Acquisition
-from lidnet_fast.models.files import load_denoiser
+from lidnet_fast.models.files import denoiser_file, load_denoiser
 from lidnet_fast.progress import progress
 
 Outside = Literal["warn", "refuse", "accept"]
@@ -144,7 +144,7 @@ def denoise(
     if outside not in get_args(Outside):
         raise InputError(f"outside must be one of {', '.join(get_args(Outside))}, got {outside!r}")
     source, out = Path(source), Path(out)
-    file = _model_file(Path(model))
+    file = denoiser_file(model)
     denoiser = SliceDenoiser(
         load_denoiser(file, trust_code=trust_code),
         choose_device(device),
@@ -384,10 +384,6 @@ def _one_ahead(function: Callable[[T], R], items: Iterable[T], pool: Executor) -
         waiting = following
     if waiting is not None:
         yield waiting.result()
-
-
-def _model_file(model: Path) -> Path:
-    return model / "collaborate" / "denoiser.pt" if model.is_dir() else model
 
 
 def _fingerprint(file: Path) -> str:

@@ -2,16 +2,20 @@
 
 import copy
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lidnet_fast._plausibility import warn_of_hu
 from lidnet_fast.device import Precision, autocast, choose_precision
 from lidnet_fast.errors import InputError
 from lidnet_fast.inference.tiling import Reach, bytes_per_pixel, find_reach, in_tiles
 from lidnet_fast.models.hu import HUDenoiser
 from lidnet_fast.models.registry import first_line
+
+Stack = TypeVar("Stack", np.ndarray, Tensor)
 
 _CPU_MEMORY = 2 * 2**30
 _CUDA_SHARE = 0.8
@@ -26,7 +30,7 @@ class SliceDenoiser:
 
     Args:
         denoiser: HU in, HU out; moved to `device`.
-        device: where it runs.
+        device: where it runs, such as "cpu" or "cuda".
         precision: of the network; weights stay float32. "auto" is bfloat16 where the device computes in it.
         tile: largest side of a tile in pixels, without its overlap; None for whole slices where memory allows.
         batch_size: most slices at a time; None for 1 on the CPU and 8 on a GPU.
@@ -44,7 +48,7 @@ class SliceDenoiser:
     def __init__(
         self,
         denoiser: HUDenoiser,
-        device: torch.device,
+        device: torch.device | str,
         *,
         precision: Precision = "auto",
         tile: int | None = None,
@@ -56,6 +60,7 @@ class SliceDenoiser:
                 raise InputError(f"{name} must be at least 1, got {value}")
         if not 0 <= blend <= 1:
             raise InputError(f"blend must lie in [0, 1], got {blend}")
+        device = torch.device(device)
         on_cpu = device.type == "cpu"
         self.device, self.tile, self.blend, self.envelope = device, tile, blend, denoiser.envelope
         self.precision = choose_precision(precision, device)
@@ -78,19 +83,31 @@ class SliceDenoiser:
         except (ValueError, RuntimeError):  # it doesn't take images of any size
             return None
 
-    def __call__(self, hu: np.ndarray) -> np.ndarray:
-        """Denoise a stack of slices.
+    def __call__(self, hu: Stack) -> Stack:
+        """Denoise a slice or a stack of slices. An `InputWarning` tells of values that can't be HU of a body.
 
         Args:
-            hu: float32 [N,H,W], HU.
+            hu: [H,W] or [N,H,W], HU; an array or a Tensor.
 
         Returns:
-            float32 [N,H,W], HU.
+            float32, HU, of the shape and kind of `hu`; without a graph.
 
         Raises:
-            InputError: the network can't take slices of this size, makes values of them that aren't finite, or doesn't
-                fit into memory even in small tiles.
+            TypeError: `hu` is neither an array nor a Tensor.
+            InputError: `hu` has other dimensions, or the network can't take slices of this size, makes values of them
+                that aren't finite, or doesn't fit into memory even in small tiles.
         """
+        if isinstance(hu, Tensor):
+            return torch.from_numpy(self(hu.detach().float().numpy(force=True))).to(hu.device)
+        if not isinstance(hu, np.ndarray):
+            raise TypeError(f"hu must be an array or a Tensor, [H,W] or [N,H,W], got {type(hu).__name__}")
+        if hu.ndim not in (2, 3):
+            raise InputError(f"hu must be [H,W] or [N,H,W], got {list(hu.shape)}")
+        slices = hu.reshape(-1, *hu.shape[-2:]).astype(np.float32, copy=False)
+        return self._denoised(slices).reshape(hu.shape)
+
+    def _denoised(self, hu: np.ndarray) -> np.ndarray:
+        warn_of_hu(torch.from_numpy(hu))
         while True:
             try:
                 denoised = self._denoise(hu)

@@ -190,17 +190,24 @@ def without_weights(config: NetworkConfig) -> NetworkConfig:
 
 
 def load_denoiser(path: Path | str, expected: NetworkConfig | None = None, *, trust_code: bool = False) -> HUDenoiser:
-    """A trained denoiser, HU in and HU out, in eval mode.
+    """A trained denoiser, HU in and HU out, in eval mode and frozen.
 
     Args:
-        path: a `denoiser.pt` of a run.
+        path: the folder of a run, or a `denoiser.pt`.
         expected: as in `load_network`.
         trust_code: as in `load_network`.
 
     Raises:
         InputError: see `load_network`.
     """
-    return HUDenoiser(*_rebuild(Path(path), "denoiser", expected, trust_code)).eval()
+    rebuilt = _rebuild(denoiser_file(path), "denoiser", expected, trust_code)
+    return HUDenoiser(*rebuilt).eval().requires_grad_(False)
+
+
+def denoiser_file(path: Path | str) -> Path:
+    """The file of a trained denoiser; of a run's folder, that of its last phase."""
+    path = Path(path)
+    return path / "collaborate" / "denoiser.pt" if path.is_dir() else path
 
 
 def load_detector(path: Path, expected: NetworkConfig | None = None) -> LesionDetector:

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from lidnet_fast._plausibility import warn_of_hu
 from lidnet_fast.models.envelope import Envelope
 from lidnet_fast.models.windowing import HUWindow
 
@@ -25,6 +26,8 @@ class HUDenoiser(nn.Module):
     def forward(self, hu: Tensor) -> Tensor:
         """Denoise low-dose images.
 
+        On the CPU an `InputWarning` tells of values that can't be HU of a body.
+
         Args:
             hu: [N,1,H,W], HU, any real dtype.
 
@@ -32,8 +35,15 @@ class HUDenoiser(nn.Module):
             [N,1,H,W], HU, float32.
 
         Raises:
+            TypeError: `hu` is not a Tensor.
             ValueError: `hu` is not [N,1,H,W].
         """
+        if not isinstance(hu, Tensor):
+            raise TypeError(
+                f"hu must be a Tensor [N,1,H,W], got {type(hu).__name__}. To fix: lidnet_fast.inference.SliceDenoiser "
+                "takes arrays [N,H,W], or torch.from_numpy(hu)"
+            )
         if hu.dim() != 4 or hu.shape[1] != 1:
             raise ValueError(f"hu must be [N,1,H,W], got {list(hu.shape)}")
+        warn_of_hu(hu)
         return self.window.denoise(self.network, hu)

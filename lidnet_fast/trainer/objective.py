@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lidnet_fast import backend, functional
 from lidnet_fast.errors import InputError
 from lidnet_fast.extractors.cache import FeatureCache
+from lidnet_fast.extractors.layers import feature_variance
 from lidnet_fast.extractors.networks import load_network, network_and_layers, outline_network
 from lidnet_fast.losses import ROIPerceptualLoss
 from lidnet_fast.models.detectors import LesionDetector
@@ -18,9 +19,6 @@ from lidnet_fast.models.registry import first_line
 from lidnet_fast.models.windowing import HUWindow
 from lidnet_fast.trainer.clock import StepClock
 from lidnet_fast.trainer.config import ObjectiveConfig
-
-# What networks trained on ImageNet expect of images in [0, 1].
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -253,7 +251,7 @@ class JointObjective:
         proposed = "regions" in self._reads and self.config.regions != "boxes"
         if "normal_features" in self._reads or proposed:
             reading = self.read_normal_dose(normal_images, detector, ids)
-        scales = {k: f.float().var((0, 2, 3)).mean().clamp_min(1e-12) for k, f in reading.features.items()}
+        scales = {k: feature_variance(f) for k, f in reading.features.items()}
         regions = Regions([], images.new_empty(0))
         if "regions" in self._reads:
             regions = self.regions(normal_images, boxes, reading.proposals)
@@ -267,7 +265,7 @@ class JointObjective:
             normal_dose,
             config.pixel,
             boxes=self._grown(boxes, denoised) if config.roi_weight != 1 else None,
-            roi_weight=config.roi_weight,
+            roi_weight=config.roi_weight if config.roi_weight != 1 else None,
         )
         return result.total, dict(result.terms)
 
@@ -354,8 +352,7 @@ def _extractor_loss(
             layers,
             halo,
             output_size=config.roi_size,
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
+            mean="imagenet",
             cache_mib=cache_mib,
         )
         return loss.to(memory_format=torch.channels_last)

@@ -216,11 +216,14 @@ def test_multi_loss(data):
     names = data.draw(st.lists(rarely(st.sampled_from(fitting), st.sampled_from(["ms_ssim", "l2", 3])), max_size=4))
     weights = {name: data.draw(NUMBERS | st.just(-0.5)) for name in names}
     options = {
-        "boxes": data.draw(st.none() | boxes(shape[0], axes, 20)),
+        "boxes": data.draw(boxes(shape[0], axes, 20)),
         "roi_weight": data.draw(st.just(1.0) | st.just(3.0) | NUMBERS),
         "data_range": data.draw(st.just(1.0) | NUMBERS),
     }
     extreme = [*weights.values(), options["roi_weight"], options["data_range"]]
+    alone = st.sampled_from([("boxes",), ("roi_weight",)])
+    for left_out in data.draw(rarely(st.sampled_from([(), ("boxes", "roi_weight")]), alone)):
+        del options[left_out]
     assume(not any(isinstance(value, float) and abs(value) in (1e-300, 1e300) for value in extreme))
     check(
         lambda: with_gradient(lambda leaf: lidnet_fast.multi_loss(leaf, target, weights, **options).total, input), dtype

@@ -181,7 +181,7 @@ def test_the_kernel_checks_what_compiled_code_could_not(change, message):
 def test_boxes_of_any_size_take_no_time_and_no_memory(assert_near):
     pair = images(1, 1, 20, 20)
     boxes = torch.tensor([[0, -1e30, -1e30, 1e30, 1e30], [0, 1e9, 1e9, 2e9, 2e9], [0, -3e38, 0, 3e38, 3]])
-    results = [evaluate(*pair, {"l1": 1.0}, boxes=b, roi_weight=4.0) for b in (boxes, None)]
+    results = [evaluate(*pair, {"l1": 1.0}, **options) for options in ({"boxes": boxes, "roi_weight": 4.0}, {})]
     for ours, plain in zip(*results, strict=True):
         assert_near(ours, plain, torch.float32)
 

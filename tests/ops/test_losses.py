@@ -1,8 +1,12 @@
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
 
 from lidnet_fast import MultiLoss, ROIPerceptualLoss, multi_loss, roi_perceptual_loss
+from lidnet_fast.extractors import LayerExtractor
 
 BOXES = [torch.tensor([[2.0, 3, 11, 9], [20, 4, 27.5, 12]]), torch.tensor([[5.0, 5, 9, 10]])]
 
@@ -148,9 +152,9 @@ def test_bad_images_of_roi_perceptual_loss():
 def test_multi_loss_module_keeps_its_options():
     denoised, normal_dose = images()
     weights = {"l1": 0.4, "ssim": 0.6}
-    for boxes in (None, BOXES):
-        actual = MultiLoss(weights, roi_weight=3.0, data_range=2.0)(denoised, normal_dose, boxes)
-        expected = multi_loss(denoised, normal_dose, weights, boxes=boxes, roi_weight=3.0, data_range=2.0)
+    for boxes, roi_weight in ((None, None), (BOXES, 3.0)):
+        actual = MultiLoss(weights, roi_weight=roi_weight, data_range=2.0)(denoised, normal_dose, boxes)
+        expected = multi_loss(denoised, normal_dose, weights, boxes=boxes, roi_weight=roi_weight, data_range=2.0)
         assert torch.equal(actual.total, expected.total)
         assert actual.terms == expected.terms
 
@@ -172,3 +176,80 @@ def test_bad_options_of_multi_loss(options, message):
 def test_modules_print_their_options():
     assert "layers={3: 1}, halo='exact', output_size=(7, 7)" in repr(ROIPerceptualLoss(network(), "3"))
     assert "weights={'mse': 1.0}" in repr(MultiLoss({"mse": 1.0}))
+
+
+def test_the_total_can_be_walked_back_from_the_output():
+    denoised, normal_dose = images()
+    multi_loss(denoised.requires_grad_(), normal_dose, {"mse": 1.0}).backward()
+    assert torch.allclose(denoised.grad, 2 * (denoised - normal_dose).detach() / denoised.numel())
+
+
+@pytest.mark.parametrize(("layers", "same"), [(3, "3"), ([1, 3], ["1", "3"]), ({1: 0.5, 3: 2.0}, {"1": 0.5, "3": 2.0})])
+def test_layers_may_be_numbers(layers, same):
+    extractor, pair = network(), images()
+    assert ROIPerceptualLoss(extractor, layers)(*pair, BOXES) == ROIPerceptualLoss(extractor, same)(*pair, BOXES)
+
+
+def test_imagenets_mean_and_std_have_a_name():
+    pair = images()
+    torch.manual_seed(0)
+    named = ROIPerceptualLoss(network(), "3", mean="imagenet")
+    given = ROIPerceptualLoss(named.extractor.network, "3", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    assert named(*pair, BOXES) == given(*pair, BOXES)
+
+
+def test_losses_in_units_of_the_features_variance(assert_near):
+    """The same for an extractor whose features are a hundred times as large, whatever the layer."""
+    extractor, (denoised, normal_dose), seen = network(), images(), torch.rand(3, 1, 20, 24, dtype=torch.float64)
+    plain = [ROIPerceptualLoss(extractor, layer) for layer in ("1", "3")]
+    features = LayerExtractor(extractor, ["1", "3"])(seen)
+    variances = [features[layer].var((0, 2, 3)).mean() for layer in ("1", "3")]
+    expected = sum(loss(denoised, normal_dose, BOXES) / v for loss, v in zip(plain, variances, strict=True))
+    loss = ROIPerceptualLoss(extractor, ["1", "3"], normalise_by=seen)
+    assert_near(loss(denoised, normal_dose, BOXES), expected)
+    whole = ROIPerceptualLoss(extractor, ["1", "3"], "whole", normalise_by=seen)
+    assert_near(whole(denoised, normal_dose, BOXES), expected)
+    other = ROIPerceptualLoss(extractor, ["1", "3"], normalise_by=seen[:1])
+    other.load_state_dict(loss.state_dict())
+    assert_near(other(denoised, normal_dose, BOXES), expected)
+    with torch.no_grad():
+        extractor[3].weight *= 100
+        extractor[3].bias *= 100
+    assert_near(ROIPerceptualLoss(extractor, ["1", "3"], normalise_by=seen)(denoised, normal_dose, BOXES), expected)
+
+
+def test_the_state_dict_can_leave_the_extractor_out():
+    extractor, pair = network(), images()
+    model = nn.ModuleDict({"loss": ROIPerceptualLoss(extractor, "3", normalise_by=pair[1], save_extractor=False)})
+    state = model.state_dict()
+    assert list(state) == ["loss.variances"]
+    other = nn.ModuleDict({"loss": ROIPerceptualLoss(extractor, "3", normalise_by=pair[0], save_extractor=False)})
+    copied = copy.deepcopy(other)
+    for loaded in (other, copied, pickle.loads(pickle.dumps(other))):
+        loaded.load_state_dict(state)
+        assert loaded["loss"](*pair, BOXES) == model["loss"](*pair, BOXES)
+    full = ROIPerceptualLoss(extractor, "3", normalise_by=pair[1])
+    assert any(key.startswith("extractor.") for key in full.state_dict())
+    other["loss"].load_state_dict(full.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"mean": 0.5}, TypeError, r"mean must be one number per channel, such as \(0.5,\), got 0.5"),
+        ({"mean": (0.0,) * 3, "std": 2}, TypeError, "std must be one number per channel"),
+        ({"mean": "imagenet1k"}, ValueError, "mean must be numbers, or \"imagenet\" without std, got 'imagenet1k'"),
+        ({"mean": "imagenet", "std": (1.0,) * 3}, ValueError, 'or "imagenet" without std'),
+        ({"outside": "drop"}, ValueError, "outside must be one of keep, ignore, got 'drop'"),
+    ],
+)
+def test_bad_normalisation(options, error, message):
+    with pytest.raises(error, match=message):
+        ROIPerceptualLoss(network(), "3", **options)
+
+
+def test_swapped_arguments_of_plan_are_told():
+    loss = ROIPerceptualLoss(network(), "3")
+    for boxes in (BOXES, BOXES[0]):
+        with pytest.raises(TypeError, match=r"image_size must be \(H, W\) or \(D, H, W\), then boxes; got "):
+            loss.plan(boxes, (16, 32))

@@ -159,12 +159,12 @@ def test_boxes_without_a_pixel_change_nothing(assert_near, boxes):
     assert_near(weighted.total, multi_loss(input, target, weights).total)
 
 
-@pytest.mark.parametrize("boxes", [None, BOXES])
-def test_gradcheck(boxes):
+@pytest.mark.parametrize("options", [{}, {"boxes": BOXES, "roi_weight": 3.0}])
+def test_gradcheck(options):
     input, target = images(shape=(2, 1, 14, 23))
 
     def total(x):
-        return multi_loss(x, target, {name: WEIGHTS[name] for name in SMALL}, boxes=boxes, roi_weight=3.0).total * 100
+        return multi_loss(x, target, {name: WEIGHTS[name] for name in SMALL}, **options).total * 100
 
     assert torch.autograd.gradcheck(total, input.requires_grad_(), fast_mode=True)
 
@@ -267,8 +267,14 @@ GOOD = torch.zeros(2, 1, 16, 16)
         ({"weights": {"l1": 1.0, "ms_ssim": 1.0}}, ValueError, "'ms_ssim' needs images of at least 161 .*16 x 16"),
         ({"roi_weight": 0.0}, ValueError, "roi_weight must be a finite number above 0"),
         ({"data_range": -1.0}, ValueError, "data_range must be a finite number above 0, got -1.0"),
-        ({"boxes": [torch.zeros(1, 4)]}, ValueError, "boxes must be a list of one Tensor per image"),
-        ({"boxes": torch.tensor([[0, 1, 1, math.nan, 2]])}, ValueError, r"boxes\[0\] must have finite coordinates"),
+        ({"boxes": [torch.zeros(1, 4)], "roi_weight": 2}, ValueError, "boxes must be a list of one Tensor per image"),
+        (
+            {"boxes": torch.tensor([[0, 1, 1, math.nan, 2]]), "roi_weight": 2},
+            ValueError,
+            r"boxes\[0\] must have finite coordinates",
+        ),
+        ({"boxes": BOXES}, ValueError, "boxes need roi_weight, .* To fix: give roi_weight, or no boxes"),
+        ({"roi_weight": 2.0}, ValueError, r"roi_weight 2 needs boxes. To fix: give boxes \(without lesions empty ones"),
     ],
 )
 def test_bad_input(changes, error, message):

@@ -89,4 +89,4 @@ def test_the_depth_counts_as_a_side(term, side):
 def test_boxes_of_images_are_refused():
     volume = torch.rand(1, 1, 4, 4, 4)
     with pytest.raises(ValueError, match=r"boxes must have shape \[boxes, 7\] for volumes"):
-        multi_loss(volume, volume, {"l1": 1.0}, boxes=BOXES[:, :5])
+        multi_loss(volume, volume, {"l1": 1.0}, boxes=BOXES[:, :5], roi_weight=2.0)

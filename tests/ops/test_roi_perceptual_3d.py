@@ -335,7 +335,7 @@ def test_bad_input(changes, error, message):
 def test_pyramids_refuse_volumes_and_images_their_boxes():
     image = GOOD[:, :, 0]
     with pytest.raises(ValueError, match=r"boxes must have shape \[boxes, 5\] for images, got \(1, 7\)"):
-        multi_loss(image, image, {"mse": 1.0}, boxes=BOX)
+        multi_loss(image, image, {"mse": 1.0}, boxes=BOX, roi_weight=2.0)
     with pytest.raises(ValueError, match=r"inputs\['p2'\] must have 4 dimensions, \[N, C, H, W\], got shape \(2"):
         multiscale_roi_perceptual_loss({"p2": GOOD}, {"p2": GOOD}, BOX, [(32, 32)] * 2)
     with pytest.raises(ValueError, match=r"boxes must have shape \[boxes, 5\] for images, got \(1, 7\)"):

@@ -12,7 +12,7 @@ from lidnet_fast.models.denoisers import build_denoiser
 from lidnet_fast.models.detectors import build_detector
 from lidnet_fast.models.windowing import HUWindow
 from lidnet_fast.trainer.config import ObjectiveConfig
-from lidnet_fast.trainer.objective import IMAGENET_MEAN, IMAGENET_STD, JointObjective
+from lidnet_fast.trainer.objective import JointObjective
 
 BOXES = [torch.tensor([[10.0, 12, 22, 26]]), torch.zeros(0, 4)]
 PLAIN = ObjectiveConfig(roi_perceptual=0.0, detection=0.0)
@@ -134,7 +134,7 @@ def test_extractor_term_is_the_public_loss_on_imagenets_scale(images) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = lidnet_fast.extractors.load_network("squeezenet1_1")
-    loss = lidnet_fast.ROIPerceptualLoss(network, "features.3", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    loss = lidnet_fast.ROIPerceptualLoss(network, "features.3", mean="imagenet")
     window = HUWindow()
     expected = loss(window.clamp(denoised), window.clamp(normal), BOXES)
     torch.testing.assert_close(found.terms["roi_extractor"], expected.detach())
