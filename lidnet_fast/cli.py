@@ -402,7 +402,11 @@ def info(arguments: Sequence[str]) -> None:
     """What is installed and which implementations are used; of an extractor, what its ROI windows bring."""
     parser = argparse.ArgumentParser(prog="lidnet-fast info", description=info.__doc__)
     add = parser.add_argument
-    add("--extractor", metavar="NETWORK:LAYERS", help="such as vgg19:relu3_4 or resnet18:layer1,layer2")
+    add(
+        "--extractor",
+        metavar="NETWORK[:LAYERS]",
+        help="such as vgg19:relu3_4 or resnet18:layer1,layer2; vgg19 alone lists its layers",
+    )
     add("--boxes", type=Path, help="CSV of lesion boxes, see docs/box_csv.md; by default LIDC-IDRI's")
     add("--image-size", type=int, default=512, help="side of the images in pixels")
     options = parser.parse_args(arguments)

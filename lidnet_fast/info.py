@@ -37,7 +37,7 @@ def describe_extractor(extractor: str, boxes: Path | None, image_size: int) -> s
     """Receptive fields of layers, and what windows cost around lesions: the lines of `lidnet-fast info --extractor`.
 
     Args:
-        extractor: "vgg19:relu3_4", or several layers with commas between.
+        extractor: "vgg19:relu3_4", or several layers with commas between; "vgg19" lists its layers instead.
         boxes: A box file (docs/box_csv.md); None for slices of LIDC-IDRI.
         image_size: Side of the images in pixels.
 
@@ -49,6 +49,8 @@ def describe_extractor(extractor: str, boxes: Path | None, image_size: int) -> s
     from lidnet_fast.extractors.receptive_field import LayerGraph
     from lidnet_fast.extractors.windows import WindowPlanner
 
+    if ":" not in extractor:
+        return "\n".join(_layers(extractor))
     try:
         name, layers = network_and_layers(extractor)
     except ValueError as error:
@@ -84,6 +86,20 @@ def describe_extractor(extractor: str, boxes: Path | None, image_size: int) -> s
         f"  {'planned whole':<16} {whole} of {_BATCH * len(plans)} images",
     ]
     return "\n".join(lines)
+
+
+def _layers(name: str) -> list[str]:
+    """The names of a network's layers, and which nodes VGG's own names stand for."""
+    from lidnet_fast.extractors import layer_names
+    from lidnet_fast.extractors.networks import outline_network, paper_names
+
+    try:
+        network = outline_network(name)
+    except ValueError as error:
+        raise InputError(f"--extractor {name}: {error}") from error
+    nodes = paper_names(network)
+    names = [f"  {layer} ({nodes[layer]})" if layer in nodes else f"  {layer}" for layer in layer_names(network)]
+    return [f"{name}: {len(names)} names of layers; --extractor {name}:{names[0].split()[0]} tells of one", *names]
 
 
 def _slices_with_lesions(path: Path | None) -> tuple[list[np.ndarray], str]:

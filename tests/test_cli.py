@@ -164,6 +164,13 @@ def test_info_of_an_extractor(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert "planned whole    2 of 4 images" in text
 
 
+def test_info_lists_an_extractors_layers(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["info", "--extractor", "vgg11"])
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert title == f"vgg11: {len(lines)} names of layers; --extractor vgg11:conv1_1 tells of one"
+    assert {"  conv1_1 (features.0)", "  relu3_2 (features.9)", "  features.9", "  classifier.6"} <= set(lines)
+
+
 def test_info_of_an_extractor_on_fields_of_view(capsys: pytest.CaptureFixture[str]) -> None:
     """LIDC-IDRI's boxes are in slices of 512 x 512; smaller images are parts of them, around a lesion."""
     main(["info", "--extractor", "vgg19:relu3_4", "--image-size", "64"])
@@ -174,7 +181,8 @@ def test_info_of_an_extractor_on_fields_of_view(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--extractor", "vgg19"], "--extractor must be NETWORK:LAYERS"),
+        (["--extractor", "vgg19:"], "--extractor must be NETWORK:LAYERS"),
+        (["--extractor", "vgg99"], "torchvision has no network 'vgg99'; near it are vgg11"),
         (["--extractor", "vgg99:relu1_1"], "torchvision has no network 'vgg99'; near it are vgg11"),
         (["--extractor", "vgg11:relu9_1"], "has no layer 'relu9_1'"),
         (["--extractor", "resnet18:avgpool"], "AdaptiveAvgPool2d pools over the whole image"),

@@ -79,9 +79,8 @@ def model_arms(
     for option in models:
         name, _, place = option.rpartition("=")
         path = Path(place)
-        file = path / "collaborate" / "denoiser.pt" if path.is_dir() else path
         if path.exists() or path.suffix == ".pt" or not is_import_path(place):
-            network: Callable[[Tensor], Any] = load_denoiser(file, trust_code=trust_code).to(on)
+            network: Callable[[Tensor], Any] = load_denoiser(path, trust_code=trust_code).to(on)
             name = name or (path.name if path.is_dir() else path.stem)
         else:
             network = _imported(place, on)

@@ -118,7 +118,7 @@ def evaluate_run(
     if config.independent_judge is not None:
         judges[INDEPENDENT] = load_detector(folder / "independent_judge" / "detector.pt", config.independent_judge)
     network = load_denoiser(
-        denoiser or folder / "collaborate" / "denoiser.pt",
+        denoiser or folder,
         None if denoiser else config.denoiser.network,
         trust_code=trust_code,
     )

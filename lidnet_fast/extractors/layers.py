@@ -65,8 +65,11 @@ def spatial_scale(feature_size: Sequence[int], image_size: Sequence[int]) -> flo
     strides = [pixels / cells for cells, pixels in zip(feature_size, image_size, strict=True)]
     exponents = {round(math.log2(stride)) for stride in strides}
     if len(exponents) > 1:
-        sizes = (" x ".join(map(str, size)) for size in (feature_size, image_size))
-        raise ValueError("features must have one scale along all axes, got {} features of {} images".format(*sizes))
+        features, images = (" x ".join(map(str, size)) for size in (feature_size, image_size))
+        raise ValueError(
+            f"features must have one scale along all axes, got {features} features of {images} images. To fix, if "
+            "channels come last: give a network that takes images of any size, or permutes them to the front"
+        )
     return 2.0 ** -exponents.pop()
 
 
@@ -128,7 +131,9 @@ class LayerExtractor(nn.Module):
         traced = _traced(network)
         _check_layers(self.layers, list(traced.nodes))
         self.network = traced.extract(self.layers)
-        first = next((module for module in self.network.modules() if isinstance(module, nn.Conv2d | nn.Conv3d)), None)
+        # Of a convolution with a forward of its own, the graph has the weight alone.
+        modules = chain(self.network.modules(), traced.network.modules())
+        first = next((module for module in modules if isinstance(module, nn.Conv2d | nn.Conv3d)), None)
         self.channels = None if first is None else first.in_channels
         self.dimensions = 3 if isinstance(first, nn.Conv3d) else 2
         self.register_buffer("mean", self._per_channel("mean", mean))

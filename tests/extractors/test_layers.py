@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torchvision.models.feature_extraction import get_graph_node_names
 
+from lidnet_fast import ROIPerceptualLoss
 from lidnet_fast.extractors import LayerExtractor
 from lidnet_fast.extractors.layers import layer_names, spatial_scale
 from lidnet_fast.extractors.networks import outline_network
@@ -206,3 +207,46 @@ def test_bad_images():
         LayerExtractor(small_network(), ["0"])(torch.zeros(3, 8, 8))
     with pytest.raises(ValueError, match=r"layer 'head' must give features \[N, C, h, w\], got shape \(1, 2\)"):
         LayerExtractor(Nested(), ["head"])(torch.zeros(1, 3, 8, 8))
+
+
+class SamePadded(nn.Conv2d):
+    """As segmentation-models-pytorch's EfficientNet has them: torch.fx sees the function, not the module."""
+
+    def forward(self, x):
+        return nn.functional.conv2d(nn.functional.pad(x, (0, 1, 0, 1)), self.weight, self.bias, self.stride)
+
+
+def test_convolutions_with_a_forward_of_their_own_have_channels():
+    network = nn.Sequential(SamePadded(3, 4, 2), nn.ReLU())
+    image = torch.rand(1, 1, 8, 8)
+    extractor = LayerExtractor(network, ["1"], mean="imagenet")
+    assert extractor.channels == 3
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    assert torch.allclose(extractor(image)["1"], network((image.expand(-1, 3, -1, -1) - mean) / std))
+
+
+# Encoders of other packages, at the levels that docs/extractors.md names: name, layer, whether windows will do.
+ENCODERS = [
+    ("timm", "resnet18", "layer1", True),
+    ("timm", "convnext_atto", "stages.0", True),
+    ("timm", "densenet121", "features.denseblock1", True),
+    ("timm", "efficientnet_b0", "blocks.1", False),
+    ("segmentation_models_pytorch", "resnet34", "layer1", True),
+    ("segmentation_models_pytorch", "mobilenet_v2", "features.3", True),
+    ("segmentation_models_pytorch", "efficientnet-b0", "_blocks.2", False),
+]
+
+
+@pytest.mark.parametrize(("package", "name", "layer", "in_windows"), ENCODERS, ids=lambda value: str(value))
+def test_encoders_of_other_packages(package, name, layer, in_windows):
+    other = pytest.importorskip(package, exc_type=ImportError)
+    torch.manual_seed(0)
+    network = other.create_model(name) if package == "timm" else other.encoders.get_encoder(name, weights=None)
+    given = []
+    network.eval().get_submodule(layer).register_forward_hook(lambda module, inputs, output: given.append(output))
+    loss = ROIPerceptualLoss(network, layer, "auto")
+    image = torch.rand(1, 1, 64, 96)
+    with torch.no_grad():
+        network(image.expand(-1, 3, -1, -1))
+        assert torch.allclose(loss.extractor(image)[layer], given[-1], atol=1e-5)
+    assert (loss.windows is not None) == in_windows

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torchvision
 
-from lidnet_fast.extractors import load_network
+from lidnet_fast.extractors import LayerExtractor, layer_names, load_network
 from lidnet_fast.extractors.networks import node_names, outline_network
 
 
@@ -27,6 +27,15 @@ def test_layers_of_vggs_have_the_papers_names():
         "features.36",
         "features.2",
     ]
+    part = network.features[:19]
+    assert node_names(part, ["conv1_1", "relu3_4"]) == ["0", "17"]
+    assert node_names(network.features[5:19], ["relu3_4"]) == ["relu3_4"]  # where it begins can't be seen
+    assert {"relu3_4", "17"} <= set(layer_names(part))
+    assert {"relu3_4", "pool5", "features.17", "features"} <= set(layer_names(network))
+    image = torch.rand(1, 1, 32, 32)
+    of_part, of_whole = (LayerExtractor(net, ["relu3_4"])(image) for net in (part, network))
+    assert list(of_part) == ["relu3_4"]
+    assert torch.equal(of_part["relu3_4"], of_whole["relu3_4"])
     with_norm = load_network("vgg11_bn")
     assert node_names(with_norm, ["relu2_1"]) == ["features.6"]
     assert node_names(torchvision.models.resnet18(), ["layer1"]) == ["layer1"]
