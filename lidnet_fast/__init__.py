@@ -19,11 +19,13 @@ Losses and pooling on features:
 Several losses, balanced by their gradients:
 
     mtl_backward                     one backward pass, weighed at the denoised image
+    MTLBackwardOutput                what it returns: weights, and the gradients' norms and cosines
     multi_loss_jacobian              each pixel loss's own gradient
     gradient_gramian                 inner products of gradients
     combine_gradients                their weighted sum
 
     backend                          which implementation runs, and why
+    InputWarning                     tells of arguments that work but are hardly meant, such as boxes outside the image
 
 `lidnet_fast.extractors` says which network's features, `lidnet_fast.models` has denoisers and detectors,
 `lidnet_fast.inference` denoises with trained ones, and `lidnet_fast.metrics` scores what comes out.
