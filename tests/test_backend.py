@@ -118,7 +118,7 @@ for name, expression in json.load(sys.stdin).items():
     x, t = torch.rand(2, 1, 16, 16, requires_grad=True), torch.rand(2, 1, 16, 16)
     b = [torch.tensor([[1.0, 2, 9, 12]]), torch.zeros(0, 4)]
     corners = torch.tensor([[0, 1, 2], [1, 3, 4]])
-    module = fast.MultiLoss({"mse": 1.0, "ssim": 0.1})
+    module = fast.MultiLoss({"mse": 1.0, "ssim": 0.1}, roi_weight=3.0)
     graphs = []
     call = eval("lambda: " + expression)
     assert torch.equal(torch.compile(call, fullgraph=True, backend=count)(), call())
@@ -129,7 +129,7 @@ for name, expression in json.load(sys.stdin).items():
 """
 
 CALLS = {
-    "multi_loss": 'fast.multi_loss(x, t, {"mse": 1.0}, boxes=b).total',
+    "multi_loss": 'fast.multi_loss(x, t, {"mse": 1.0}, boxes=b, roi_weight=3.0).total',
     "MultiLoss": "module(x, t, b).total",
     "multi_loss_jacobian": 'fast.multi_loss_jacobian(x, t, ["l1", "tv"])',
     "gradient_gramian": "fast.gradient_gramian(x)",

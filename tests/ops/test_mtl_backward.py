@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lidnet_fast import mtl_backward
+from lidnet_fast import MultiLossOutput, mtl_backward
 
 aggregation = pytest.importorskip("torchjd.aggregation")
 
@@ -122,6 +122,12 @@ def test_half_precision_shared():
         (lambda x: [x.sum(), x], ValueError, r"losses\[1\] must be a scalar, got shape \(2, 3\)"),
         (lambda x: {"mse": x.sum(), "roi": 3.0}, TypeError, r"losses\[roi\] must be a Tensor, got float"),
         (lambda x: {"mse": x.sum(), "roi": torch.tensor(1.0)}, ValueError, r"losses\[roi\] .*one without a graph"),
+        (
+            lambda x: [x.sum(), MultiLossOutput(x.sum(), {})],
+            TypeError,
+            r"losses\[1\] must be a Tensor, got MultiLossOutput. To fix: pass its .total",
+        ),
+        (lambda x: MultiLossOutput(x.sum(), {}), TypeError, r"must be several, .* To fix: pass \[its .total, further"),
         (
             lambda x: {"mse": x.sum(), "roi": torch.ones(2, requires_grad=True).sum()},
             ValueError,

@@ -273,7 +273,7 @@ GOOD = torch.zeros(2, 1, 16, 16)
             ValueError,
             r"boxes\[0\] must have finite coordinates",
         ),
-        ({"boxes": BOXES}, ValueError, "boxes need roi_weight, .* To fix: give roi_weight, or no boxes"),
+        ({"boxes": BOXES}, ValueError, "boxes need a roi_weight, .* To fix: give roi_weight, or no boxes"),
         ({"roi_weight": 2.0}, ValueError, r"roi_weight 2 needs boxes. To fix: give boxes \(without lesions empty ones"),
     ],
 )
