@@ -230,6 +230,8 @@ class StoreWriter:
 
 def _check_series(info: SeriesInfo, volume: np.ndarray, boxes: np.ndarray, low_dose: np.ndarray | None) -> None:
     name = f"series {info.series_uid}"
+    if "\0" in info.series_uid + info.patient_id:  # which NumPy drops at the end of a text, so that two become one
+        raise InputError(f"{name} of patient {info.patient_id}: an id can't have the character NUL")
     if info.split not in SPLITS:
         raise InputError(f"{name}: split {info.split!r} isn't one of {', '.join(SPLITS)}")
     if volume.dtype != np.int16 or volume.ndim != 3 or 0 in volume.shape:

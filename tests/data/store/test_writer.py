@@ -71,6 +71,13 @@ def test_what_lies_where_unfinished_stores_do_stays(tmp_path):
     assert not list((tmp_path / "theirs").iterdir())
 
 
+@pytest.mark.parametrize("ids", [{"series_uid": "1.2.3\0"}, {"series_uid": "1.2.4", "patient_id": "anna\0"}])
+def test_ids_that_would_become_one_are_refused(tmp_path, ids):
+    with pytest.raises(InputError, match="an id can't have the character NUL"), StoreWriter(tmp_path / "s") as writer:
+        writer.add_series(series_info(), volume_of(), NO_BOXES)
+        writer.add_series(series_info(**ids), volume_of(), NO_BOXES)
+
+
 def test_nothing_is_left_of_a_store_that_failed(tmp_path):
     with pytest.raises(KeyboardInterrupt), StoreWriter(tmp_path / "s") as writer:
         writer.add_series(series_info(), volume_of(), NO_BOXES)
