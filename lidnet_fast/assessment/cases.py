@@ -20,7 +20,10 @@ FIELD = 256
 """Most pixels of the side of a field of view."""
 
 LEVELS = 4
-"""Contrasts of lesions in a tissue, evenly spaced in their logarithm between the ends of `CONTRASTS`."""
+"""Contrasts of lesions in a tissue, evenly spaced in their logarithm."""
+
+_FAINTER = 3.0
+"""The faintest lesion's contrast is so much lower than that of lesions to train on: some should be hard to keep."""
 
 _BORDER = 20
 """Pixels at the edge of a field without lesions."""
@@ -134,7 +137,8 @@ def _case(
         place = depth.place(rng, diameter, tissues, taken, min(_BORDER, height // 8, width // 8))
         if place is not None:
             y, x, tissue = place
-            contrast = float(np.geomspace(*CONTRASTS[tissue], LEVELS)[level])
+            low, high = CONTRASTS[tissue]
+            contrast = float(np.geomspace(low / _FAINTER, high, LEVELS)[level])
             lesions.append(Lesion((0.0, y, x), diameter, contrast, tissue=tissue))
     signals = tuple(lesion_signal(lesion, scene.view.shape, (1.0, *spacing)) for lesion in lesions)
     return Case(name, scene, tuple(lesions), signals)
