@@ -139,3 +139,34 @@ def test_what_a_network_cannot_do(monkeypatch):
     monkeypatch.setattr(slices, "_CPU_MEMORY", 1000)
     with pytest.raises(InputError, match="don't fit into memory, and this denoiser can't work in tiles"):
         denoiser(Averaging())(random_hu(1, 64, 64))
+
+
+def test_slices_come_as_arrays_or_tensors_in_two_or_three_dimensions():
+    network, hu = random_network("small", channels=4), random_hu(2, 30, 40)
+    denoise = SliceDenoiser(HUDenoiser(network, WINDOW), "cpu", precision="float32")
+    expected = denoise(hu)
+    assert denoise.device == CPU
+    np.testing.assert_allclose(denoise(hu[0]), expected[0], rtol=0, atol=1e-3)
+    rounded = hu.astype(np.int16)
+    of_integers = denoise(rounded)
+    assert of_integers.dtype == np.float32
+    assert rounded.dtype == np.int16
+    for given in (torch.from_numpy(hu), torch.from_numpy(hu).double().requires_grad_()):
+        denoised = denoise(given)
+        assert denoised.dtype == torch.float32
+        assert not denoised.requires_grad
+        np.testing.assert_array_equal(denoised.numpy(), expected)
+    assert denoise(torch.from_numpy(hu[0])).shape == (30, 40)
+
+
+@pytest.mark.parametrize(
+    ("hu", "error", "message"),
+    [
+        (random_hu(1, 1, 8, 8), InputError, r"hu must be \[H,W\] or \[N,H,W\], got \[1, 1, 8, 8\]"),
+        (random_hu(8), InputError, r"got \[8\]"),
+        ([[0.0]], TypeError, "hu must be an array or a Tensor, .* got list"),
+    ],
+)
+def test_what_is_no_slice_is_refused(hu, error, message):
+    with pytest.raises(error, match=message):
+        denoiser(random_network("small", channels=4))(hu)

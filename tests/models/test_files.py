@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -55,6 +56,23 @@ def test_the_envelope_comes_back_and_may_be_unknown(saved, tmp_path: Path) -> No
 def test_identity_network_keeps_values_beyond_the_window() -> None:
     hu = torch.tensor([[[[-3000.0, -1000.0], [400.0, 2500.0]]]])
     torch.testing.assert_close(HUDenoiser(torch.nn.Identity(), HUWindow())(hu), hu)
+
+
+def test_a_runs_folder_stands_for_its_denoiser(saved, tmp_path: Path) -> None:
+    path, _ = saved
+    run = tmp_path / "run"
+    (run / "collaborate").mkdir(parents=True)
+    path.rename(run / "collaborate" / "denoiser.pt")
+    denoiser = load_denoiser(str(run))
+    assert not denoiser(torch.full((1, 1, 8, 8), 40.0)).requires_grad
+    with pytest.raises(InputError, match=r"there is no checkpoint .*elsewhere.collaborate.denoiser.pt"):
+        (tmp_path / "elsewhere").mkdir()
+        load_denoiser(tmp_path / "elsewhere")
+
+
+def test_arrays_are_refused_by_name() -> None:
+    with pytest.raises(TypeError, match=r"hu must be a Tensor \[N,1,H,W\], got ndarray. To fix: .*SliceDenoiser takes"):
+        HUDenoiser(torch.nn.Identity(), HUWindow())(np.zeros((1, 1, 8, 8), np.float32))
 
 
 def test_images_of_the_wrong_shape() -> None:
