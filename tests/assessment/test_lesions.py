@@ -4,11 +4,13 @@ from scipy import ndimage
 from torchvision.transforms.functional import gaussian_blur
 
 from lidnet_fast.assessment.arms import Arm, low_dose_arm
-from lidnet_fast.assessment.cases import Case, phantom_cases
+from lidnet_fast.assessment.cases import Case, phantom_cases, store_cases
 from lidnet_fast.assessment.lesions import LesionAssessment
 from lidnet_fast.assessment.options import AssessOptions
 from lidnet_fast.assessment.scanner import Scene
 from lidnet_fast.data.lesions.signal import Lesion, lesion_signal
+from lidnet_fast.data.prepare.plan import prepare
+from lidnet_fast.data.store.reader import Store
 
 OPTIONS = AssessOptions(diameters=(4.0, 8.0), cases=3, case_realisations=6)
 SPACING = (0.8, 0.8)
@@ -87,3 +89,19 @@ def test_phantom_cases_are_free_of_lesions_but_their_own():
             assert case.signal[y, x] == pytest.approx(lesion.contrast, rel=0.15)
         assert len(case.boxes()) == len(case.lesions)
     assert (next(phantom_cases(options)).scene.hu == cases[0].scene.hu).all()
+
+
+def test_cases_on_real_ct(real_ct, tmp_path):
+    """Slices of four patients, and the fifth's, which alone is in the test split."""
+    options = AssessOptions(diameters=(4.0, 8.0), cases=4, case_realisations=2, lesions_per_case=2)
+    for splits, expected in (({}, 4), ({"splits": real_ct.splits}, 1)):
+        store = tmp_path / f"store{expected}"
+        prepare(real_ct.sources, store, resample=True, **splits or {"val_fraction": 0, "test_fraction": 0})
+        cases = list(store_cases(Store(store), options))
+        assert len({case.name for case in cases}) == expected
+        assert all(case.lesions for case in cases)
+    assessment = LesionAssessment(options, [low_dose_arm()], 0.25, noisy=True)
+    list(assessment.measure(cases))
+    low = assessment.results().arms["low dose"]
+    assert [lesion["retained"] for lesion in low["lesions"]] == pytest.approx([1.0] * len(low["lesions"]), abs=1e-3)
+    assert low["bright"][1] <= 0.05 and low["dark"][1] <= 0.05
