@@ -196,7 +196,10 @@ def low_dose(tmp_path, study, write_series):
 def test_paired_low_dose(tmp_path, study, low_dose, write_series):
     folder, volumes, _ = study
     write_series(low_dose[0] / "x", np.zeros((3, 64, 64), np.int16), series_uid=f"{UID}.70", patient_id="xaver")
+    for place in (folder, low_dose[0]):
+        (place / "notes.txt").write_text("a note")
     summary = prepare([folder], tmp_path / "store", low_dose=low_dose[0])
+    assert summary.skipped == {"not DICOM": 2}
     store = Store(tmp_path / "store")
     for index, info in enumerate(store.series):
         assert info.has_low_dose

@@ -329,7 +329,7 @@ def _ct_slice(header: pydicom.Dataset, image: ImageHeader, frame: int | None) ->
         frame=frame,
         sop_instance_uid=image.sop_instance_uid if frame is None else f"{image.sop_instance_uid}#{frame + 1}",
         acquisition=optional_number(
-            header, "AcquisitionNumber" if "AcquisitionNumber" in header else "FrameAcquisitionNumber"
+            header, "FrameAcquisitionNumber" if "FrameAcquisitionNumber" in header else "AcquisitionNumber"
         ),
         kernel=_kernel(header),
         body_part=_body_part(header),

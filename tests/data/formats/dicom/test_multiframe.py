@@ -156,6 +156,20 @@ def test_frames_that_are_localisers_are_skipped(tmp_path, converted):
     np.testing.assert_array_equal(read_volume(series), hu[1:])
 
 
+def test_frames_of_passes_among_each_other_are_rejected(converted):
+    """Enhanced CT numbers acquisitions frame by frame."""
+    _, _, file = converted()
+    image = pydicom.dcmread(file)
+    image.AcquisitionNumber = 1
+    for groups in image.PerFrameFunctionalGroupsSequence:
+        item = pydicom.Dataset()
+        item.FrameAcquisitionNumber = int(groups.PlanePositionSequence[0].ImagePositionPatient[2] / 2.5) % 2 + 1
+        groups.FrameContentSequence = [item]
+    image.save_as(file)
+    with pytest.raises(InputError, match="slices of different AcquisitionNumber lie among each other"):
+        scan([file])
+
+
 def test_real_perfusion_map_is_not_ct(tmp_path):
     """Two frames of cerebral blood flow in an enhanced CT image of pydicom's test data."""
     shutil.copy(get_testdata_file("eCT_Supplemental.dcm", download=False), tmp_path / "map.dcm")
