@@ -7,6 +7,7 @@ from torchvision.transforms import v2
 from torchvision.tv_tensors import BoundingBoxes, Image
 
 import lidnet_fast
+from lidnet_fast.data.phantoms.phantom import PhantomOptions, make_patient
 from lidnet_fast.extractors import load_network
 from lidnet_fast.inference import HUDenoiser, SliceDenoiser
 from lidnet_fast.models import HUWindow, build_denoiser
@@ -36,16 +37,16 @@ def collate(samples):
 
 # Yours: slices [N, H, W] in HU and, per slice, lesion boxes [L, 4] of (x1, y1, x2, y2) in pixels.
 rng = np.random.default_rng(0)
-normal_dose = rng.normal(40, 10, (8, 192, 192)).astype(np.float32)
+patient = make_patient(rng, PhantomOptions(image_size=192, slices=8))
+normal_dose, boxes = patient.volume, [patient.boxes[patient.boxes[:, 0] == z, 1:] for z in range(8)]
 low_dose = normal_dose + rng.normal(0, 60, normal_dose.shape).astype(np.float32)
-boxes = [torch.tensor([[90.0, 80.0, 103.0, 91.0]]), torch.zeros(0, 4)] * 4
 
 loader = DataLoader(Slices(low_dose, normal_dose, boxes), batch_size=4, shuffle=True, collate_fn=collate)
 network = build_denoiser("unet", channels=16).to(device)  # yours: [N, 1, H, W] to [N, 1, H, W]
 optimizer = torch.optim.AdamW(network.parameters(), lr=3e-4)
-vgg19 = load_network("vgg19", weights=None)  # weights="DEFAULT" downloads ImageNet's, which want this mean and std
-imagenet = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-perceptual = lidnet_fast.ROIPerceptualLoss(vgg19, "relu3_4", **imagenet).to(device)
+vgg19 = load_network("vgg19", weights=None)  # weights="DEFAULT" downloads ImageNet's
+some_normal_dose = window.scale(torch.from_numpy(normal_dose[:4, None]))
+perceptual = lidnet_fast.ROIPerceptualLoss(vgg19, "relu3_4", mean="imagenet", normalise_by=some_normal_dose).to(device)
 
 for epoch in range(4):
     for pairs, boxes in loader:
@@ -53,7 +54,7 @@ for epoch in range(4):
         with torch.autocast(device.type, torch.bfloat16):
             denoised = network(low)
             pixels = lidnet_fast.multi_loss(denoised, normal, {"l1": 1.0, "ssim": 0.05})
-            loss = pixels.total + 0.01 * perceptual(denoised, normal, boxes)
+            loss = pixels.total + 0.02 * perceptual(denoised, normal, boxes)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
