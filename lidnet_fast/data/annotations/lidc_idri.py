@@ -23,6 +23,7 @@ from scipy.sparse.csgraph import connected_components
 from lidnet_fast.data.annotations.boxes import slice_at
 from lidnet_fast.data.formats.find import files_below
 from lidnet_fast.data.formats.geometry import Series
+from lidnet_fast.data.formats.itk.series import VolumeSeries
 from lidnet_fast.errors import InputError
 from lidnet_fast.progress import progress
 
@@ -119,6 +120,7 @@ def _outlines(root: ElementTree.Element) -> Iterator[_Outline]:
 
 def _merge(series: Series, outlines: Sequence[_Outline], readers: int, file: Path) -> np.ndarray:
     """Apply the rule to one series."""
+    _check_pixel_order(series, file)
     slice_of = {uid: z for z, uid in enumerate(series.sop_instance_uids)}
     marked: dict[tuple[int, int, int], np.ndarray] = {}  # by reader, nodule and slice: box
     for outline in outlines:
@@ -139,6 +141,22 @@ def _merge(series: Series, outlines: Sequence[_Outline], readers: int, file: Pat
         if len(by_reader) >= readers
     ]
     return np.array(rows, np.float32).reshape(-1, 5)
+
+
+def _check_pixel_order(series: Series, file: Path) -> None:
+    """Refuse a volume whose pixels are in another order than those of the DICOM images, in which outlines are counted.
+
+    LUNA16's files keep their order, also where both axes of the images are mirrored.
+    """
+    if not isinstance(series, VolumeSeries):
+        return
+    mirrored = series.orientation[0] < 0, series.orientation[4] < 0
+    kept = mirrored == (False, False) or (all(mirrored) and series.header.path.suffix.lower() in (".mhd", ".mha"))
+    if series.file_axes != (0, 1, 2) or not kept:
+        raise InputError(
+            f"{file}: counts pixels of DICOM images, and {series.header.path} has its own in another order (its rows "
+            f"and columns run along {series.orientation}). To fix: give the DICOM images, or LUNA16's .mhd files"
+        )
 
 
 def _inside(outline: _Outline, series: Series) -> np.ndarray:

@@ -223,6 +223,37 @@ def test_slices_by_position_thin_outlines_and_edges(tmp_path, lidc, write_series
     np.testing.assert_allclose(rows, [[2, 10, 20, 11, 21], [3, 0, 51, 5, 64]])
 
 
+@pytest.mark.parametrize(
+    ("suffix", "order", "taken"),
+    [
+        (".mhd", "LPS", True),
+        (".mhd", "RAS", True),  # as some of LUNA16
+        (".nii.gz", "LPS", True),
+        (".mhd", "LAI", False),
+        (".nii.gz", "LAS", False),
+        (".nii.gz", "RAS", False),
+        (".mha", "PIR", False),
+    ],
+)
+def test_volumes_with_pixels_in_another_order(tmp_path, lidc, suffix, order, taken):
+    """A box at the upper left of the DICOM images would lie elsewhere on them."""
+    _, _, write = lidc
+    image = sitk.GetImageFromArray(np.full((6, 64, 64), -1000, np.int16))
+    image.SetOrigin((0, 0, 100))
+    image.SetSpacing((1, 1, 2.5))
+    path = tmp_path / f"{UID}{suffix}"
+    sitk.WriteImage(sitk.DICOMOrient(image, order), str(path))
+    series = find_series([path], "", strict=True, resample=False).series
+    folder = write([[outline(4, 9, 20, 30, 105, "unknown")]])
+    if taken:
+        assert read_annotations(folder, series, readers=1)[UID].tolist() == [[2, 5, 10, 20, 30]]
+    else:
+        with pytest.raises(
+            InputError, match=r"158\.xml: counts pixels of DICOM images, and .* in another order .*To fix"
+        ):
+            read_annotations(folder, series, readers=1)
+
+
 def test_other_files_are_passed_over(lidc):
     series, sops, write = lidc
     folder = write([[outline(10, 10, 20, 20, 100, sops[0])]])
