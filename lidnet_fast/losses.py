@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -257,7 +258,7 @@ class ROIPerceptualLoss(nn.Module):
             TypeError: If `image_size` isn't numbers.
             ValueError: As `forward`.
         """
-        if not isinstance(image_size, Sequence) or not all(isinstance(side, int) for side in image_size):
+        if not isinstance(image_size, Sequence) or not all(isinstance(side, Integral) for side in image_size):
             raise TypeError(f"image_size must be (H, W) or (D, H, W), then boxes; got {_brief(image_size)}")
         count = len(boxes) if not isinstance(boxes, Tensor) else images
         if count is None:

@@ -1,6 +1,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -253,3 +254,4 @@ def test_swapped_arguments_of_plan_are_told():
     for boxes in (BOXES, BOXES[0]):
         with pytest.raises(TypeError, match=r"image_size must be \(H, W\) or \(D, H, W\), then boxes; got "):
             loss.plan(boxes, (16, 32))
+    assert loss.plan((np.int64(16), 32), BOXES).windows == loss.plan((16, 32), BOXES).windows
