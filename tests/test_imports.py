@@ -65,6 +65,7 @@ def test_imports_point_down(path: Path) -> None:
             "lidnet_fast.models.files",
             ("lightning", "jsonargparse", "pydicom", "lidnet_fast.data", "lidnet_fast.trainer"),
         ),
+        ("lidnet_fast.data.prepare.plan", ("lightning", "jsonargparse", "torchvision", "lidnet_fast.models")),
         ("lidnet_fast.report", ("lightning", "jsonargparse", "lidnet_fast.trainer")),
     ],
 )

@@ -7,10 +7,8 @@ from typing import Any, Self
 import numpy as np
 from scipy import ndimage
 
+from lidnet_fast._constants import TISSUES
 from lidnet_fast.errors import InputError
-
-#: HU of the tissues in which noise is measured, by name.
-TISSUES: dict[str, tuple[float, float]] = {"lung": (-950.0, -600.0), "soft tissue": (-150.0, 150.0)}
 
 _FEWEST_PIXELS = 400
 _LAPLACIAN = np.outer([1.0, -2.0, 1.0], [1.0, -2.0, 1.0])

@@ -12,12 +12,12 @@ from PIL import Image
 from lidnet_fast.data.annotations import read_annotations
 from lidnet_fast.data.annotations.boxes import read_boxes
 from lidnet_fast.data.formats.deeplesion import scan_deeplesion
-from lidnet_fast.data.formats.itk.series import VolumeSeries
+from lidnet_fast.data.formats.dicom.series import CTSeries
 from lidnet_fast.data.prepare.splits import read_splits
 from lidnet_fast.errors import InputError
 from tests.fuzz.hostile import NUMBERS, changed_table, damaged, input_errors, limits
 
-SERIES = VolumeSeries(
+SERIES = CTSeries(
     series_uid="1.2.3",
     patient_id="anna",
     files=(Path("a.mhd"),),
@@ -26,7 +26,6 @@ SERIES = VolumeSeries(
     spacing=(2.5, 0.7, 0.8),
     orientation=(1, 0, 0, 0, 1, 0),
     sop_instance_uids=tuple(f"1.2.3.{z}" for z in range(4)),
-    flipped=False,
 )
 BOXES = [
     "series_uid,slice,x1,y1,x2,y2\n1.2.3,0,1,2,30,40\n1.2.3,3,0.5,2,48,64\n",

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from lidnet_fast.models.envelope import TISSUES
+from lidnet_fast._constants import TISSUES
 
 _SMOOTH_MM = 4.0
 """Structures thinner than about this, such as small vessels, are part of the tissue that they run through."""
