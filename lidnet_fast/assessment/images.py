@@ -9,8 +9,8 @@ from torch import Tensor
 from lidnet_fast.assessment.arms import Arm
 from lidnet_fast.assessment.scanner import Scan
 from lidnet_fast.data.formats.find import files_below
-from lidnet_fast.data.formats.itk.files import is_volume, read_header, volume_stem
-from lidnet_fast.data.formats.itk.series import volume_series
+from lidnet_fast.data.formats.volumes.files import is_volume, read_header, volume_stem
+from lidnet_fast.data.formats.volumes.series import volume_series
 from lidnet_fast.errors import InputError
 
 _LARGEST_SHIFT_HU = 200.0

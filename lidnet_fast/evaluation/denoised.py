@@ -11,8 +11,8 @@ from lidnet_fast.data.formats.account import Account, Found
 from lidnet_fast.data.formats.dicom.series import CTSeries, read_volume, scan_files
 from lidnet_fast.data.formats.find import files_below
 from lidnet_fast.data.formats.geometry import Geometry
-from lidnet_fast.data.formats.itk.files import is_volume, volume_stem
-from lidnet_fast.data.formats.itk.series import VolumeSeries, scan_volumes
+from lidnet_fast.data.formats.volumes.files import is_volume, volume_stem
+from lidnet_fast.data.formats.volumes.series import VolumeSeries, scan_volumes
 from lidnet_fast.data.samples.dataset import SampleId
 from lidnet_fast.data.store.reader import Store
 from lidnet_fast.errors import InputError

@@ -11,7 +11,7 @@ from lidnet_fast.data.formats.dicom.headers import acquired_with
 from lidnet_fast.data.formats.dicom.images import DicomSeries
 from lidnet_fast.data.formats.dicom.pixels import decode
 from lidnet_fast.data.formats.geometry import LOWEST_HU
-from lidnet_fast.data.formats.itk.series import VolumeSeries
+from lidnet_fast.data.formats.volumes.series import VolumeSeries
 from lidnet_fast.models.envelope import Acquisition
 
 _SLICES = 8

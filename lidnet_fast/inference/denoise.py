@@ -22,8 +22,8 @@ from lidnet_fast.data.formats.dicom.images import DicomSeries
 from lidnet_fast.data.formats.dicom.values import without_pydicom_warnings
 from lidnet_fast.data.formats.dicom.writer import CTImage, Derivation, read_image, write_derived
 from lidnet_fast.data.formats.geometry import LOWEST_HU
-from lidnet_fast.data.formats.itk.files import is_volume, write_voxels
-from lidnet_fast.data.formats.itk.series import VolumeSeries
+from lidnet_fast.data.formats.volumes.files import is_volume, write_voxels
+from lidnet_fast.data.formats.volumes.series import VolumeSeries
 from lidnet_fast.device import Device, Precision, choose_device
 from lidnet_fast.errors import InputError
 from lidnet_fast.files import as_private_as, is_temporary, lock, move_whole, own_folder, remove_temporary

@@ -5,7 +5,7 @@ from pathlib import Path
 from lidnet_fast.data.formats.account import Found
 from lidnet_fast.data.formats.dicom.images import DicomSeries, find_images
 from lidnet_fast.data.formats.find import files_below
-from lidnet_fast.data.formats.itk.series import VolumeSeries, scan_volumes
+from lidnet_fast.data.formats.volumes.series import VolumeSeries, scan_volumes
 
 
 def find(

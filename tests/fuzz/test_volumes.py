@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lidnet_fast.data.formats.geometry import LOWEST_HU
-from lidnet_fast.data.formats.itk.series import scan_volumes
 from lidnet_fast.data.formats.sources import find_series
+from lidnet_fast.data.formats.volumes.series import scan_volumes
 from lidnet_fast.evaluation.denoised import denoised_series
 from tests.fuzz.hostile import NUMBERS, damaged, input_errors, limits
 

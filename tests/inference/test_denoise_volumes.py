@@ -11,9 +11,9 @@ from filelock import FileLock
 from nibabel.spatialimages import HeaderDataError
 
 from lidnet_fast.cli import main
-from lidnet_fast.data.formats.itk import itk, nifti
-from lidnet_fast.data.formats.itk.files import is_volume, read_voxels
 from lidnet_fast.data.formats.sources import find_series
+from lidnet_fast.data.formats.volumes import itk, nifti
+from lidnet_fast.data.formats.volumes.files import is_volume, read_voxels
 from lidnet_fast.errors import InputError
 from lidnet_fast.inference import denoise
 from lidnet_fast.inference.sources import find

@@ -23,7 +23,7 @@ from scipy.sparse.csgraph import connected_components
 from lidnet_fast.data.annotations.boxes import slice_at
 from lidnet_fast.data.formats.find import files_below
 from lidnet_fast.data.formats.geometry import Series
-from lidnet_fast.data.formats.itk.series import VolumeSeries
+from lidnet_fast.data.formats.volumes.series import VolumeSeries
 from lidnet_fast.errors import InputError
 from lidnet_fast.progress import progress
 

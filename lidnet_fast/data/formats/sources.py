@@ -10,7 +10,7 @@ from lidnet_fast.data.formats.deeplesion import is_deeplesion, scan_deeplesion
 from lidnet_fast.data.formats.dicom.series import check_regular, scan_files
 from lidnet_fast.data.formats.find import files_below
 from lidnet_fast.data.formats.geometry import Series
-from lidnet_fast.data.formats.itk.series import scan_volumes
+from lidnet_fast.data.formats.volumes.series import scan_volumes
 from lidnet_fast.errors import InputError
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from lidnet_fast.data.formats.account import Rejected
 from lidnet_fast.data.formats.geometry import Series
-from lidnet_fast.data.formats.itk.series import VolumeSeries
+from lidnet_fast.data.formats.volumes.series import VolumeSeries
 from lidnet_fast.errors import InputError
 
 

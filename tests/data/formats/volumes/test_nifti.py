@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
-from lidnet_fast.data.formats.itk.files import read_header, read_voxels
+from lidnet_fast.data.formats.volumes.files import read_header, read_voxels
 from lidnet_fast.errors import InputError
 
 MATRIX = np.array([[0, 0, -2.5, 40], [-0.8, 0, 0, 30], [0, 0.7, 0, -20], [0, 0, 0, 1]])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from isal import igzip, isal_zlib
 
-from lidnet_fast.data.formats.itk.header import VolumeHeader
+from lidnet_fast.data.formats.volumes.header import VolumeHeader
 from lidnet_fast.errors import InputError
 
 if TYPE_CHECKING:

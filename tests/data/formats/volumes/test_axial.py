@@ -7,9 +7,9 @@ import SimpleITK as sitk  # noqa: N813
 
 from lidnet_fast.data.annotations.boxes import read_boxes
 from lidnet_fast.data.annotations.luna16 import read_boxes as read_spheres
-from lidnet_fast.data.formats.itk.files import read_header, volume_stem
-from lidnet_fast.data.formats.itk.series import volume_series
 from lidnet_fast.data.formats.sources import find_series
+from lidnet_fast.data.formats.volumes.files import read_header, volume_stem
+from lidnet_fast.data.formats.volumes.series import volume_series
 from lidnet_fast.data.prepare.plan import prepare
 from lidnet_fast.data.store.reader import Store
 from lidnet_fast.errors import InputError

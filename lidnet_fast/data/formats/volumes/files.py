@@ -12,8 +12,8 @@ from nibabel.wrapstruct import WrapStructError
 from scipy import ndimage
 
 from lidnet_fast.data.formats.geometry import LOWEST_HU
-from lidnet_fast.data.formats.itk import itk, nifti
-from lidnet_fast.data.formats.itk.header import VolumeHeader
+from lidnet_fast.data.formats.volumes import itk, nifti
+from lidnet_fast.data.formats.volumes.header import VolumeHeader
 from lidnet_fast.errors import InputError
 from lidnet_fast.files import whole_path
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from lidnet_fast.data.formats.account import Found, Rejected
 from lidnet_fast.data.formats.geometry import Series, hu_volume
-from lidnet_fast.data.formats.itk.files import (
+from lidnet_fast.data.formats.volumes.files import (
     check_hu,
     is_volume,
     measured,
@@ -24,7 +24,7 @@ from lidnet_fast.data.formats.itk.files import (
     read_voxels,
     volume_stem,
 )
-from lidnet_fast.data.formats.itk.header import VolumeHeader
+from lidnet_fast.data.formats.volumes.header import VolumeHeader
 from lidnet_fast.data.prepare.jobs import run
 from lidnet_fast.errors import InputError
 

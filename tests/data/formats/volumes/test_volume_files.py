@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from lidnet_fast.cli import main
-from lidnet_fast.data.formats.itk.files import read_header, read_voxels
 from lidnet_fast.data.formats.sources import find_series
+from lidnet_fast.data.formats.volumes.files import read_header, read_voxels
 from lidnet_fast.errors import InputError
 from lidnet_fast.evaluation.denoised import denoised_series
 from lidnet_fast.inference.sources import find

@@ -13,7 +13,7 @@ import numpy as np
 from isal import igzip
 from nibabel.arrayproxy import ArrayProxy
 
-from lidnet_fast.data.formats.itk.header import VolumeHeader
+from lidnet_fast.data.formats.volumes.header import VolumeHeader
 
 SUFFIXES = (".nii", ".nii.gz")
 
