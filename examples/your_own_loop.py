@@ -9,8 +9,8 @@ from torchvision.tv_tensors import BoundingBoxes, Image
 import lidnet_fast
 from lidnet_fast.data.phantoms.phantom import PhantomOptions, make_patient
 from lidnet_fast.extractors import load_network
-from lidnet_fast.inference import HUDenoiser, SliceDenoiser
-from lidnet_fast.models import HUWindow, build_denoiser
+from lidnet_fast.inference import HUDenoiser, SliceDenoiser, save_denoiser
+from lidnet_fast.models import HUWindow, NetworkConfig, build_denoiser
 
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 window = HUWindow(-1000, 400)  # HU that become 0 and 1
@@ -35,7 +35,8 @@ def collate(samples):
     return torch.stack([pair for pair, _ in samples]), [boxes for _, boxes in samples]
 
 
-# Yours: slices [N, H, W] in HU and, per slice, lesion boxes [L, 4] of (x1, y1, x2, y2) in pixels.
+# Yours: float32 slices [N, H, W] in HU and, per slice, a float Tensor [L, 4] of lesion boxes (x1, y1, x2, y2) in
+# pixels; torch.zeros(0, 4) where there are none.
 rng = np.random.default_rng(0)
 patient = make_patient(rng, PhantomOptions(image_size=192, slices=8))
 normal_dose, boxes = patient.volume, [patient.boxes[patient.boxes[:, 0] == z, 1:] for z in range(8)]
@@ -49,17 +50,22 @@ some_normal_dose = window.scale(torch.from_numpy(normal_dose[:4, None]))
 perceptual = lidnet_fast.ROIPerceptualLoss(vgg19, "relu3_4", mean="imagenet", normalise_by=some_normal_dose).to(device)
 
 for epoch in range(4):
+    history = []
     for pairs, boxes in loader:
         low, normal = pairs.to(device).split(1, dim=1)
         with torch.autocast(device.type, torch.bfloat16):
             denoised = network(low)
             pixels = lidnet_fast.multi_loss(denoised, normal, {"l1": 1.0, "ssim": 0.05})
-            loss = pixels.total + 0.02 * perceptual(denoised, normal, boxes)
+            lesions = perceptual(denoised, normal, boxes)
+            loss = pixels.total + 0.02 * lesions
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    print(epoch, {name: round(value.item(), 4) for name, value in pixels.terms.items()})
+        history.append(torch.stack([*pixels.terms.values(), lesions]).detach())
+    l1, ssim, lesions = torch.stack(history).mean(0).tolist()
+    print(f"epoch {epoch}: l1 {l1:.4f}, 1 - SSIM {ssim:.3f}, lesions {lesions:.4f}")
 
-torch.save(network.state_dict(), "denoiser.pt")
-denoiser = SliceDenoiser(HUDenoiser(network.eval(), window), device)
-denoised_volume = denoiser(low_dose)  # NumPy to NumPy, HU
+denoiser = HUDenoiser(network.eval(), window)
+# Yours: NetworkConfig("my_package.RedCNN"). `load_denoiser` and `lidnet-fast denoise --model` read the file.
+save_denoiser("denoiser.pt", denoiser, NetworkConfig("unet", {"channels": 16}))
+denoised_volume = SliceDenoiser(denoiser, device)(low_dose)  # NumPy to NumPy, HU

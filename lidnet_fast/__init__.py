@@ -25,7 +25,7 @@ Several losses, balanced by their gradients:
     combine_gradients                their weighted sum
 
     backend                          which implementation runs, and why
-    InputWarning                     tells of arguments that work but are hardly meant, such as boxes outside the image
+    InputWarning                     warns of arguments that are probably a mistake, such as boxes outside the image
 
 `lidnet_fast.extractors` says which network's features, `lidnet_fast.models` has denoisers and detectors,
 `lidnet_fast.inference` denoises with trained ones, and `lidnet_fast.metrics` scores what comes out.

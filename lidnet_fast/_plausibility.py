@@ -1,4 +1,4 @@
-"""Warnings of arguments that work but are hardly meant: boxes outside the image, values of another unit.
+"""Warnings of arguments that work but are probably a mistake: boxes outside the image, values of another unit.
 
 They look at plain tensors on the CPU only, so they never wait for a device, and at nothing while PyTorch traces
 (torch.compile, torch.export, torch.func, torch.jit). Of images they read about a hundred pixels.

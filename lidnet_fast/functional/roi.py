@@ -53,9 +53,6 @@ def roi_perceptual_loss(
 
     Those are the defaults of torchvision.ops.roi_align; here they are True and 2. Feature volumes are taken, too.
 
-    Two defaults aren't those of torchvision.ops.roi_align: `aligned` is True and `sampling_ratio` 2; there they are
-    False and -1. Give both to get what torchvision's pooling and a loss give.
-
     With l_k the mean of criterion(roi_align(input) - roi_align(target)) over the C*P*P values of box k (C*P*P*P in
     volumes), and w_k its weight: "none" gives [w_k l_k], "sum" their sum, "mean" their sum over K. Unweighted, the mean
     with "mse" is F.mse_loss of the pooled tensors. RoIAlign is torchvision's (He et al., Mask R-CNN, arXiv:1703.06870,

@@ -2,6 +2,7 @@
 
 from lidnet_fast.models.denoisers import DENOISERS, build_denoiser
 from lidnet_fast.models.detectors import DETECTORS, LesionDetector, build_detector
+from lidnet_fast.models.registry import NetworkConfig
 from lidnet_fast.models.windowing import HUWindow
 
-__all__ = ["DENOISERS", "DETECTORS", "HUWindow", "LesionDetector", "build_denoiser", "build_detector"]
+__all__ = ["DENOISERS", "DETECTORS", "HUWindow", "LesionDetector", "NetworkConfig", "build_denoiser", "build_detector"]

@@ -60,6 +60,28 @@ def save_network(
     write_bytes(path, serialised(content))
 
 
+def save_denoiser(path: Path | str, denoiser: HUDenoiser, config: NetworkConfig) -> None:
+    """Write a denoiser that you trained yourself, for `load_denoiser`, `lidnet-fast denoise` and the other commands.
+
+    Args:
+        path: the file to make, or to make again.
+        denoiser: the network and its HU window.
+        config: how the network is built: a name of this package ("unet", "redcnn"), or the import path of its class
+            ("my_package.RedCNN"), and the keyword arguments. A class of yours is loaded with `trust_code`.
+
+    Raises:
+        InputError: `config` makes another network than the denoiser's.
+    """
+    made = build_network("denoiser", without_weights(config)).state_dict()
+    has = denoiser.network.state_dict()
+    if {name: x.shape for name, x in made.items()} != {name: x.shape for name, x in has.items()}:
+        raise InputError(
+            f"config must be how the denoiser's network was built, but {config.name} {config.options} makes other "
+            f"weights. To fix: NetworkConfig(name or import path of {type(denoiser.network).__name__}, its arguments)"
+        )
+    save_network(Path(path), "denoiser", denoiser.network, config, denoiser.window, {}, denoiser.envelope)
+
+
 def load_network(
     path: Path, kind: Kind, expected: NetworkConfig | None = None, *, trust_code: bool = False
 ) -> tuple[nn.Module, HUWindow]:

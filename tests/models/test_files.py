@@ -8,7 +8,7 @@ import torch
 
 from lidnet_fast.errors import InputError
 from lidnet_fast.models.envelope import Envelope
-from lidnet_fast.models.files import build_network, load_denoiser, load_network, save_network
+from lidnet_fast.models.files import build_network, load_denoiser, load_network, save_denoiser, save_network
 from lidnet_fast.models.hu import HUDenoiser
 from lidnet_fast.models.registry import NetworkConfig
 from lidnet_fast.models.windowing import HUWindow
@@ -121,3 +121,14 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a readable checkpoint"):
         load_network(tmp_path / "bomb.pt", "denoiser")
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_network_of_your_own_loop(tmp_path):
+    config = NetworkConfig("unet", {"channels": 4})
+    denoiser = HUDenoiser(build_network("denoiser", config).eval(), HUWindow(-160, 240))
+    save_denoiser(tmp_path / "mine.pt", denoiser, config)
+    loaded, hu = load_denoiser(tmp_path / "mine.pt"), torch.randn(1, 1, 32, 32) * 50
+    torch.testing.assert_close(loaded(hu), denoiser(hu), rtol=0, atol=0)
+    with pytest.raises(InputError, match="config must be how the denoiser's network was built, but unet"):
+        save_denoiser(tmp_path / "other.pt", denoiser, NetworkConfig("unet", {"channels": 8}))
+    assert not (tmp_path / "other.pt").exists()
