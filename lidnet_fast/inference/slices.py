@@ -12,6 +12,7 @@ from lidnet_fast._plausibility import warn_of_hu
 from lidnet_fast.device import Precision, autocast, choose_precision
 from lidnet_fast.errors import InputError
 from lidnet_fast.inference.tiling import Reach, bytes_per_pixel, find_reach, in_tiles
+from lidnet_fast.models.denoisers import evaluated
 from lidnet_fast.models.hu import HUDenoiser
 from lidnet_fast.models.registry import first_line
 
@@ -29,9 +30,10 @@ class SliceDenoiser:
     Tiles overlap by as far as the network looks, so that they give what the whole slice gives, up to rounding.
 
     Args:
-        denoiser: HU in, HU out; moved to `device`.
+        denoiser: HU in, HU out; moved to `device`. It computes in eval mode and keeps the mode that it is in.
         device: where it runs, such as "cpu" or "cuda".
-        precision: of the network; weights stay float32. "auto" is bfloat16 where the device computes in it.
+        precision: of the network; weights stay float32. "auto" is bfloat16 where the device computes in it, which moves
+            what a network of your own gives by several HU unless it adds its correction to the input in float32.
         tile: largest side of a tile in pixels, without its overlap; None for whole slices where memory allows.
         batch_size: most slices at a time; None for 1 on the CPU and 8 on a GPU.
         blend: share of the denoised slice in the result, the rest is the original.
@@ -42,6 +44,7 @@ class SliceDenoiser:
         envelope: what the denoiser was trained on; None where that is unknown.
 
     Raises:
+        TypeError: `denoiser` is not a `HUDenoiser`.
         InputError: an argument that can't work.
     """
 
@@ -50,11 +53,16 @@ class SliceDenoiser:
         denoiser: HUDenoiser,
         device: torch.device | str,
         *,
-        precision: Precision = "auto",
+        precision: Precision = "float32",
         tile: int | None = None,
         batch_size: int | None = None,
         blend: float = 1.0,
     ) -> None:
+        if not hasattr(denoiser, "envelope"):
+            raise TypeError(
+                f"denoiser must be a HUDenoiser, got {type(denoiser).__name__}. "
+                "To fix: HUDenoiser(network, HUWindow(low, high))"
+            )
         for name, value in (("tile", tile), ("batch_size", batch_size)):
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
@@ -67,7 +75,8 @@ class SliceDenoiser:
         self.batch_size = batch_size or (1 if on_cpu else 8)
         self._memory = _CPU_MEMORY if on_cpu else int(_CUDA_SHARE * torch.cuda.mem_get_info(device)[0])
         try:
-            self._bytes_per_pixel = bytes_per_pixel(denoiser)
+            with evaluated(denoiser):
+                self._bytes_per_pixel = bytes_per_pixel(denoiser)
         except (ValueError, RuntimeError) as error:
             raise InputError(f"the denoiser fails on a small image: {first_line(error)}") from error
         # Several times as fast as the default layout in bfloat16 on the CPU.
@@ -79,7 +88,7 @@ class SliceDenoiser:
     def _reach(self) -> Reach | None:
         """Found where tiles are needed; it takes seconds for a deep network."""
         try:
-            return find_reach(copy.deepcopy(self._denoiser.network).cpu())
+            return find_reach(copy.deepcopy(self._denoiser.network).cpu().eval())
         except (ValueError, RuntimeError):  # it doesn't take images of any size
             return None
 
@@ -110,7 +119,8 @@ class SliceDenoiser:
         warn_of_hu(torch.from_numpy(hu))
         while True:
             try:
-                denoised = self._denoise(hu)
+                with evaluated(self._denoiser):
+                    denoised = self._denoise(hu)
                 break
             except torch.OutOfMemoryError as error:
                 if self._memory < self._bytes_per_pixel:

@@ -185,12 +185,13 @@ def build_denoiser(name: str, **options: Any) -> nn.Module:
 @contextmanager
 def evaluated(model: nn.Module) -> Iterator[None]:
     """A network as it is used, not trained: what it sees changes no statistics."""
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
 
 
 def _probe(name: str, model: nn.Module) -> None:

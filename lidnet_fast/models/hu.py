@@ -16,11 +16,17 @@ class HUDenoiser(nn.Module):
         envelope: what it was trained on; None where that is unknown.
 
     Values beyond the window's `denoised_range` (metal, padding) are shown to the network as the range's end, and pass
-    unchanged.
+    unchanged. As in any module, `train` and `eval` decide whether dropout and BatchNorm train; `SliceDenoiser` computes
+    in eval mode.
+
+    Raises:
+        TypeError: `window` is not an `HUWindow`.
     """
 
     def __init__(self, network: nn.Module, window: HUWindow, envelope: Envelope | None = None) -> None:
         super().__init__()
+        if not isinstance(window, HUWindow):
+            raise TypeError(f"window must be an HUWindow, got {type(window).__name__}. To fix: HUWindow(low, high)")
         self.network, self.window, self.envelope = network, window, envelope
 
     def forward(self, hu: Tensor) -> Tensor:
@@ -36,7 +42,7 @@ class HUDenoiser(nn.Module):
 
         Raises:
             TypeError: `hu` is not a Tensor.
-            ValueError: `hu` is not [N,1,H,W].
+            ValueError: `hu` is not [N,1,H,W], or the network returns another shape.
         """
         if not isinstance(hu, Tensor):
             raise TypeError(

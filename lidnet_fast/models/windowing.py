@@ -58,10 +58,16 @@ class HUWindow:
 
         Returns:
             Denoised images [N,1,H,W], HU, float32.
+
+        Raises:
+            ValueError: the network returns something else, or another shape.
         """
         hu = hu.float()
-        denoised = self.unscale(network(self.scale(hu.clamp(*self.denoised_range))).float())
-        return torch.where(self.is_denoised(hu), denoised, hu)
+        windowed = network(self.scale(hu.clamp(*self.denoised_range)))
+        if not isinstance(windowed, Tensor) or windowed.shape != hu.shape:
+            got = list(windowed.shape) if isinstance(windowed, Tensor) else type(windowed).__name__
+            raise ValueError(f"the network must return [N,1,H,W], here {list(hu.shape)}, got {got}")
+        return torch.where(self.is_denoised(hu), self.unscale(windowed.float()), hu)
 
     @property
     def width(self) -> float:

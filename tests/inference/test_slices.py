@@ -170,3 +170,49 @@ def test_slices_come_as_arrays_or_tensors_in_two_or_three_dimensions():
 def test_what_is_no_slice_is_refused(hu, error, message):
     with pytest.raises(error, match=message):
         denoiser(random_network("small", channels=4))(hu)
+
+
+class Trained(nn.Module):
+    """What computes otherwise in training: dropout, and BatchNorm, of which one is frozen."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.BatchNorm2d(1), nn.Dropout(0.9), nn.BatchNorm2d(1).eval())
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def test_networks_in_training_compute_in_eval_mode():
+    network, hu = Trained(), random_hu(2, 12, 16)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    in_training = SliceDenoiser(HUDenoiser(network, WINDOW), CPU, tile=8)(hu)
+    torch.testing.assert_close(network.state_dict(), before)
+    assert network.training
+    assert [layer.training for layer in network.layers] == [True, True, False]
+    np.testing.assert_array_equal(in_training, denoiser(network)(hu))
+
+
+def test_float32_is_the_default():
+    hu = random_hu(1, 12, 16).clip(-1000, 1000)
+    identity = nn.Conv2d(1, 1, 1, bias=False)
+    nn.init.ones_(identity.weight)
+    denoise = SliceDenoiser(HUDenoiser(identity, WINDOW), CPU)
+    assert denoise.precision == "float32"
+    np.testing.assert_allclose(denoise(hu), hu, rtol=0, atol=1e-3)
+
+
+def test_what_is_no_denoiser_is_refused():
+    with pytest.raises(
+        TypeError, match=r"denoiser must be a HUDenoiser, got Conv2d. To fix: HUDenoiser\(network, HUWin"
+    ):
+        SliceDenoiser(nn.Conv2d(1, 1, 1), "cpu")
+    with pytest.raises(TypeError, match=r"window must be an HUWindow, got tuple. To fix: HUWindow"):
+        HUDenoiser(nn.Conv2d(1, 1, 1), (-1000, 400))
+    shrinking = HUDenoiser(nn.Conv2d(1, 1, 3), WINDOW)
+    with pytest.raises(
+        ValueError, match=r"the network must return \[N,1,H,W\], here \[1, 1, 8, 9\], got \[1, 1, 6, 7\]"
+    ):
+        shrinking(torch.zeros(1, 1, 8, 9))
+    with pytest.raises(InputError, match=r"fails on a small image: the network must return .* got \[1, 1, 126, 126\]"):
+        SliceDenoiser(shrinking, "cpu")
