@@ -153,7 +153,8 @@ class ObjectiveConfig(_Checked):
     extractor: str = "vgg19:relu3_4"
     """That network of torchvision's and its layer, or layers with commas between."""
     extractor_weights: str | None = None
-    """Its weights: a state dict, the name of torchvision's ("DEFAULT" downloads them), or none for random ones."""
+    """Its weights: a state dict, the name of torchvision's ("DEFAULT" downloads them); without any they are
+    random, which `train` warns of."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -213,7 +214,7 @@ class RunConfig(_Checked):
     "auto" is "fused" where kernels are available."""
     balance: Literal["none", "sum", "mean", "upgrad", "dualproj", "mgda", "pcgrad", "aligned_mtl", "imtl_g"] = "none"
     """How a denoiser step weighs the losses' gradients at the denoised image, by `lidnet_fast.mtl_backward`; "none"
-    sums the losses. All others also log the gradients' norms, weights and cosines."""
+    and "sum" add them up. All but "none" also log the gradients' norms, weights and cosines."""
     precision: Precision = "auto"
     """Arithmetic of the networks; losses and weights are float32. "auto" is "bfloat16" where the hardware computes in
     it, "float32" elsewhere, and what the run began with when it is resumed."""

@@ -46,6 +46,7 @@ from lidnet_fast.trainer.phase import Phase, outermost_sequentials
 from lidnet_fast.trainer.phases import CollaboratePhase, DenoiserPhase, DetectorPhase
 from lidnet_fast.trainer.stored import flattened, read_stored
 from lidnet_fast.trainer.training_envelope import training_envelope
+from lidnet_fast.urls import without_secrets
 
 # What may differ between a run and its continuation, since no result depends on it.
 _FREE_KEYS = {
@@ -264,6 +265,13 @@ def train(config: RunConfig) -> Run:
     """
     with as_private_as(index_files(config.data.store)):
         run = Run(config)
+        objective = config.collaborate.objective
+        if ranks.is_first() and objective.roi_extractor and objective.extractor_weights is None:
+            print(
+                f"lidnet-fast: warning: the weights of {objective.extractor} are random. To fix: give "
+                "--collaborate.objective.extractor_weights FILE, or DEFAULT for torchvision's",
+                file=sys.stderr,
+            )
         run.train_detector()
         run.train_independent_judge()
         run.train_denoiser()
@@ -316,8 +324,12 @@ def _check_parts(config: RunConfig) -> None:
             )
     # Whole slices have the usual size, or one near it.
     check_extractor(config.collaborate.objective, config.data.crop or 512)
-    for split in ("train", "val", "test"):
-        split_patches(config, split, "test")
+    training, *_ = (split_patches(config, split, "test") for split in ("train", "val", "test"))
+    if not training.lesions and (config.detector.steps or config.collaborate.steps):
+        raise InputError(
+            f"data.store ({without_secrets(config.data.store)}): its training split has no lesion box, and a detector "
+            "learns from them. To fix: prepare it with --boxes or --insert-lesions"
+        )
     networks: list[tuple[Kind, NetworkConfig | None]] = [
         ("denoiser", config.denoiser.network),
         ("detector", config.detector.network),

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lidnet_fast import cli
+from lidnet_fast.data.phantoms.study import Study, make_study
 from lidnet_fast.data.store.reader import Store
 from lidnet_fast.errors import InputError
 from lidnet_fast.models.files import load_denoiser, load_network
@@ -17,6 +18,7 @@ from lidnet_fast.trainer import run as run_module
 from lidnet_fast.trainer.config import RunConfig
 from lidnet_fast.trainer.phases import CollaboratePhase, DenoiserPhase, DetectorPhase
 from lidnet_fast.trainer.run import train
+from tests.conftest import Once
 
 
 class PowerCutError(Exception):
@@ -128,6 +130,37 @@ def test_other_configuration_in_the_same_folder_is_refused(tiny_config: RunConfi
     run_module.Run(tiny_config)
     with pytest.raises(InputError, match=r"seed = 0, not 1"):
         run_module.Run(replace(tiny_config, seed=1))
+
+
+def test_a_store_without_boxes_trains_a_denoiser_alone(tiny_config: RunConfig, tiny_study: Study, once: Once) -> None:
+    options = replace(tiny_study.options, slices=1, lesions_per_slice=(0, 0))
+    boxless = replace(tiny_study, patients=(("train", 1), ("val", 1), ("test", 1)), options=options)
+    store = once("boxless_store", lambda path: make_study(path, boxless, seed=0, workers=1))
+    config = replace(tiny_config, data=replace(tiny_config.data, store=str(store)))
+    words = r"training split has no lesion box.* To fix: prepare it with --boxes or --insert-lesions"
+    no_detector = replace(config, detector=replace(config.detector, steps=0))
+    for needy in (config, no_detector):
+        with pytest.raises(InputError, match=words):
+            run_module.Run(needy)
+    assert not Path(config.out).exists()
+    run_module.Run(replace(no_detector, collaborate=replace(config.collaborate, steps=0)))
+
+
+@pytest.mark.parametrize(("weights", "said"), [(None, True), ("IMAGENET1K_V1", False)])
+def test_random_weights_of_an_extractor_are_said(
+    tiny_config: RunConfig,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    weights: str | None,
+    said: bool,
+) -> None:
+    objective = replace(
+        tiny_config.collaborate.objective, roi_extractor=0.1, extractor="vgg11:relu1_1", extractor_weights=weights
+    )
+    for phase in ("train_detector", "train_denoiser", "collaborate"):
+        monkeypatch.setattr(run_module.Run, phase, lambda _: None)
+    train(replace(tiny_config, collaborate=replace(tiny_config.collaborate, objective=objective)))
+    assert ("warning: the weights of vgg11:relu1_1 are random. To fix: " in capsys.readouterr().err) == said
 
 
 def test_folder_with_other_content_is_refused(tiny_config: RunConfig) -> None:

@@ -108,6 +108,11 @@ def summarise(
             if not counts["patients"][split]
         ]
     )
+    if counts["patients"]["train"] and not counts["boxes"]["train"]:
+        empty.append(
+            "no lesion box is in the split train, so that LIDnet can't be trained on this store. "
+            "To fix: prepare it with --boxes or --insert-lesions"
+        )
     return PrepareSummary(out=out, account=account, warnings=(*warnings, *empty), **counts)
 
 

@@ -153,6 +153,11 @@ class LesionPatches(Dataset[Sample]):
         if crop is None and len(different) > 1:
             raise InputError(f"{store}: slices differ in size ({different}): set data.crop")
 
+    @property
+    def lesions(self) -> int:
+        """Lesions in the split."""
+        return self._draws.lesions
+
     def __len__(self) -> int:
         """Slices in the split: the draws of one epoch."""
         return self._draws.slices

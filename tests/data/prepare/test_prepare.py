@@ -122,7 +122,8 @@ def test_draw(tmp_path, study):
     assert {info.split for info in store.series} == set(SPLITS)
     again = prepare([study[0]], tmp_path / "again", seed=1, val_fraction=0.3, test_fraction=0.2)
     assert Store(tmp_path / "again").series == store.series
-    assert again.warnings == ()
+    (warning,) = again.warnings
+    assert warning.endswith("can't be trained on this store. To fix: prepare it with --boxes or --insert-lesions")
 
 
 def test_fractions_are_met_on_average():
@@ -147,6 +148,8 @@ def test_empty_splits(tmp_path, study):
     assert [warning.split(";")[0] for warning in summary.warnings] == [
         "none of the 3 patients is in the split val",
         "none of the 3 patients is in the split test",
+        "no lesion box is in the split train, so that LIDnet can't be trained on this store. "
+        "To fix: prepare it with --boxes or --insert-lesions",
     ]
     assert any("warning: none of the 3 patients" in line for line in summary.lines())
     with pytest.raises(InputError, match="none of the 1 patient is in the split train; give another seed"):
