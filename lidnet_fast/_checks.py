@@ -30,9 +30,19 @@ Boxes = Tensor | Sequence[Tensor]
 def check_float(name: str, tensor: Tensor) -> None:
     """`tensor` is a floating-point Tensor."""
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
+        raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}{_to_tensor(name, tensor)}")
     if tensor.dtype not in FLOAT_DTYPES:
-        raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {tensor.dtype}")
+        remedy = "" if tensor.is_complex() else f". To fix: {name}.float()"
+        raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {tensor.dtype}{remedy}")
+
+
+def _to_tensor(name: str, value: Any) -> str:
+    """The remedy for arrays and lists, which aren't Tensors."""
+    if hasattr(value, "__array__"):
+        return f". To fix: torch.as_tensor({name})"
+    if isinstance(value, list | tuple) and value:
+        return f". To fix: torch.{'stack' if isinstance(value[0], Tensor) else 'tensor'}({name})"
+    return ""
 
 
 def check_features(name: str, tensor: Tensor, *, volumes: bool = False) -> None:
@@ -117,7 +127,9 @@ def check_pyramid(inputs: Mapping[str, Tensor], image_sizes: Sequence[tuple[int,
     return height
 
 
-def as_rois(boxes: Boxes, input: Tensor, spatial_scale: float = 1.0, *, outside: str = "keep") -> Tensor:
+def as_rois(
+    boxes: Boxes, input: Tensor, spatial_scale: float = 1.0, *, outside: str = "keep", doubt: str = ""
+) -> Tensor:
     """Boxes checked against `input` and brought to one form: contiguous, in the dtype of the arithmetic, detached.
 
     Warns of boxes that hardly lie where they were meant to.
@@ -129,6 +141,7 @@ def as_rois(boxes: Boxes, input: Tensor, spatial_scale: float = 1.0, *, outside:
         input: Gives the batch size, the device and, by `compute_dtype`, the dtype.
         spatial_scale: What the op multiplies coordinates by; they must stay finite.
         outside: "keep" or "ignore"; the second needs no warning of boxes outside.
+        doubt: As in `warn_of_boxes`.
 
     Returns:
         Tensor[K, 5] or Tensor[K, 7].
@@ -140,14 +153,18 @@ def as_rois(boxes: Boxes, input: Tensor, spatial_scale: float = 1.0, *, outside:
         rois = boxes.detach().to(dtype).contiguous()
         ends = _check_box_values(rois, images, spatial_scale, None)
         if ends is not None:
-            warn_of_boxes(rois, ends, input.shape[2:], spatial_scale, outside=outside == "keep")
+            warn_of_boxes(rois, ends, input.shape[2:], spatial_scale, outside=outside == "keep", doubt=doubt)
         return rois
     if not isinstance(boxes, Sequence):
         raise TypeError(
             f"boxes must be a Tensor[K, {width}] or a list of Tensor[L, {width - 1}], got {type(boxes).__name__}"
+            f"{_to_tensor('boxes', boxes)}"
         )
     if len(boxes) != images:
-        raise ValueError(f"boxes must be a list of one Tensor per image, {images}, got {len(boxes)}")
+        raise ValueError(
+            f"boxes must be a list of {images} Tensors, one per image, got {len(boxes)}; an image without boxes has "
+            f"torch.zeros(0, {width - 1})"
+        )
     parts = [torch.empty((0, width), dtype=dtype, device=input.device)]
     for number, of_image in enumerate(boxes):
         _check_box_tensor(f"boxes[{number}]", of_image, width - 1, input)
@@ -156,7 +173,7 @@ def as_rois(boxes: Boxes, input: Tensor, spatial_scale: float = 1.0, *, outside:
     rois = torch.cat(parts)
     ends = _check_box_values(rois, images, spatial_scale, [of_image.shape[0] for of_image in boxes])
     if ends is not None:
-        warn_of_boxes(rois, ends, input.shape[2:], spatial_scale, outside=outside == "keep")
+        warn_of_boxes(rois, ends, input.shape[2:], spatial_scale, outside=outside == "keep", doubt=doubt)
     return rois
 
 
@@ -279,7 +296,12 @@ def _check_box_tensor(name: str, boxes: Tensor, width: int, input: Tensor) -> No
     check_float(name, boxes)
     if boxes.ndim != 2 or boxes.shape[1] != width:
         kind = "images" if input.ndim == 4 else "volumes"
-        raise ValueError(f"{name} must have shape [boxes, {width}] for {kind}, got {tuple(boxes.shape)}")
+        remedy = ""
+        if width % 2 and boxes.ndim == 2 and boxes.shape[1] == width - 1:
+            remedy = f". To fix: put the batch index into column 0, or pass a list of one [L, {width - 1}] per image"
+        elif boxes.shape == (0,):
+            remedy = f". To fix: without boxes, torch.zeros(0, {width})"
+        raise ValueError(f"{name} must have shape [boxes, {width}] for {kind}, got {tuple(boxes.shape)}{remedy}")
     if boxes.device != input.device:
         raise ValueError(f"{name} must be on the device of the images or features, {input.device}, got {boxes.device}")
     check_constant(name, boxes)

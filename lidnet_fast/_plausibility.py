@@ -53,6 +53,7 @@ def warn_of_boxes(
     spatial_scale: float = 1.0,
     *,
     outside: bool = True,
+    doubt: str = "",
 ) -> None:
     """Warn of boxes that lie outside the map, and of boxes in fractions of the image.
 
@@ -62,6 +63,7 @@ def warn_of_boxes(
         size: As in `boxes_inside`.
         spatial_scale: As in `boxes_inside`.
         outside: Whether boxes outside are worth a warning.
+        doubt: What else than their unit to ask about boxes outside.
     """
     axes, sides, (least, most) = len(size), [side / spatial_scale for side in size], ends
     pixels = " x ".join(f"{side:.6g}" for side in sides)
@@ -78,8 +80,7 @@ def warn_of_boxes(
         _warn(
             "boxes outside",
             f"{int(beyond.sum())} of {len(rois)} boxes lie outside the images of {pixels} pixels, the first of them at "
-            f"{_corners(rois[beyond][0])}. Are boxes in pixels of these images? Of features, is spatial_scale "
-            "1 / stride?",
+            f"{_corners(rois[beyond][0])}. Are boxes in pixels of these images? {doubt}".rstrip(),
         )
 
 

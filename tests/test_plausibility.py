@@ -88,6 +88,12 @@ def test_a_forgotten_spatial_scale_is_asked_for():
     assert sentence.endswith("Of features, is spatial_scale 1 / stride?")
 
 
+@pytest.mark.parametrize("name", ["multi_loss", "MultiLoss", "ROIPerceptualLoss"])
+def test_losses_without_a_spatial_scale_do_not_ask_for_it(name):
+    (sentence,) = told(USES[name], *images(), OUTSIDE)
+    assert sentence.endswith("Are boxes in pixels of these images?")
+
+
 def test_a_kind_is_told_once_for_each_line_and_the_filter_decides():
     def loop():
         for number in range(1, 4):

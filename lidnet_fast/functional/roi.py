@@ -32,6 +32,8 @@ from ._pooling import Pooling, level_scale, pool_pyramid, reduce_boxes
 CRITERIA = ("mse", "l1", "smooth_l1", "charbonnier")
 REDUCTIONS = ("none", "sum", "mean")
 OUTSIDE = ("keep", "ignore")
+_DOUBT_OF_SCALE = "Of features, is spatial_scale 1 / stride?"
+_DOUBT_OF_SIZES = "Are image_sizes those of the images?"
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -95,7 +97,7 @@ def roi_perceptual_loss(
     check_pair(input, target, volumes=True)
     check_positive("spatial_scale", spatial_scale)
     check_choice("outside", outside, OUTSIDE)
-    rois = as_rois(boxes, input, spatial_scale, outside=outside)
+    rois = as_rois(boxes, input, spatial_scale, outside=outside, doubt=_DOUBT_OF_SCALE)
     weights = as_box_weights(box_weights, rois)
     check_bool("aligned", aligned)
     bins = check_pooling(output_size, sampling_ratio, criterion, reduction, dimensions=input.ndim - 2)
@@ -161,7 +163,7 @@ def multiscale_roi_perceptual_loss(
         check_pair(level, targets[name], f"inputs[{name!r}]", f"targets[{name!r}]")
     check_choice("outside", outside, OUTSIDE)
     image_height = check_pyramid(inputs, image_sizes)
-    rois = as_rois(boxes, first, level_scale(first, image_height), outside=outside)
+    rois = as_rois(boxes, first, level_scale(first, image_height), outside=outside, doubt=_DOUBT_OF_SIZES)
     weights = as_box_weights(box_weights, rois)
     check_positive("canonical_scale", canonical_scale)
     check_int("canonical_level", canonical_level)
@@ -208,7 +210,7 @@ def roi_align(
     """
     check_features("input", input, volumes=True)
     check_positive("spatial_scale", spatial_scale)
-    rois = as_rois(boxes, input, spatial_scale)
+    rois = as_rois(boxes, input, spatial_scale, doubt=_DOUBT_OF_SCALE)
     check_sampling_ratio(sampling_ratio)
     check_bool("aligned", aligned)
     bins = as_output_size(output_size, input.ndim - 2)
@@ -250,7 +252,7 @@ def multiscale_roi_align(
     """
     first = check_levels(inputs, same_channels=True)
     image_height = check_pyramid(inputs, image_sizes)
-    rois = as_rois(boxes, first, level_scale(first, image_height))
+    rois = as_rois(boxes, first, level_scale(first, image_height), doubt=_DOUBT_OF_SIZES)
     check_sampling_ratio(sampling_ratio)
     check_positive("canonical_scale", canonical_scale)
     check_int("canonical_level", canonical_level)

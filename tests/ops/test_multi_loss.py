@@ -267,7 +267,11 @@ GOOD = torch.zeros(2, 1, 16, 16)
         ({"weights": {"l1": 1.0, "ms_ssim": 1.0}}, ValueError, "'ms_ssim' needs images of at least 161 .*16 x 16"),
         ({"roi_weight": 0.0}, ValueError, "roi_weight must be a finite number above 0"),
         ({"data_range": -1.0}, ValueError, "data_range must be a finite number above 0, got -1.0"),
-        ({"boxes": [torch.zeros(1, 4)], "roi_weight": 2}, ValueError, "boxes must be a list of one Tensor per image"),
+        (
+            {"boxes": [torch.zeros(1, 4)], "roi_weight": 2},
+            ValueError,
+            "boxes must be a list of . Tensors, one per image",
+        ),
         (
             {"boxes": torch.tensor([[0, 1, 1, math.nan, 2]]), "roi_weight": 2},
             ValueError,

@@ -133,7 +133,7 @@ def test_gradcheck():
         ({"canonical_level": 3.5}, ValueError, "canonical_level must be an int, got 3.5"),
         ({"criterion": "huber"}, ValueError, "criterion must be one of"),
         ({"output_size": 0}, ValueError, "output_size must be"),
-        ({"boxes": [torch.zeros(1, 4)]}, ValueError, "boxes must be a list of one Tensor per image, 2, got 1"),
+        ({"boxes": [torch.zeros(1, 4)]}, ValueError, "boxes must be a list of 2 Tensors, one per image, got 1"),
     ],
 )
 def test_bad_input(change, error, message):

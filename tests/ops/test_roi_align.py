@@ -171,7 +171,7 @@ def test_autocast_leaves_the_dtype_of_the_features():
         ({"boxes": GOOD_BOX * torch.nan}, ValueError, r"boxes\[0\] must have finite coordinates"),
         ({"boxes": GOOD_BOX.flip(1)}, ValueError, r"boxes\[0\] must have x2 >= x1 and y2 >= y1, got .*= \(5.0, 1.0"),
         ({"boxes": GOOD_BOX + 1}, ValueError, r"boxes\[0\] must have an integer batch index in \[0, 2\), got 2.0"),
-        ({"boxes": [GOOD_BOX[:, 1:]]}, ValueError, "boxes must be a list of one Tensor per image, 2, got 1"),
+        ({"boxes": [GOOD_BOX[:, 1:]]}, ValueError, "boxes must be a list of 2 Tensors, one per image, got 1"),
         (
             {"boxes": [GOOD_BOX[:, 1:], GOOD_BOX[:, 1:] / 0]},
             ValueError,

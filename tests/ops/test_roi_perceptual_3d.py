@@ -293,7 +293,7 @@ def with_row(*row):
         ({"boxes": BOX[:, 1:]}, ValueError, r"boxes must have shape \[boxes, 7\] for volumes, got \(1, 6\)"),
         ({"boxes": BOX[0]}, ValueError, r"boxes must have shape \[boxes, 7\] for volumes, got \(7,\)"),
         ({"boxes": BOX.to("meta")}, ValueError, "boxes must be on the device.*cpu, got meta"),
-        ({"boxes": [BOX[:, 1:]]}, ValueError, "boxes must be a list of one Tensor per image, 2, got 1"),
+        ({"boxes": [BOX[:, 1:]]}, ValueError, "boxes must be a list of 2 Tensors, one per image, got 1"),
         ({"boxes": [BOX[:, 1:], BOX[:, 1:5]]}, ValueError, r"boxes\[1\] must have shape \[boxes, 6\] for volumes"),
         ({"boxes": [BOX[:, 1:], BOX]}, ValueError, r"boxes\[1\] must have shape \[boxes, 6\] .*got \(1, 7\)"),
         (
