@@ -106,11 +106,25 @@ def _faulty_file(parser, arguments):  # type: ignore[no-untyped-def]
 
 def _parser(command: str, description: str, **options):  # type: ignore[no-untyped-def]
     try:
-        from jsonargparse import ArgumentParser
+        from jsonargparse import ArgumentParser, DefaultHelpFormatter
     except ImportError as error:
         raise InputError(f"{error.name} is not installed: pip install 'lidnet_fast[train]'") from error
-    prog = f"lidnet-fast {command}"
-    return ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False, **options)
+
+    class HelpFormatter(DefaultHelpFormatter):
+        """Shows defaults that are values: neither those of flags, nor what stands for "not given"."""
+
+        def _get_help_string(self, action: argparse.Action) -> str:
+            default = action.default
+            not_given = default is None and "null" not in (self._get_type_str(action) or "")
+            if not_given or default in ("", []) or action.nargs == 0:
+                action.default = argparse.SUPPRESS
+            try:
+                return super()._get_help_string(action)
+            finally:
+                action.default = default
+
+    options |= {"formatter_class": HelpFormatter, "exit_on_error": False, "allow_abbrev": False}
+    return ArgumentParser(prog=f"lidnet-fast {command}", description=description, **options)
 
 
 _SET_BY_MOST_RUNS = {
@@ -169,6 +183,19 @@ def _add_device(parser, precision):  # type: ignore[no-untyped-def]
     add = parser.add_argument
     add("--device", choices=get_args(Device), default="auto", help="auto: the first GPU if there is one")
     add("--precision", choices=get_args(Precision), default=precision, help="auto: bfloat16 where hardware has it")
+
+
+def _add_noise(parser, photons, otherwise):  # type: ignore[no-untyped-def]
+    """The options of simulated noise; `photons` says what of, `otherwise` what stands before their defaults."""
+    from lidnet_fast.data.simulation.dose import DoseSimulation
+
+    helps = {
+        "photons": f"{photons}; by default {otherwise}{DoseSimulation.photons:g}",
+        "electronic_noise": "variance of the simulated scanner's electronic noise, photons squared; "
+        f"by default {otherwise}{DoseSimulation.electronic_noise:g}",
+    }
+    for name, words in helps.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=None, help=words)
 
 
 def _add_pseudonymise(parser):  # type: ignore[no-untyped-def]
@@ -265,28 +292,48 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 def assess(arguments: Sequence[str]) -> None:
     """`lidnet-fast assess`."""
-    parser = _parser("assess", "Task-based image quality of denoisers: assess.json, assess.html; docs/assess.md.")
+    parser = _parser("assess", "Measure denoisers' task-based image quality; see docs/assess.md.")
     add = parser.add_argument
     add("--model", action="append", default=[], metavar="[NAME=]MODEL", help="run, .pt or import path; repeatable")
     add("--images", action="append", default=[], metavar="NAME=FOLDER", help="scans of --export, denoised; repeatable")
     add("--export", type=str, default=None, metavar="FOLDER", help="only write the scans, for other tools to denoise")
     add("--store", type=str, default=None, help="CT whose slices get lesions; by default chest phantoms")
-    add("--out", type=str, default="runs/assess", help="where results go")
-    add("--doses", type=float, nargs="+", default=[0.1, 0.25, 0.5, 1.0], help="fractions of the full dose")
-    add("--realisations", type=int, default=200, help="of the noise, per object of the uniform phantom")
-    add("--diameters", type=float, nargs="+", default=[3.0, 5.0, 8.0, 12.0], help="of signals and lesions, mm")
-    add("--contrasts", type=float, nargs="+", default=[5.0, 10.0, 20.0, 40.0], help="of signals, HU")
-    add("--edges", type=float, nargs="+", default=[60.0, 150.0, 400.0, -800.0], help="contrasts of the discs, HU")
-    add("--internal-noise", type=float, default=0.0, help="of the observers: variance over that of each channel")
+    add("--out", type=str, default="runs/assess", help="folder for assess.json and assess.html")
+    add(
+        "--doses",
+        type=float,
+        nargs="+",
+        default=[0.1, 0.25, 0.5, 1.0],
+        help="doses of the scans, as fractions of the full dose",
+    )
+    add("--realisations", type=int, default=200, help="noise realisations of each uniform object")
+    add(
+        "--diameters", type=float, nargs="+", default=[3.0, 5.0, 8.0, 12.0], help="diameters of signals and lesions, mm"
+    )
+    add("--contrasts", type=float, nargs="+", default=[5.0, 10.0, 20.0, 40.0], help="contrasts of signals, HU")
+    add(
+        "--edges",
+        type=float,
+        nargs="+",
+        default=[60.0, 150.0, 400.0, -800.0],
+        help="contrasts of discs whose edges show the resolution, HU",
+    )
+    add(
+        "--internal-noise",
+        type=float,
+        default=0.0,
+        help="internal noise of observers: variance over that of each channel",
+    )
     add("--cases", type=int, default=16, help="backgrounds with lesions; 0 leaves them out")
-    add("--lesions-per-case", type=int, default=4, help="inserted into each")
-    add("--case-realisations", type=int, default=4, help="of the noise of each")
-    add("--false-alarm-rate", type=float, default=0.05, help="of inventions, per image")
-    add("--photons", type=float, default=None, help="incident photons per ray at dose 1")
-    add("--electronic-noise", type=float, default=None, help="its variance, photons squared")
-    add("--pixel-spacing", type=float, default=0.7, help="of the uniform phantom, mm")
-    add("--batch-size", type=int, default=8, help="images at a time")
-    add("--seed", type=int, default=0, help="of phantoms, lesions and noise")
+    add("--lesions-per-case", type=int, default=4, help="lesions inserted into each case")
+    add("--case-realisations", type=int, default=4, help="noise realisations of each case")
+    add(
+        "--false-alarm-rate", type=float, default=0.05, help="share of images where noise alone looks like an invention"
+    )
+    _add_noise(parser, "incident photons per ray at the full dose", otherwise="the store's, or ")
+    add("--pixel-spacing", type=float, default=0.7, help="pixel spacing of the uniform phantom, mm")
+    add("--batch-size", type=int, default=8, help="images denoised at a time")
+    add("--seed", type=int, default=0, help="seed of phantoms, lesions and noise")
     _add_device(parser, precision="auto")
     add("--trust-code", action="store_true", help="import the denoiser's class that a model file names")
     options = vars(_parse(parser, arguments))
@@ -314,9 +361,9 @@ def export(arguments: Sequence[str]) -> None:
     add = parser.add_argument
     add("store", type=str, help="the store's folder")
     add("out", type=str, help="the new folder: low_dose, normal_dose and store")
-    add("--split", choices=["train", "val", "test"], default="test", help="whose series")
-    add("--format", choices=["nifti", "dicom"], default="nifti", help="of the images")
-    add("--seed", type=int, default=0, help="of the noise, where the low dose is simulated")
+    add("--split", choices=["train", "val", "test"], default="test", help="split whose series are exported")
+    add("--format", choices=["nifti", "dicom"], default="nifti", help="format of the images")
+    add("--seed", type=int, default=0, help="seed of the noise, where the low dose is simulated")
     _add_pseudonymise(parser)
     options = vars(_parse(parser, arguments))
     from lidnet_fast.evaluation.export import export as export_split
@@ -326,22 +373,22 @@ def export(arguments: Sequence[str]) -> None:
 
 def prepare(arguments: Sequence[str]) -> None:
     """`lidnet-fast prepare`."""
-    parser = _parser("prepare", "Turn CT and lesion boxes into a store to train on; resumes an interrupted call.")
+    words = "Turn CT and lesion boxes into a store to train on. The same command resumes an interrupted one."
+    parser = _parser("prepare", words)
     add = parser.add_argument
     add("sources", nargs="+", help="folders with normal-dose CT, searched with everything below them, or files")
-    add("--out", required=True, help="the store's folder; must not exist yet")
+    add("--out", required=True, help="the store's folder: a new one, which appears once it is complete")
     add("--boxes", default=None, help="lesion boxes: CSV (docs/box_csv.md), LUNA16's CSV, or LIDC-IDRI's XML")
     add("--insert-lesions", type=int, default=None, metavar="N", help="without boxes: put N lesions into each series")
     add("--readers", type=int, default=2, help="LIDC-IDRI: how many readers must agree on a nodule")
     add("--low-dose", default=None, help="folder with low-dose CT of the same scans")
     add("--low-dose-description", default=None, help="the low-dose series are those with this in their description")
     add("--simulate-dose", type=float, default=None, help="dose of a simulated low dose, as a fraction, such as 0.25")
-    add("--photons", type=float, default=None, help="simulation: incident photons per ray at the images' dose")
-    add("--electronic-noise", type=float, default=None, help="simulation: electronic noise variance, photons squared")
+    _add_noise(parser, "simulation: incident photons per ray at the images' dose", otherwise="")
     add("--splits", default=None, help="CSV with the columns patient_id, split; without it, patients are drawn")
     add("--val-fraction", type=float, default=0.1, help="expected fraction of patients drawn for validation")
     add("--test-fraction", type=float, default=0.1, help="expected fraction drawn for testing; 1: for evaluation only")
-    add("--seed", type=int, default=0, help="of the draw")
+    add("--seed", type=int, default=0, help="seed of the draw, and of inserted lesions")
     add(
         "--resample",
         action="store_true",
@@ -354,7 +401,7 @@ def prepare(arguments: Sequence[str]) -> None:
     add("--any-values", action="store_true", help="take volumes whose values don't look like HU: none below -50")
     add("--strict", action="store_true", help="stop at the first series that can't be used instead of leaving it out")
     add("--report", default=None, help="CSV file to be written: what was rejected and why")
-    add("--format", default="blosc2", choices=["blosc2", "zarr"], help="of the volumes; zarr for object storage")
+    add("--format", default="blosc2", choices=["blosc2", "zarr"], help="format of the volumes; zarr for object storage")
     add("--workers", type=int, default=None, help="processes; by default one per core")
     add("--dask", default=None, help="address of a Dask scheduler whose workers do the work instead")
     options = vars(_parse(parser, arguments))

@@ -89,17 +89,23 @@ def describe_extractor(extractor: str, boxes: Path | None, image_size: int) -> s
 
 
 def _layers(name: str) -> list[str]:
-    """The names of a network's layers, and which nodes VGG's own names stand for."""
-    from lidnet_fast.extractors import layer_names
+    """A network's layers in their order, each once with all of its names."""
     from lidnet_fast.extractors.networks import outline_network, paper_names
+    from lidnet_fast.extractors.tracing import trace
 
     try:
         network = outline_network(name)
+        traced = trace(network)
     except ValueError as error:
         raise InputError(f"--extractor {name}: {error}") from error
-    nodes = paper_names(network)
-    names = [f"  {layer} ({nodes[layer]})" if layer in nodes else f"  {layer}" for layer in layer_names(network)]
-    return [f"{name}: {len(names)} names of layers; --extractor {name}:{names[0].split()[0]} tells of one", *names]
+    of_paper = {layer: traced.nodes[node] for layer, node in paper_names(network).items()}
+    names: dict[object, list[str]] = {node: [] for node in traced.graph.nodes}
+    for layer, node in (of_paper | traced.nodes).items():
+        if node.op != "placeholder":  # the input is no layer
+            names[node].append(layer)
+    layers = [(first, f" ({', '.join(others)})" if others else "") for first, *others in filter(None, names.values())]
+    title = f"{name}: {len(layers)} layers, other names in parentheses; --extractor {name}:{layers[0][0]} describes one"
+    return [title, *(f"  {first}{others}" for first, others in layers)]
 
 
 def _slices_with_lesions(path: Path | None) -> tuple[list[np.ndarray], str]:

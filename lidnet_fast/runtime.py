@@ -56,9 +56,11 @@ def cpu_name() -> str:
 def machine_facts() -> dict[str, str]:
     """What a reader needs with any measured number: processor, cores, GPU, versions and date."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
+    used = f"{cores} core{'s' * (cores > 1)} used by {threads} thread{'s' * (threads > 1)}"
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "processor": f"{cpu_name()}, {len(os.sched_getaffinity(0))} cores used by {torch.get_num_threads()} threads",
+        "processor": f"{cpu_name()}, {used}",
         "gpu": gpu,
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -164,11 +164,34 @@ def test_info_of_an_extractor(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert "planned whole    2 of 4 images" in text
 
 
+@pytest.mark.parametrize("command", ["prepare", "assess", "evaluate", "denoise"])
+def test_help_shows_no_default_that_is_no_value(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert not re.search(r"default: (null|False|\[\]|\))", text)
+    if command in ("prepare", "assess"):
+        assert f"{DoseSimulation.photons:g} (type: float)" in text
+
+
+def test_help_of_a_run_shows_the_defaults_that_are_values(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help", "all"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "was copied to. (type: str) " in text
+    assert "without any they are random, which `train` warns of. (type: str | null, default: null)" in text
+    assert "minutes at the start of every phase. (type: bool, default: False)" in text
+
+
 def test_info_lists_an_extractors_layers(capsys: pytest.CaptureFixture[str]) -> None:
     main(["info", "--extractor", "vgg11"])
     title, *lines = capsys.readouterr().out.splitlines()
-    assert title == f"vgg11: {len(lines)} names of layers; --extractor vgg11:conv1_1 tells of one"
-    assert {"  conv1_1 (features.0)", "  relu3_2 (features.9)", "  features.9", "  classifier.6"} <= set(lines)
+    assert title == f"vgg11: {len(lines)} layers, other names in parentheses; --extractor vgg11:conv1_1 describes one"
+    assert {"  conv1_1 (features.0)", "  relu3_2 (features.9)", "  pool5 (features, features.20)"} <= set(lines)
+    assert "  classifier (classifier.6)" in lines
+    assert not {"  features.9", "  x"} & set(lines)
+    names = re.findall(r"[\w.]+", " ".join(lines))
+    assert len(names) == len(set(names))
 
 
 def test_info_of_an_extractor_on_fields_of_view(capsys: pytest.CaptureFixture[str]) -> None:
@@ -228,7 +251,7 @@ def test_train_an_unknown_network(capsys: pytest.CaptureFixture[str], tmp_path: 
             volume = np.zeros((1, 256, 256), np.int16)
             geometry = {"spacing": (1, 1, 1), "origin": (0, 0, 0), "orientation": (1, 0, 0, 0, 1, 0)}
             info = SeriesInfo(split, split, split, shape=volume.shape, **geometry)
-            writer.add_series(info, volume, np.zeros((0, 5)))
+            writer.add_series(info, volume, np.array([[0, 8, 8, 16, 16]]))
     arguments = ["--data.store", str(store), "--out", str(tmp_path / "run"), "--detector.name", "faster_rcn_small"]
     message = refused(capsys, ["train", *arguments])
     assert "faster_rcn_small" in message
