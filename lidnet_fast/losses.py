@@ -15,7 +15,7 @@ from ._checks import Boxes, _is_batched, as_box_weights, as_rois, check_choice, 
 from ._plausibility import boxes_inside
 from ._tensors import compute_dtype
 from .extractors.cache import FeatureCache
-from .extractors.layers import LayerExtractor, feature_variance, spatial_scale
+from .extractors.layers import LayerExtractor, spatial_scale
 from .extractors.windowed import WindowBatch, WindowedExtractor
 from .extractors.windows import Plan
 from .functional import MultiLossOutput
@@ -72,9 +72,10 @@ class ROIPerceptualLoss(nn.Module):
         variances: Tensor[layers] by which the layers' losses are divided, or None.
 
     Raises:
-        TypeError: If the extractor isn't a module.
+        TypeError: If the extractor isn't a module, or `normalise_by` no floating-point Tensor.
         ValueError: For an unknown layer (naming near matches), an extractor that can't be traced, a layer without a
-            finite receptive field (naming what it depends on) unless `halo` is "auto", or a bad option.
+            finite receptive field (naming what it depends on) unless `halo` is "auto", a bad option, or a
+            `normalise_by` whose features don't vary.
     """
 
     variances: Tensor | None
@@ -115,10 +116,8 @@ class ROIPerceptualLoss(nn.Module):
         self.reduction = reduction
         self.outside = outside
         self.cache = FeatureCache(cache_mib) if cache_mib else None
-        with torch.no_grad():
-            features = {} if normalise_by is None else self.extractor(normalise_by)
-        variances = [feature_variance(of_layer) for of_layer in features.values()]
-        self.register_buffer("variances", torch.stack(variances) if variances else None)
+        variances = None if normalise_by is None else self.extractor.variances(normalise_by, "normalise_by")
+        self.register_buffer("variances", variances)
         if not save_extractor:
             self.register_state_dict_post_hook(_leave_out_extractor)
             self.register_load_state_dict_pre_hook(_keep_extractor)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from lidnet_fast._checks import check_float
 from lidnet_fast._plausibility import warn_of_range
 from lidnet_fast._tensors import compute_dtype
 
@@ -25,6 +26,7 @@ __all__ = ["LayerExtractor", "feature_variance", "layer_names", "spatial_scale"]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # So many standard deviations does an image of the whole range spread over: 1 / 0.225 of ImageNet's.
 _SPREAD = 4.5
+_LEAST_VARIANCE = 1e-12
 
 
 def layer_names(network: nn.Module) -> list[str]:
@@ -76,7 +78,7 @@ def spatial_scale(feature_size: Sequence[int], image_size: Sequence[int]) -> flo
 def feature_variance(features: Tensor) -> Tensor:
     """The variance of features [N, C, ...] over images and places, a scalar: the mean of the channels'."""
     features = features.to(compute_dtype(features.dtype))
-    return features.var((0, *range(2, features.ndim))).mean().clamp_min(1e-12)
+    return features.var((0, *range(2, features.ndim))).mean().clamp_min(_LEAST_VARIANCE)
 
 
 # Spatial dimensions -> images, features.
@@ -172,6 +174,31 @@ class LayerExtractor(nn.Module):
         """
         self.warn_of_images(images, "images")
         return self.features(images)
+
+    @torch.no_grad()
+    def variances(self, images: Tensor, name: str) -> Tensor:
+        """The `feature_variance` of each layer, of images as `forward` takes them that can give one.
+
+        Raises:
+            TypeError: As `forward`, and if the images aren't a floating-point Tensor.
+            ValueError: As `forward`, and if the images aren't finite, or the features of a layer are all alike.
+        """
+        check_float(name, images)
+        pixels = self.accepted(images, name).flatten(2)
+        self.warn_of_images(images, name)
+        remedy = "To fix: give normal-dose images as forward takes them"
+        if not bool(pixels.isfinite().all()):
+            raise ValueError(f"{name} must be finite, got NaN or infinity. {remedy}")
+        if bool((pixels == pixels[..., :1]).all()):
+            raise ValueError(f"{name} must have images that aren't constant, got shape {tuple(images.shape)}. {remedy}")
+        variances = {layer: feature_variance(features) for layer, features in self.features(images).items()}
+        for layer, variance in variances.items():
+            if not bool((variance > _LEAST_VARIANCE) & variance.isfinite()):
+                raise ValueError(
+                    f"{name} must give layer {layer!r} features that vary, their variance is {variance.item():.3g}. "
+                    f"{remedy}, or choose another layer"
+                )
+        return torch.stack(list(variances.values()))
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """`forward` without the warning."""
@@ -329,9 +356,13 @@ def _check_layers(layers: Sequence[str], known: Sequence[str]) -> None:
         raise ValueError("layers must name at least one layer, got none")
     for layer in layers:
         if layer not in known:
-            near = difflib.get_close_matches(layer, known, n=5, cutoff=0.4)
+            numbered = [name for name in known if name.endswith(f".{layer}")]
+            near = numbered or difflib.get_close_matches(layer, known, n=5, cutoff=0.4)
             hint = f"near it are {', '.join(near)}" if near else f"there are {', '.join(known[:8])}, ..."
-            raise ValueError(f"layers: the extractor has no layer {layer!r}; {hint}")
+            raise ValueError(
+                f"layers: the extractor has no layer {layer!r}; {hint}. To fix: choose one of "
+                "lidnet_fast.extractors.layer_names(extractor)"
+            )
 
 
 def _describe(value: object) -> str:

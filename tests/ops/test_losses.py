@@ -219,6 +219,55 @@ def test_losses_in_units_of_the_features_variance(assert_near):
     assert_near(ROIPerceptualLoss(extractor, ["1", "3"], normalise_by=seen)(denoised, normal_dose, BOXES), expected)
 
 
+SEEN = torch.rand(2, 1, 8, 8, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (
+            SEEN.numpy(),
+            TypeError,
+            r"normalise_by must be a Tensor, got ndarray. To fix: torch.as_tensor\(normalise_by\)",
+        ),
+        ([SEEN], TypeError, r"normalise_by must be a Tensor, got list. To fix: torch.stack\(normalise_by\)"),
+        (SEEN.long(), TypeError, r"normalise_by must be float32, .* To fix: normalise_by.float\(\)"),
+        (SEEN[0], ValueError, r"normalise_by must have shape \[N, C, H, W\], got \(1, 8, 8\)"),
+        (SEEN.expand(2, 2, 8, 8), ValueError, "normalise_by must have 1 or 3 channels, got 2"),
+        (
+            torch.zeros_like(SEEN),
+            ValueError,
+            "normalise_by must have images that aren't constant.* To fix: give normal-",
+        ),
+        (SEEN[..., :1, :1].expand_as(SEEN), ValueError, "normalise_by must have images that aren't constant"),
+        (SEEN[:0], ValueError, r"normalise_by must have images .*got shape \(0, 1, 8, 8\)"),
+        (
+            torch.full_like(SEEN, torch.nan),
+            ValueError,
+            "normalise_by must be finite, got NaN or infinity. To fix: give",
+        ),
+        (
+            SEEN - 1e6,
+            ValueError,
+            "normalise_by must give layer '1' features that vary, their variance is 1e-12. To fix:",
+        ),
+    ],
+)
+def test_what_cannot_normalise_is_refused(given, error, message):
+    extractor = network()
+    nn.init.ones_(extractor[0].weight)
+    with pytest.raises(error, match=message):
+        ROIPerceptualLoss(extractor, "1", normalise_by=given)
+
+
+def test_a_number_that_is_no_layer_is_answered_with_the_module_of_that_number():
+    message = (
+        r"has no layer '3'; near it are 0.3. To fix: choose one of lidnet_fast.extractors.layer_names\(extractor\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        ROIPerceptualLoss(nn.Sequential(network()), 3)
+
+
 def test_the_state_dict_can_leave_the_extractor_out():
     extractor, pair = network(), images()
     model = nn.ModuleDict({"loss": ROIPerceptualLoss(extractor, "3", normalise_by=pair[1], save_extractor=False)})
