@@ -39,13 +39,10 @@ def counts(boxes: int, channels_last: bool, shape: tuple[int, ...] = (4, 256, 12
     table = {}
     for kernel, executed in launches.executed.items():
         per_warp = executed.instructions.total() / executed.warps
-        warps_per_block = executed.warps / min(SAMPLED.get(kernel, sys.maxsize), launches.blocks[kernel])
-        if kernel == "_difference_kernel":  # forward and backward
-            warps_per_block /= 2
-        warps = launches.blocks[kernel] * warps_per_block
+        warps = launches.warps[kernel]
         table[kernel.lstrip("_")] = {
             "instructions_per_warp": round(per_warp),
-            "warps": round(warps),
+            "warps": warps,
             "issue_us": round(per_warp * warps / ISSUED_PER_SECOND * 1e6, 1),
             "sectors_per_warp": round((executed.sectors_loaded + executed.sectors_stored) / executed.warps),
         }

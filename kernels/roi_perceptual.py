@@ -101,9 +101,8 @@ class _Call:
         channels_last = all(x.stride(1) == 1 and x.shape[1] > 1 for x in inputs)
         self.block = min(triton.next_power_of_2(self.most_channels), 64 if channels_last else 16)
         self.channel_blocks = triton.cdiv(self.most_channels, self.block)
-        self.padded_channels = (
-            self.channel_blocks * self.block
-        )  # of the derivatives, so that reading them needs no mask
+        # Of the derivatives, so that reading them needs no mask.
+        self.padded_channels = self.channel_blocks * self.block
 
     def difference(self, output: Tensor, grad_losses: Tensor | None) -> None:
         with on_device(output):

@@ -20,7 +20,7 @@ from .program import Instruction, Program
 
 Mask = NDArray[np.bool_]
 _LANES = 1 << 14  # that run together
-_WARP = 32
+WARP = 32
 _REDUCTIONS = {"add": np.add, "max": np.maximum, "min": np.minimum}
 _SECTOR = 32  # bytes
 
@@ -72,7 +72,7 @@ def execute(
     at_once = max(_LANES // program.threads, 1)
     for first in range(0, len(blocks), at_once):
         _Lanes(program, arguments, blocks[first : first + at_once], memory, shared, counts).run()
-    counts.warps += len(blocks) * program.threads // _WARP
+    counts.warps += len(blocks) * program.threads // WARP
 
 
 @cache
@@ -122,7 +122,7 @@ class _Lanes:
         self._block_number = np.asarray(blocks, np.int32)[self._block]
         self._registers: dict[str, Array] = {
             "%tid.x": lane % np.uint32(program.threads),
-            "%laneid": lane % np.uint32(_WARP),
+            "%laneid": lane % np.uint32(WARP),
             "%ctaid.x": self._block_number.astype(np.uint32),
         }
         self._waiting: dict[int, Mask] = {0: np.ones(count, np.bool_)}  # by the place where they stand
@@ -134,7 +134,7 @@ class _Lanes:
             while self._waiting:
                 place = min(self._waiting)
                 active = self._waiting.pop(place)
-                self._warps, self._whole = int(active.reshape(-1, _WARP).any(axis=1).sum()), bool(active.all())
+                self._warps, self._whole = int(active.reshape(-1, WARP).any(axis=1).sum()), bool(active.all())
                 # Straight on, until these lanes branch or come to where others stand.
                 self._step(place, active)
                 while self._goes_on(place, active):
@@ -279,7 +279,7 @@ class _Lanes:
     def _count_access(self, text: str, loads: bool, lanes: Array, start: Array, size: int) -> None:
         """Adds to the counts. Raises where several threads of a block store to one place, of which one would win."""
         size_of_all = size * self._distinct(lanes, start, self._program.threads)
-        sectors = self._distinct(lanes, start // _SECTOR, _WARP)
+        sectors = self._distinct(lanes, start // _SECTOR, WARP)
         if loads:
             self._counts.loaded += size_of_all
             self._counts.sectors_loaded += sectors
@@ -308,8 +308,8 @@ class _Lanes:
         loads = now.opcode[0] == "ldmatrix"
         address, registers = now.operands if not loads else now.operands[::-1]
         base, offset = _address(address)
-        rows = self._read(base, np.dtype(np.uint32)).astype(np.int64).reshape(-1, _WARP) + offset
-        lane = np.arange(_WARP)
+        rows = self._read(base, np.dtype(np.uint32)).astype(np.int64).reshape(-1, WARP) + offset
+        lane = np.arange(WARP)
         running = np.flatnonzero(self._running)
         for number, register in enumerate(_parts(registers)):
             at = (rows[:, 8 * number + lane // 4] + 4 * (lane % 4)).reshape(-1)[running]
@@ -324,18 +324,18 @@ class _Lanes:
         """Between the lanes of a warp."""
         self._check_whole_warps(now)
         operands, lane = now.operands, np.arange(self._count)
-        within = lane % _WARP
+        within = lane % WARP
         if now.opcode[0] == "elect":
             self._write(_parts(operands[0].replace("|", ","))[1], within == 0)
         elif now.opcode[0] == "redux":
             if now.opcode[2] not in _REDUCTIONS or now.opcode[3] != "s32":
                 raise ExecutionError(f"not modelled: {now.text}")
-            warps = self._read(operands[1], np.dtype(np.int32)).reshape(-1, _WARP)
-            self._write(operands[0], np.repeat(_REDUCTIONS[now.opcode[2]].reduce(warps, axis=1, dtype=np.int32), _WARP))
+            warps = self._read(operands[1], np.dtype(np.int32)).reshape(-1, WARP)
+            self._write(operands[0], np.repeat(_REDUCTIONS[now.opcode[2]].reduce(warps, axis=1, dtype=np.int32), WARP))
         else:
             by = self._read(operands[2], np.dtype(np.int32)).astype(np.int64)
-            other = {"bfly": within ^ by, "up": within - by, "down": within + by, "idx": by % _WARP}[now.opcode[2]]
-            inside = (other >= 0) & (other < _WARP)
+            other = {"bfly": within ^ by, "up": within - by, "down": within + by, "idx": by % WARP}[now.opcode[2]]
+            inside = (other >= 0) & (other < WARP)
             source = lane - within + np.where(inside, other, within)
             destination, *exists = operands[0].split("|")
             self._write(destination.strip(), self._read(operands[1], np.dtype(np.uint32))[source])
@@ -343,7 +343,7 @@ class _Lanes:
                 self._write(exists[0].strip(), inside)
 
     def _check_whole_warps(self, now: Instruction) -> None:
-        warps = self._running.reshape(-1, _WARP)
+        warps = self._running.reshape(-1, WARP)
         if (warps.any(axis=1) != warps.all(axis=1)).any():
             raise ExecutionError(f"only some threads of a warp come to {now.text}")
 

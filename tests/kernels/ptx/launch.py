@@ -19,7 +19,7 @@ from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from .executor import Executed, execute
+from .executor import WARP, Executed, execute
 from .memory import GlobalMemory, Uninitialised
 from .program import Program, parse
 
@@ -33,7 +33,7 @@ class Launches:
     def __init__(self) -> None:
         self.uninitialised = Uninitialised()
         self.executed: dict[str, Executed] = {}  # per kernel, over all launches
-        self.blocks: dict[str, int] = {}  # per kernel, of the grids of all launches
+        self.warps: dict[str, int] = {}  # per kernel, of the whole grids of all launches
 
     @property
     def loaded(self) -> int:
@@ -79,7 +79,8 @@ def running_ptx(sampled: Mapping[str, int] | None = None) -> Iterator[Launches]:
         if most < grid[0]:
             blocks = random.Random(0).sample(blocks, most)
         execute(program, numbers, blocks, memory, shared, counts)
-        launches.blocks[self.__name__] = launches.blocks.get(self.__name__, 0) + grid[0]
+        warps = grid[0] * program.threads // WARP
+        launches.warps[self.__name__] = launches.warps.get(self.__name__, 0) + warps
         launches.executed.setdefault(self.__name__, Executed()).add(counts)
 
     # The PTX is wanted, not the machine code that ptxas would make of it: in a cache of its own, which no GPU reads.

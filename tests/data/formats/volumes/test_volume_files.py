@@ -347,16 +347,14 @@ def test_compressed_values_of_every_kind(tmp_path, name, dtype, order):
 
 
 @pytest.mark.parametrize("count", [100, 239])
-def test_too_few_values_in_a_text(tmp_path, count):
-    path = tmp_path / "a.nhdr"
+@pytest.mark.parametrize(
+    ("name", "binary", "text"),
+    [("a.nhdr", rb"encoding: raw", b"encoding: ascii"), ("a.mhd", rb"BinaryData = True", b"BinaryData = False")],
+)
+def test_too_few_values_in_a_text(tmp_path, name, binary, text, count):
+    path = tmp_path / name
     write(path)
     (tmp_path / "a.raw").write_text(" ".join(map(str, range(count))))
-    change(path, rb"encoding: raw", b"encoding: ascii")
-    with pytest.raises(InputError, match="can't be read"):
-        read_voxels(path)
-    path = tmp_path / "b.mhd"
-    write(path)
-    (tmp_path / "b.raw").write_text(" ".join(map(str, range(count))))
-    change(path, rb"BinaryData = True", b"BinaryData = False")
+    change(path, binary, text)
     with pytest.raises(InputError, match="can't be read"):
         read_voxels(path)
