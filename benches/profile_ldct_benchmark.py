@@ -27,7 +27,7 @@ import torch
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from lidnet_fast.data.phantoms.phantom import PhantomOptions, make_patient
+from lidnet_fast.data.phantoms.chest import ChestPhantom
 from lidnet_fast.data.prepare.plan import prepare
 from lidnet_fast.data.simulation.dose import DoseSimulation, sample_generator, simulate_low_dose
 from lidnet_fast.runtime import keep_freed_memory, machine_facts, peak_memory_mb, reset_peak_memory
@@ -65,16 +65,16 @@ def write_slices(folder: Path, volume: np.ndarray, spacing: float, patient: str)
 
 def write_study(root: Path) -> list[dict[str, object]]:
     """Phantom patients at full and at low dose; returns ldct-benchmark's list of them."""
-    options = PhantomOptions(slices=SLICES)
+    phantom = ChestPhantom(slices=SLICES)
     patients: list[dict[str, object]] = []
     for number in range(PATIENTS):
         name = f"L{number:03d}"
-        volume = make_patient(np.random.default_rng(number), options).volume
+        volume = phantom.make_patient(np.random.default_rng(number)).volume
         normal = torch.from_numpy(volume).float()
         generators = [sample_generator(0, number, z) for z in range(SLICES)]
-        low = simulate_low_dose(normal, options.pixel_spacing, DoseSimulation(0.1), generators)
-        write_slices(root / "full" / name, normal.numpy(), options.pixel_spacing, name)
-        write_slices(root / "low" / name, low.round().numpy(), options.pixel_spacing, name)
+        low = simulate_low_dose(normal, phantom.pixel_spacing, DoseSimulation(0.1), generators)
+        write_slices(root / "full" / name, normal.numpy(), phantom.pixel_spacing, name)
+        write_slices(root / "low" / name, low.round().numpy(), phantom.pixel_spacing, name)
         patients.append({"id": name, "n_slices": SLICES, "input": f"./low/{name}", "target": f"./full/{name}"})
     return patients
 

@@ -7,7 +7,7 @@ from torchvision.transforms import v2
 from torchvision.tv_tensors import BoundingBoxes, Image
 
 import lidnet_fast
-from lidnet_fast.data.phantoms.phantom import PhantomOptions, make_patient
+from lidnet_fast.data.phantoms.chest import ChestPhantom
 from lidnet_fast.extractors import load_network
 from lidnet_fast.inference import HUDenoiser, SliceDenoiser, save_denoiser
 from lidnet_fast.models import HUWindow, NetworkConfig, build_denoiser
@@ -38,7 +38,7 @@ def collate(samples):
 # Yours: float32 slices [N, H, W] in HU and, per slice, a float Tensor [L, 4] of lesion boxes (x1, y1, x2, y2) in
 # pixels; torch.zeros(0, 4) where there are none.
 rng = np.random.default_rng(0)
-patient = make_patient(rng, PhantomOptions(image_size=192, slices=8))
+patient = ChestPhantom(image_size=192, slices=8).make_patient(rng)
 normal_dose, boxes = patient.volume, [patient.boxes[patient.boxes[:, 0] == z, 1:] for z in range(8)]
 low_dose = normal_dose + rng.normal(0, 60, normal_dose.shape).astype(np.float32)
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import lidnet_fast
+from lidnet_fast.data.phantoms.chest import ChestPhantom
 from lidnet_fast.data.phantoms.lidc import boxes_of_slices
-from lidnet_fast.data.phantoms.phantom import PhantomOptions, make_patient
 from lidnet_fast.data.simulation.dose import DoseSimulation, sample_generator, simulate_low_dose
 from lidnet_fast.extractors.networks import load_network, outline_network
 from lidnet_fast.info import lesions_in_view
@@ -23,13 +23,13 @@ Images = tuple[Tensor, Tensor, list[Tensor]]
 
 def scan(dose_fraction: float) -> Images:
     """Low dose and normal dose of four phantom slices of 256 x 256, [4, 1, H, W] in HU, and their lesions' boxes."""
-    options = PhantomOptions(image_size=256, slices=4)
-    patient = make_patient(np.random.default_rng(0), options)
+    phantom = ChestPhantom(image_size=256, slices=4)
+    patient = phantom.make_patient(np.random.default_rng(0))
 
     def at_dose(hu: Tensor, fraction: float, photons: float, seed: int) -> Tensor:
         generators = [sample_generator(seed, 0, z) for z in range(len(hu))]
         simulation = DoseSimulation(dose_fraction=fraction, photons=photons)
-        return simulate_low_dose(hu, options.pixel_spacing, simulation, generators)
+        return simulate_low_dose(hu, phantom.pixel_spacing, simulation, generators)
 
     normal = at_dose(torch.from_numpy(patient.volume), 1 / 20, 2e6, seed=0)
     low = at_dose(normal, dose_fraction, 1e5, seed=1)

@@ -11,7 +11,7 @@ from lidnet_fast.assessment.scanner import Scene
 from lidnet_fast.data.lesions.insertion import CONTRASTS
 from lidnet_fast.data.lesions.places import TissueDepth
 from lidnet_fast.data.lesions.signal import Lesion, lesion_box, lesion_signal
-from lidnet_fast.data.phantoms.phantom import PhantomOptions, make_patient
+from lidnet_fast.data.phantoms.chest import ChestPhantom
 from lidnet_fast.data.store.reader import Store
 from lidnet_fast.errors import InputError
 from lidnet_fast.urls import without_secrets
@@ -64,11 +64,11 @@ class Case:
 
 def phantom_cases(options: AssessOptions) -> Iterator[Case]:
     """Chest phantoms without lesions, one slice each, with lesions in the lung."""
-    phantom = PhantomOptions(slices=1, lesions_per_slice=(0, 0))
+    phantom = ChestPhantom(slices=1, lesions_per_slice=(0, 0))
     spacing = (phantom.pixel_spacing, phantom.pixel_spacing)
     for number in range(options.cases):
         rng = np.random.default_rng([options.seed, 1, number])
-        hu = make_patient(rng, phantom).volume[0]
+        hu = phantom.make_patient(rng).volume[0]
         yield _case(rng, f"phantom {number + 1}", hu, spacing, ["lung"], options, number)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lidnet_fast.data.phantoms.phantom import PhantomOptions
+from lidnet_fast.data.phantoms.chest import ChestPhantom
 from lidnet_fast.data.phantoms.study import Study, make_study
 from lidnet_fast.trainer.config import (
     CollaborateConfig,
@@ -22,7 +22,7 @@ from tests.conftest import Once
 def tiny_study() -> Study:
     return Study(
         patients=(("train", 3), ("val", 1), ("test", 1)),
-        options=PhantomOptions(image_size=128, slices=2, lesions_per_slice=(2, 3)),
+        phantom=ChestPhantom(image_size=128, slices=2, lesions_per_slice=(2, 3)),
         dose_fraction=0.05,
     )
 

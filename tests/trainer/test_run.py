@@ -133,8 +133,8 @@ def test_other_configuration_in_the_same_folder_is_refused(tiny_config: RunConfi
 
 
 def test_a_store_without_boxes_trains_a_denoiser_alone(tiny_config: RunConfig, tiny_study: Study, once: Once) -> None:
-    options = replace(tiny_study.options, slices=1, lesions_per_slice=(0, 0))
-    boxless = replace(tiny_study, patients=(("train", 1), ("val", 1), ("test", 1)), options=options)
+    phantom = replace(tiny_study.phantom, slices=1, lesions_per_slice=(0, 0))
+    boxless = replace(tiny_study, patients=(("train", 1), ("val", 1), ("test", 1)), phantom=phantom)
     store = once("boxless_store", lambda path: make_study(path, boxless, seed=0, workers=1))
     config = replace(tiny_config, data=replace(tiny_config.data, store=str(store)))
     words = r"training split has no lesion box.* To fix: prepare it with --boxes or --insert-lesions"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lidnet_fast.data.phantoms.phantom import PhantomOptions
+from lidnet_fast.data.phantoms.chest import ChestPhantom
 from lidnet_fast.data.phantoms.study import Study, make_study
 from lidnet_fast.data.samples.dataset import LesionPatches, collate, make_batch
 from lidnet_fast.data.simulation.dose import DoseSimulation, sample_generator, simulate_low_dose
@@ -21,7 +21,7 @@ CROP = 128
 @pytest.fixture(scope="module")
 def store(once: Once) -> Path:
     """The demo's study with few patients: chests at 2 % of the dose."""
-    few = Study(patients=(("train", 1), ("test", 1)), options=PhantomOptions(slices=2))
+    few = Study(patients=(("train", 1), ("test", 1)), phantom=ChestPhantom(slices=2))
     return once("few_chests", lambda path: make_study(path, few, seed=0, workers=1))
 
 

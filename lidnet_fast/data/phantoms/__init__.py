@@ -1,1 +1,1 @@
-"""Chest-like phantoms with the sizes and places of real nodules, and the study that the demo makes of them."""
+"""Phantom patients whose lesions are known exactly, and the studies that are made of them."""

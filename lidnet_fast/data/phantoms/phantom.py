@@ -1,93 +1,20 @@
-"""Chest-like CT phantoms: axial slices in HU with lungs, vessels, airways, bones, and nodules of LIDC sizes and places.
+"""What all kinds of phantoms have in common: their options, and the patients that they make."""
 
-Not anatomy to learn medicine from, but a study whose ground truth is known exactly. It is hard in the ways real CT is
-hard for a lesion detector: vessels cut across, nodules at the pleura, faint ground glass, textured lungs.
-"""
-
+import abc
 import dataclasses
-import math
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lidnet_fast.data.phantoms import lidc
-from lidnet_fast.data.phantoms.anatomy import (
-    BASE,
-    Anatomy,
-    Chest,
-    Image,
-    Polar,
-    Window,
-    Wobble,
-    lung_points,
-    make_chest,
-    paint_airway,
-)
+from lidnet_fast.data.phantoms.canvas import Image, Window
 from lidnet_fast.errors import InputError
-
-FIELD_OF_VIEW_MM = 358.4
-"""Side of the slices: 512 pixels of 0.7 mm, the median pixel of LIDC-IDRI."""
 
 _VISIBLE = 0.4
 """Opacity from which a pixel belongs to a lesion's box."""
 
-_IN_LUNG = 0.7
-"""Share of a lesion that has to lie in the lung; the rest is hidden by the wall it touches."""
-
 _MIN_SIDE = 3
 """Smallest side of a box, pixels."""
-
-_SPICULATED_FROM = 8
-"""Shorter side from which a solid nodule may have spicules; on smaller ones they would be all one sees."""
-
-_ATTEMPTS = 200
-"""Places tried for a lesion before it is given up (most of the table's places are in some lung, not in any lung)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PhantomOptions:
-    """What a phantom patient consists of.
-
-    Attributes:
-        image_size: pixels per side; the field of view stays ``FIELD_OF_VIEW_MM``.
-        slices: slices per patient.
-        lesions_per_slice: fewest and most lesions of a slice.
-        ground_glass_fraction: share of the lesions that are ground-glass or part-solid; the others are solid.
-        unannotated_fraction: share of the lesions that carry no annotation, as where readers disagree.
-        vessel_trees: vessel trees per lung.
-        distractors: nodule-like structures per slice that are not lesions (vessels and airways cut across, pleural
-            tags, small calcifications).
-        texture: standard deviation of the lung parenchyma's texture, HU.
-
-    Raises:
-        InputError: a value is out of its range.
-    """
-
-    image_size: int = 512
-    slices: int = 4
-    lesions_per_slice: tuple[int, int] = (1, 3)
-    ground_glass_fraction: float = 0.4
-    unannotated_fraction: float = 0.0
-    vessel_trees: int = 5
-    distractors: int = 12
-    texture: float = 18.0
-
-    def __post_init__(self) -> None:
-        for name, smallest in (("image_size", 64), ("slices", 1), ("vessel_trees", 0), ("distractors", 0)):
-            if getattr(self, name) < smallest:
-                raise InputError(f"{name} must be at least {smallest}, got {getattr(self, name)}")
-        for name in ("ground_glass_fraction", "unannotated_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        if len(self.lesions_per_slice) != 2 or not 0 <= self.lesions_per_slice[0] <= self.lesions_per_slice[1]:
-            raise InputError(f"lesions_per_slice must be (fewest, most), got {self.lesions_per_slice}")
-        if not (math.isfinite(self.texture) and self.texture >= 0):
-            raise InputError(f"texture must be finite and not negative, got {self.texture}")
-
-    @property
-    def pixel_spacing(self) -> float:
-        """Side of a pixel in mm."""
-        return FIELD_OF_VIEW_MM / self.image_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,127 +32,56 @@ class PhantomPatient:
     annotated: NDArray[np.bool_]
 
 
-def make_patient(rng: np.random.Generator, options: PhantomOptions) -> PhantomPatient:
-    """Make a patient: slices that share a body and differ in level, vessels and lesions.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Phantom(abc.ABC):
+    """What patients of a kind consist of.
 
-    Args:
-        rng: source of all that is random; the result is a pure function of its state and of ``options``.
-        options: what to make.
+    Attributes:
+        image_size: pixels per side; the field of view stays `field_of_view_mm`.
+        slices: slices per patient.
+        unannotated_fraction: share of the lesions that carry no annotation, as where readers disagree.
+        distractors: structures like lesions, per slice, that are none.
 
-    Returns:
-        The patient. Sizes and places of lesions follow the LIDC-IDRI table (sections that two readers or more
-        outlined); a slice may hold fewer lesions than drawn where no free place in the lung was found.
+    Raises:
+        InputError: a value is out of its range.
     """
-    anatomy = Anatomy.make(rng)
-    size = options.image_size
-    polar = Polar(anatomy, size)
-    first, last = rng.uniform(0.0, 0.3), rng.uniform(0.7, 1.0)
-    volume = np.empty((options.slices, size, size), dtype=np.float32)
-    boxes: list[tuple[float, ...]] = []
-    for z in range(options.slices):
-        level = first + (last - first) * (z + 0.5) / options.slices
-        chest = make_chest(rng, anatomy, polar, size, level, options.vessel_trees, options.texture)
-        _paint_distractors(rng, chest, options.distractors)
-        fewest, most = options.lesions_per_slice
-        placed: list[tuple[float, ...]] = []
-        for _ in range(rng.integers(fewest, most + 1)):
-            box = _paint_lesion(rng, chest, placed, options.ground_glass_fraction)
-            if box is not None:
-                placed.append(box)
-        boxes += [(z, *box) for box in placed]
-        np.clip(chest.canvas.image, -1000, 1500, out=volume[z])
-    annotated = rng.random(len(boxes)) >= options.unannotated_fraction
-    return PhantomPatient(volume, np.array(boxes, dtype=np.float32).reshape(-1, 5), annotated)
+
+    field_of_view_mm: ClassVar[float]
+    slice_spacing_mm: ClassVar[float]
+    body_part: ClassVar[str]
+    """As DICOM's Body Part Examined has it."""
+
+    image_size: int = 512
+    slices: int = 4
+    unannotated_fraction: float = 0.0
+    distractors: int = 12
+
+    def __post_init__(self) -> None:
+        for name, smallest in (("image_size", 64), ("slices", 1), ("distractors", 0)):
+            if getattr(self, name) < smallest:
+                raise InputError(f"{name} must be at least {smallest}, got {getattr(self, name)}")
+        self._check_fraction("unannotated_fraction")
+
+    def _check_fraction(self, name: str) -> None:
+        if not 0 <= getattr(self, name) <= 1:
+            raise InputError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+
+    def _check_range(self, name: str) -> None:
+        value = getattr(self, name)
+        if len(value) != 2 or not 0 <= value[0] <= value[1]:
+            raise InputError(f"{name} must be (fewest, most), got {value}")
+
+    @property
+    def pixel_spacing(self) -> float:
+        """Side of a pixel in mm."""
+        return self.field_of_view_mm / self.image_size
+
+    @abc.abstractmethod
+    def make_patient(self, rng: np.random.Generator) -> PhantomPatient:
+        """Make a patient, a pure function of the generator's state and of these options."""
 
 
-def _paint_distractors(rng: np.random.Generator, chest: Chest, count: int) -> None:
-    """Paint what a detector could take for a nodule: in its size and density, but not in its company or shape."""
-    canvas = chest.canvas
-    kinds = rng.choice(4, size=count, p=(0.55, 0.2, 0.15, 0.1))
-    for kind, (x, y) in zip(kinds, lung_points(rng, chest, count), strict=False):
-        angle = rng.uniform(0, 2 * math.pi)
-        cos, sin = math.cos(angle), math.sin(angle)
-        if kind == 0:  # a vessel cut across; it leaves the slice as a thinner stretch
-            radius = rng.uniform(1.4, 3.4)
-            window, mask = canvas.ellipse(x, y, radius * rng.uniform(1.2, 1.9), radius, angle)
-            canvas.paint((window, mask * chest.lung[window]), chest.blood - 15)
-            length = rng.uniform(3, 9) + radius
-            window, mask = canvas.segment((x, y), (x + length * cos, y + length * sin), (radius * 0.75, 0.6))
-            canvas.paint((window, mask * chest.lung[window]), chest.blood - 15)
-        elif kind == 1:  # an artery next to its bronchus
-            radius = rng.uniform(1.6, 3.2)
-            paint_airway(rng, chest, (x + 2.1 * radius * cos, y + 2.1 * radius * sin), radius * 0.8)
-            canvas.paint(canvas.ellipse(x, y, radius, radius), chest.blood - 15)
-        elif kind == 2:  # a pleural tag or a scar: a thin line with a knot
-            length = rng.uniform(8, 20)
-            window, mask = canvas.segment((x, y), (x + length * cos, y + length * sin), (1.2, 0.6))
-            canvas.paint((window, mask * chest.lung[window]), -120)
-        else:  # a calcified granuloma
-            radius = rng.uniform(1.2, 2.4)
-            canvas.paint(canvas.ellipse(x, y, radius, radius * rng.uniform(0.8, 1)), rng.uniform(350, 900))
-
-
-def _paint_lesion(
-    rng: np.random.Generator, chest: Chest, placed: list[tuple[float, ...]], ground_glass_fraction: float
-) -> tuple[float, ...] | None:
-    """Paint a nodule where there is room for it; return its box in pixels, or None if no place was found."""
-    canvas, geometry = chest.canvas, lidc.lesion_geometry()
-    width, height = geometry[rng.integers(len(geometry)), :2].tolist()
-    kind = (
-        "solid" if rng.random() >= ground_glass_fraction else rng.choice(("ground glass", "part solid"), p=(0.7, 0.3))
-    )
-    lobes: Wobble = tuple((k, rng.uniform(0, most), rng.uniform(0, 2 * math.pi)) for k, most in _LOBES)
-    softness = rng.uniform(1.2, 2.2) if kind == "solid" else rng.uniform(2, 4)
-    # A turned ellipse fills less of its box than an upright one: only nearly round ones are turned.
-    angle = rng.uniform(-0.6, 0.6) if 0.77 < width / height < 1.3 else 0.0
-    for _ in range(_ATTEMPTS):
-        place = geometry[rng.integers(len(geometry)), 2:] * (BASE / lidc.IMAGE_SIZE)
-        x, y = (place + rng.uniform(-4, 4, 2)).tolist()
-        window, mask = canvas.ellipse(x, y, width / 2, height / 2, angle, wobble=lobes, softness=softness)
-        visible = mask * chest.lung[window]
-        if not mask.size or visible.sum() < _IN_LUNG * mask.sum():
-            continue
-        box = _tight_box(window, visible)
-        if box is not None and not any(_near(box, other) for other in placed):
-            break
-    else:
-        return None
-    if kind == "solid":
-        _paint_dense(canvas.image[window], visible, rng.uniform(-80, 70))
-        if min(width, height) >= _SPICULATED_FROM and rng.random() < 0.35:
-            _paint_spicules(rng, chest, (x, y), (width, height))
-    else:
-        grain = 40 * chest.texture[window]
-        _paint_dense(canvas.image[window], visible, rng.uniform(-680, -480) + grain)
-        if kind == "part solid":
-            part, core = canvas.ellipse(x, y, width * 0.22, height * 0.22, wobble=lobes)
-            _paint_dense(canvas.image[part], core * chest.lung[part], rng.uniform(-120, 40))
-    return box
-
-
-_LOBES = ((2, 0.05), (3, 0.09), (4, 0.05), (5, 0.05), (7, 0.03))
-"""Harmonics of a nodule's outline and their greatest amplitudes."""
-
-
-def _paint_dense(part: Image, opacity: Image, hu: float | Image) -> None:
-    """Paint ``hu`` where it is denser than what is there: vessels show through ground glass."""
-    part += opacity * np.maximum(hu - part, 0)
-
-
-def _paint_spicules(
-    rng: np.random.Generator, chest: Chest, centre: tuple[float, float], sides: tuple[float, float]
-) -> None:
-    """Paint fine strands that radiate from a nodule; they don't count for its box, as readers leave them out."""
-    for _ in range(rng.integers(4, 9)):
-        angle = rng.uniform(0, 2 * math.pi)
-        cos, sin = math.cos(angle), math.sin(angle)
-        x, y = centre[0] + 0.45 * sides[0] * cos, centre[1] + 0.45 * sides[1] * sin
-        length = rng.uniform(0.15, 0.4) * max(sides)
-        window, mask = chest.canvas.segment((x, y), (x + length * cos, y + length * sin), (1.1, 0.5))
-        _paint_dense(chest.canvas.image[window], mask * chest.lung[window], -150)
-
-
-def _tight_box(window: Window, opacity: Image) -> tuple[float, ...] | None:
+def tight_box(window: Window, opacity: Image) -> tuple[float, ...] | None:
     """Return (x1, y1, x2, y2) around the visible pixels of a window, or None if they are too few for a box."""
     seen = opacity > _VISIBLE
     rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
@@ -233,9 +89,3 @@ def _tight_box(window: Window, opacity: Image) -> tuple[float, ...] | None:
         return None
     y0, x0 = window[0].start, window[1].start
     return float(x0 + columns[0]), float(y0 + rows[0]), float(x0 + columns[-1] + 1), float(y0 + rows[-1] + 1)
-
-
-def _near(box: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    """Whether two boxes come closer than four pixels."""
-    gap = 4
-    return box[0] < other[2] + gap and other[0] < box[2] + gap and box[1] < other[3] + gap and other[1] < box[3] + gap

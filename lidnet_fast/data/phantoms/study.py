@@ -1,4 +1,4 @@
-"""The demo's study: phantom patients with the noise of a normal-dose scan, as a store like any other."""
+"""The embedded studies: phantom patients with the noise of a normal-dose scan, as stores like any other."""
 
 import multiprocessing
 from dataclasses import dataclass, field, replace
@@ -7,29 +7,36 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lidnet_fast.data.phantoms.phantom import PhantomOptions, make_patient
+from lidnet_fast.data.phantoms.chest import ChestPhantom
+from lidnet_fast.data.phantoms.phantom import Phantom
 from lidnet_fast.data.simulation.dose import DoseSimulation, sample_generator, simulate_low_dose
 from lidnet_fast.data.store.reader import SeriesInfo
 from lidnet_fast.data.store.writer import StoreWriter
+from lidnet_fast.models.windowing import HUWindow
 from lidnet_fast.progress import progress
 
 
 @dataclass(frozen=True)
 class Study:
-    """What the demo's study consists of.
+    """What an embedded study consists of; the defaults are the chest's, which the demo uses.
 
     Attributes:
         patients: number of phantoms per split.
-        options: of the phantoms; `unannotated_fraction` is about the training split, the others are fully annotated.
+        phantom: of the patients; `unannotated_fraction` is about the training split, the others are fully annotated.
         scan_photons: photons per ray of the normal-dose scan.
         dose_fraction: of the low-dose scan.
+        window: HU in which the organ is read, and networks are trained.
     """
 
     patients: tuple[tuple[str, int], ...] = (("train", 50), ("val", 4), ("test", 16))
-    options: PhantomOptions = field(default_factory=PhantomOptions)
+    phantom: Phantom = field(default_factory=ChestPhantom)
     scan_photons: float = 1e5
     dose_fraction: float = 0.02
+    window: HUWindow = field(default_factory=lambda: HUWindow(-1000.0, 400.0))
 
+
+STUDIES = {"chest": Study()}
+"""Name -> study."""
 
 # A scan at `scan_photons` is simulated as a fraction of one with this many times more photons: nearly noise-free.
 _CLEAN_FACTOR = 20.0
@@ -53,20 +60,20 @@ def make_study(path: Path, study: Study, seed: int, workers: int = 2) -> None:
 def _scan(job: tuple[Study, str, int, int]) -> tuple[SeriesInfo, np.ndarray, np.ndarray]:
     study, split, seed, number = job
     torch.set_num_threads(1)
-    options = study.options if split == "train" else replace(study.options, unannotated_fraction=0.0)
-    patient = make_patient(np.random.default_rng([seed, number]), options)
+    phantom = study.phantom if split == "train" else replace(study.phantom, unannotated_fraction=0.0)
+    patient = phantom.make_patient(np.random.default_rng([seed, number]))
     clean = DoseSimulation(dose_fraction=1 / _CLEAN_FACTOR, photons=study.scan_photons * _CLEAN_FACTOR)
     volume = torch.from_numpy(patient.volume)
     generators = [sample_generator(seed, number, z) for z in range(len(volume))]
-    scan = simulate_low_dose(volume, options.pixel_spacing, clean, generators)
+    scan = simulate_low_dose(volume, phantom.pixel_spacing, clean, generators)
     info = SeriesInfo(
         series_uid=f"phantom-{seed}-{number:03d}",
         patient_id=f"phantom-{number:03d}",
         split=split,
         shape=tuple(volume.shape),  # type: ignore[arg-type]
-        spacing=(5.0, options.pixel_spacing, options.pixel_spacing),
+        spacing=(phantom.slice_spacing_mm, phantom.pixel_spacing, phantom.pixel_spacing),
         origin=(0.0, 0.0, 0.0),
         orientation=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
-        body_part="CHEST",
+        body_part=phantom.body_part,
     )
     return info, scan.round().clamp(-32768, 32767).short().numpy(), patient.boxes[patient.annotated]

@@ -5,22 +5,22 @@ import numpy as np
 import pytest
 
 from lidnet_fast.data.phantoms import lidc
-from lidnet_fast.data.phantoms.anatomy import Canvas, texture
-from lidnet_fast.data.phantoms.phantom import PhantomOptions, make_patient
+from lidnet_fast.data.phantoms.canvas import Canvas, texture
+from lidnet_fast.data.phantoms.chest import ChestPhantom
 from lidnet_fast.errors import InputError
 
-SMALL = PhantomOptions(image_size=256, slices=3)
+SMALL = ChestPhantom(image_size=256, slices=3)
 
 
 @pytest.fixture(scope="module")
 def patients():
-    return [make_patient(np.random.default_rng([1, n]), SMALL) for n in range(4)]
+    return [SMALL.make_patient(np.random.default_rng([1, n])) for n in range(4)]
 
 
 @pytest.fixture(scope="module")
 def full_size():
-    options = PhantomOptions(slices=4, lesions_per_slice=(3, 3), vessel_trees=1)
-    return [make_patient(np.random.default_rng([2, n]), options) for n in range(10)]
+    phantom = ChestPhantom(slices=4, lesions_per_slice=(3, 3), vessel_trees=1)
+    return [phantom.make_patient(np.random.default_rng([2, n])) for n in range(10)]
 
 
 def test_a_patient_has_the_documented_arrays(patients):
@@ -34,7 +34,7 @@ def test_a_patient_has_the_documented_arrays(patients):
 
 
 def test_the_same_generator_state_gives_the_same_patient(patients):
-    again = make_patient(np.random.default_rng([1, 0]), SMALL)
+    again = SMALL.make_patient(np.random.default_rng([1, 0]))
     np.testing.assert_array_equal(again.volume, patients[0].volume)
     np.testing.assert_array_equal(again.boxes, patients[0].boxes)
     assert not np.array_equal(patients[1].volume, patients[0].volume)
@@ -71,12 +71,12 @@ def test_slices_of_a_patient_share_their_body(patients):
 
 def test_boxes_are_tight_around_what_differs_from_the_slice_without_the_lesion():
     """The same generator state with and without a lesion differs only where the lesion (and its spicules) is."""
-    options = PhantomOptions(slices=1, lesions_per_slice=(1, 1), ground_glass_fraction=0.0)
-    bare = dataclasses.replace(options, lesions_per_slice=(0, 0))
+    phantom = ChestPhantom(slices=1, lesions_per_slice=(1, 1), ground_glass_fraction=0.0)
+    bare = dataclasses.replace(phantom, lesions_per_slice=(0, 0))
     checked = 0
     for seed in range(12):
-        with_lesion = make_patient(np.random.default_rng(seed), options)
-        without = make_patient(np.random.default_rng(seed), bare)
+        with_lesion = phantom.make_patient(np.random.default_rng(seed))
+        without = bare.make_patient(np.random.default_rng(seed))
         assert len(without.boxes) == 0
         if not len(with_lesion.boxes):
             continue
@@ -128,16 +128,16 @@ def test_sizes_and_places_follow_the_table(full_size):
 
 
 def test_the_number_of_lesions_keeps_to_its_range():
-    options = dataclasses.replace(SMALL, lesions_per_slice=(0, 2), vessel_trees=0, slices=12)
-    patient = make_patient(np.random.default_rng(0), options)
+    phantom = dataclasses.replace(SMALL, lesions_per_slice=(0, 2), vessel_trees=0, slices=12)
+    patient = phantom.make_patient(np.random.default_rng(0))
     counts = np.bincount(patient.boxes[:, 0].astype(int), minlength=12)
     assert set(counts) == {0, 1, 2}
 
 
 def test_ground_glass_is_fainter_than_solid():
     def mean_inside(fraction):
-        options = PhantomOptions(slices=6, ground_glass_fraction=fraction, vessel_trees=0, distractors=0)
-        patient = make_patient(np.random.default_rng(4), options)
+        phantom = ChestPhantom(slices=6, ground_glass_fraction=fraction, vessel_trees=0, distractors=0)
+        patient = phantom.make_patient(np.random.default_rng(4))
         means = []
         for z, x1, y1, x2, y2 in patient.boxes.astype(int):
             cy, cx = (y1 + y2) // 2, (x1 + x2) // 2
@@ -149,18 +149,18 @@ def test_ground_glass_is_fainter_than_solid():
 
 
 def test_some_lesions_go_without_annotation_when_asked():
-    options = dataclasses.replace(SMALL, unannotated_fraction=0.5, slices=20, vessel_trees=0)
-    patient = make_patient(np.random.default_rng(3), options)
+    phantom = dataclasses.replace(SMALL, unannotated_fraction=0.5, slices=20, vessel_trees=0)
+    patient = phantom.make_patient(np.random.default_rng(3))
     assert 0.25 < patient.annotated.mean() < 0.75
-    full = make_patient(np.random.default_rng(3), dataclasses.replace(options, unannotated_fraction=0.0))
+    full = dataclasses.replace(phantom, unannotated_fraction=0.0).make_patient(np.random.default_rng(3))
     np.testing.assert_array_equal(full.boxes, patient.boxes)
     np.testing.assert_array_equal(full.volume, patient.volume)
 
 
 def test_distractors_add_structures_but_no_boxes():
     def dense_lung_pixels(count):
-        options = PhantomOptions(slices=2, distractors=count, lesions_per_slice=(0, 0), vessel_trees=0)
-        patient = make_patient(np.random.default_rng(6), options)
+        phantom = ChestPhantom(slices=2, distractors=count, lesions_per_slice=(0, 0), vessel_trees=0)
+        patient = phantom.make_patient(np.random.default_rng(6))
         assert len(patient.boxes) == 0
         return (patient.volume > -400).sum()
 
@@ -188,7 +188,7 @@ def test_shapes_have_their_areas_and_may_leave_the_slice():
 
 
 def test_pixel_spacing_keeps_the_field_of_view():
-    assert PhantomOptions().pixel_spacing == pytest.approx(0.7)
+    assert ChestPhantom().pixel_spacing == pytest.approx(0.7)
     assert SMALL.pixel_spacing == pytest.approx(1.4)
 
 
@@ -208,4 +208,4 @@ def test_pixel_spacing_keeps_the_field_of_view():
 )
 def test_bad_options_are_refused_by_name(field, value):
     with pytest.raises(InputError, match=field):
-        PhantomOptions(**{field: value})
+        ChestPhantom(**{field: value})
