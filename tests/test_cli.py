@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import yaml
 
-from lidnet_fast.cli import _SET_BY_MOST_RUNS, COMMANDS, main
+from lidnet_fast.cli import COMMANDS, main
+from lidnet_fast.cli.options import SET_BY_MOST_RUNS
 from lidnet_fast.data.simulation.dose import DoseSimulation
 from lidnet_fast.data.store.reader import SeriesInfo
 from lidnet_fast.data.store.writer import StoreWriter
@@ -61,7 +62,7 @@ def test_help_of_a_run_is_short_unless_all_is_asked_for(capsys: pytest.CaptureFi
         shown[words] = set(re.findall(r"^  (--[\w.]+)", text := capsys.readouterr().out, re.M))
         assert text.index("Everything a run depends on") < text.index("The joint objective of a denoiser step")
         assert "default: faster_rcnn_resnet18_fpn)" in " ".join(text.split())
-    assert {f"--{name}" for name in _SET_BY_MOST_RUNS} | {"--config", "--seconds"} <= shown["--help"]
+    assert {f"--{name}" for name in SET_BY_MOST_RUNS} | {"--config", "--seconds"} <= shown["--help"]
     assert shown["--help"] < shown["--help all"]
     assert len(shown["--help"]) < 35
     assert "bad" in refused(capsys, ["train", "--help", "bad"])

@@ -40,7 +40,7 @@ def command(config: RunConfig, *, by: list[str], folder: Path, devices: int = 1)
         text=True,
         cwd=folder,
         timeout=240,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parents[1])},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parents[2])},
     )
 
 

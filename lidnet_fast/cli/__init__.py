@@ -1,0 +1,90 @@
+"""The command line: `lidnet-fast COMMAND`, one function per command, in modules by what the command is for."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from lidnet_fast.cli.data import export, prepare
+from lidnet_fast.cli.judging import assess, evaluate
+from lidnet_fast.cli.training import bench, demo, train
+from lidnet_fast.cli.use import denoise, info
+from lidnet_fast.errors import InputError
+from lidnet_fast.strangers_text import printable
+
+USAGE = """usage: lidnet-fast COMMAND [OPTIONS]
+
+commands:
+  demo       train LIDnet and its controls on phantoms, and write a report
+  prepare    turn CT (DICOM, .mhd, .nrrd, .nii, ...) and lesion boxes into a store to train on
+  train      train detector, denoiser and both together on a store
+  bench      measure how fast a configuration trains here, and what limits it
+  evaluate   score a finished run, or images that any tool denoised, on the held-out patients
+  assess     noise, resolution, detectability, and lesions that vanish or appear, of any denoisers
+  export     write a store's held-out low-dose images for other tools to denoise
+  denoise    denoise CT studies with a trained model: DICOM in, DICOM out
+  info       what is installed and which implementations are used
+
+lidnet-fast COMMAND --help says more.
+"""
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "demo": demo,
+    "prepare": prepare,
+    "train": train,
+    "bench": bench,
+    "evaluate": evaluate,
+    "assess": assess,
+    "export": export,
+    "denoise": denoise,
+    "info": info,
+}
+
+# System errors that a user can fix.
+_OF_THE_SYSTEM = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EIO,
+    errno.ENOTDIR,
+    errno.EMFILE,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command; what the user can fix ends as one line on stderr and exit status 2."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # Processes that a command starts would look for every module in the working directory first.
+    os.environ["PYTHONSAFEPATH"] = "1"
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        sys.exit(0 if arguments else 2)
+    if arguments[0] == "--version":
+        import lidnet_fast
+
+        print(lidnet_fast.__version__)
+        return
+    command, *rest = arguments
+    try:
+        if command not in COMMANDS:
+            raise InputError(f"there is no command {command!r}; the commands are {', '.join(COMMANDS)}")
+        if command != "train" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise InputError(f"{command} runs in one process; only train runs under torchrun")
+        COMMANDS[command](rest)
+    except InputError as error:
+        print(f"lidnet-fast: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _OF_THE_SYSTEM:
+            raise
+        place = "" if error.filename is None else f"{error.filename}: "
+        print(f"lidnet-fast: {printable(place)}{error.strerror}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("lidnet-fast: interrupted; the same command resumes from what is finished", file=sys.stderr)
+        sys.exit(130)

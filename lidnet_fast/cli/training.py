@@ -1,0 +1,53 @@
+"""Commands that train: demo, train, bench."""
+
+import signal
+from collections.abc import Sequence
+
+from lidnet_fast.cli.options import parse, prepare_process, run_config, run_parser
+
+
+def demo(arguments: Sequence[str]) -> None:
+    """`lidnet-fast demo`."""
+    parser = run_parser("demo", "Train LIDnet and its controls on phantoms, and write a report.", "demo.yaml")
+    parser.add_argument(
+        "--quick", action="store_true", help="MSE and LIDnet only, half the samples, no independent judge"
+    )
+    parser.add_argument("--seeds", type=int, default=1, help="average over this many seeds, with intervals")
+    # A folder of its own: the full demo would refuse to go on with a run of another configuration.
+    parser.set_defaults(out="runs/demo_quick" if "--quick" in arguments else "runs/demo")
+    options = parse(parser, arguments)
+    prepare_process()
+    from lidnet_fast.data.phantoms.study import Study
+    from lidnet_fast.evaluation.demo import run_demo
+
+    run_demo(run_config(options), Study(), seeds=options.seeds, quick=options.quick)
+
+
+def train(arguments: Sequence[str]) -> None:
+    """`lidnet-fast train`."""
+    parser = run_parser("train", "Train detector, denoiser and both together; resumes an interrupted run.")
+    config = run_config(parse(parser, arguments))
+    from lidnet_fast.trainer import ranks
+
+    if config.devices > 1 and config.num_nodes == 1 and not ranks.launched():
+        ranks.launch(["train", *arguments], config)
+        return
+    prepare_process()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems end jobs with it; as with Ctrl-C
+    from lidnet_fast.trainer.run import train as train_run
+
+    with ranks.one_speaks():
+        run = train_run(config)
+        if ranks.is_first():
+            print(f"Trained networks: {run.out / 'collaborate'}; next: lidnet-fast evaluate {run.out}")
+
+
+def bench(arguments: Sequence[str]) -> None:
+    """`lidnet-fast bench`."""
+    parser = run_parser("bench", "Measure how fast a configuration trains here, what limits it and what to change.")
+    parser.add_argument("--seconds", type=float, default=120.0, help="about how long it may take")
+    options = parse(parser, arguments)
+    prepare_process()
+    from lidnet_fast.trainer.bench import bench as run_bench
+
+    run_bench(run_config(options), options.seconds)
