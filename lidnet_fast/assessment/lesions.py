@@ -18,6 +18,9 @@ from lidnet_fast.metrics.invention import NoiseFloor, threshold
 _SHOWN = 3
 """Worst cases of each kind that are kept for the report."""
 
+_MAP_PIXELS = 2
+"""Side of the square of pixels that a pixel of a map stands for."""
+
 Results = dict[str, Any]
 
 
@@ -48,13 +51,17 @@ class LesionResults:
 
     Attributes:
         arms: arm -> figures, JSON-able.
+        threshold: beyond it, a blob is an invention; in standard deviations, as the scores of maps.
         erased: cases with the worst erasures.
         invented: cases with the strongest inventions.
+        maps: case -> arm -> float32 [h, w] score of one realisation without lesions, bright above and dark below zero.
     """
 
     arms: dict[str, Results]
+    threshold: float
     erased: list[Shown]
     invented: list[Shown]
+    maps: dict[str, dict[str, np.ndarray]]
 
 
 class LesionAssessment:
@@ -75,11 +82,12 @@ class LesionAssessment:
         self._noise_peaks: list[np.ndarray] = []
         self._erased: list[Shown] = []
         self._invented: list[Shown] = []
+        self._maps: dict[str, dict[str, np.ndarray]] = {}
 
     def measure(self, cases: Sequence[Case]) -> Iterator[None]:
         """Restore all cases; yields after each."""
         for number, case in enumerate(cases, 1):
-            self._measure(case, f"case{number}")
+            self._measure(case, number)
             yield
 
     def results(self) -> LesionResults:
@@ -104,7 +112,8 @@ class LesionAssessment:
             }
             for arm in self.arms
         }
-        return LesionResults(figures, self._erased, [shown for shown in self._invented if shown.score > height])
+        invented = [shown for shown in self._invented if shown.score > height]
+        return LesionResults(figures, height, self._erased, invented, self._maps)
 
     def _by(self, key: str, arm: str, tissue: str | None = None) -> list[Results]:
         chosen = [one for one in self._lesions[arm] if tissue in (None, one["tissue"])]
@@ -113,7 +122,7 @@ class LesionAssessment:
             for value in sorted({one[key] for one in chosen})
         ]
 
-    def _measure(self, case: Case, label: str) -> None:
+    def _measure(self, case: Case, number: int) -> None:
         options, scene = self.options, case.scene
         calibration = scene.noise(self.simulation, range(CALIBRATION)).numpy()
         floor = NoiseFloor(scene.view, calibration, options.diameters, scene.spacing)
@@ -121,11 +130,12 @@ class LesionAssessment:
         retained: dict[str, list[np.ndarray]] = {arm.name: [] for arm in self.arms}
         peaks: dict[str, list[tuple[float, float]]] = {arm.name: [] for arm in self.arms}
         first: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        maps = self._maps.setdefault(f"{number}. {case.name}", {})
         view, signal = torch.from_numpy(scene.view), torch.from_numpy(case.signal)
         for realisations in batches(options.case_realisations, options.batch_size, first=CALIBRATION):
             absent = scene.noise(self.simulation, realisations).add_(view)
             scans = [
-                Scan(f"dose{self.dose:g}_{label}_{twin}", realisations[0] - CALIBRATION, options.case_realisations)
+                Scan(f"dose{self.dose:g}_case{number}_{twin}", realisations[0] - CALIBRATION, options.case_realisations)
                 for twin in ("without", "with")
             ]
             for arm in self.arms:
@@ -134,6 +144,7 @@ class LesionAssessment:
                 bright, dark = floor.excess(twins[0])
                 peaks[arm.name] += zip(bright.max((1, 2)).tolist(), dark.max((1, 2)).tolist(), strict=True)
                 first.setdefault(arm.name, (twins[0][0], twins[1][0], np.maximum(bright[0], dark[0])))
+                maps.setdefault(arm.name, _map(bright[0], dark[0]))
         means = {name: np.concatenate(parts).mean(0) for name, parts in retained.items()}
         for name, values in means.items():
             self._peaks[name] += peaks[name]
@@ -187,6 +198,16 @@ def _rate(flagged: Sequence[bool]) -> tuple[float, float, float]:
     """Fraction of images with its exact binomial interval."""
     low, high = stats.binomtest(sum(flagged), len(flagged)).proportion_ci()
     return sum(flagged) / len(flagged), float(low), float(high)
+
+
+def _map(bright: np.ndarray, dark: np.ndarray) -> np.ndarray:
+    """The stronger of two scores [H, W], dark ones negative: the strongest of each square of pixels."""
+    signed = np.where(bright >= dark, np.maximum(bright, 0), -np.maximum(dark, 0))
+    height, width = (side // _MAP_PIXELS * _MAP_PIXELS for side in signed.shape)
+    squares = signed[:height, :width].reshape(height // _MAP_PIXELS, _MAP_PIXELS, width // _MAP_PIXELS, _MAP_PIXELS)
+    squares = squares.transpose(0, 2, 1, 3).reshape(height // _MAP_PIXELS, width // _MAP_PIXELS, -1)
+    strongest = np.abs(squares).argmax(-1)[..., None]
+    return np.take_along_axis(squares, strongest, -1)[..., 0]
 
 
 def _boxes_of_peaks(score: np.ndarray, half: int = 6) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 from lidnet_fast.assessment.arms import LOW_DOSE
 from lidnet_fast.assessment.lesions import LesionResults, Shown
 from lidnet_fast.assessment.uniform import OBSERVERS
-from lidnet_fast.report.data import Arm, Column, Curve, Metric, Panel, Report
+from lidnet_fast.report.data import Arm, Column, Curve, Metric, Panel, Report, ScoreMaps
 from lidnet_fast.report.page import format_metric
 from lidnet_fast.report.terminal import print_table
 
@@ -118,8 +118,20 @@ def build_report(content: Results, shown: LesionResults | None) -> Report:
             for name, row in found.items()
         ],
         panels=panels,
+        maps=[] if shown is None else [_maps(shown)],
         curves=list(_curves(content, dose)),
         facts={"assessment": facts, "machine": content["machine"]},
+    )
+
+
+def _maps(shown: LesionResults) -> ScoreMaps:
+    limit = 2 * shown.threshold
+    return ScoreMaps(
+        "Where the truth doesn't explain what is seen, case by case",
+        "Standard deviations of the noise, in one scan without lesions. In the outer halves of the colours, beyond "
+        f"{shown.threshold:.1f}, a blob is an invention: orange a bright one, blue a dark one.",
+        limit,
+        shown.maps,
     )
 
 

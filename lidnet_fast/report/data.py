@@ -140,6 +140,35 @@ class Panel:
 
 
 @dataclass(frozen=True, eq=False)
+class ScoreMaps:
+    """Small maps of a signed score, one row per case and one column per arm.
+
+    `rows` maps a case to its maps [H,W] by arm; all rows have the same arms. Colours saturate at -`limit` and +`limit`.
+    """
+
+    title: str
+    note: str
+    limit: float
+    rows: Mapping[str, Mapping[str, ArrayLike]]
+
+    def __post_init__(self) -> None:
+        what = f"maps {self.title!r}"
+        if not (math.isfinite(self.limit) and self.limit > 0):
+            raise ValueError(f"{what}: limit is {self.limit}, expected a finite number above 0")
+        for case, maps in self.rows.items():
+            if list(maps) != self.arms:
+                raise ValueError(f"{what}: {case!r} has the arms {', '.join(maps)}, expected {', '.join(self.arms)}")
+            for arm, scores in maps.items():
+                if np.ndim(scores) != 2 or not np.isfinite(scores).all():
+                    raise ValueError(f"{what}: {arm!r} of {case!r} isn't a finite [H,W]")
+
+    @property
+    def arms(self) -> list[str]:
+        """The columns' names."""
+        return list(next(iter(self.rows.values()), {}))
+
+
+@dataclass(frozen=True, eq=False)
 class Report:
     """All that the page shows. Texts are plain: they are escaped, never interpreted.
 
@@ -156,6 +185,7 @@ class Report:
     arms: Sequence[Arm]
     tradeoffs: Sequence[tuple[str, str]] = ()
     panels: Sequence[Panel] = ()
+    maps: Sequence[ScoreMaps] = ()
     curves: Sequence[Curve] = ()
     froc: Mapping[str, tuple[ArrayLike, ArrayLike]] = field(default_factory=dict)
     facts: Mapping[str, Fact | Mapping[str, Fact]] = field(default_factory=dict)

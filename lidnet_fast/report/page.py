@@ -11,6 +11,7 @@ from string import Template
 from lidnet_fast.files import write_text
 from lidnet_fast.report.charts import froc_chart, line_chart, tradeoff_chart
 from lidnet_fast.report.data import Arm, Column, Fact, Metric, Report, mean_of
+from lidnet_fast.report.maps import maps_section
 from lidnet_fast.report.panels import panels_section
 
 _MANY_COLUMNS = 10  # with more, the table is set tighter
@@ -37,6 +38,7 @@ def render(report: Report) -> str:
     sections = [_results(report, style)]
     if report.panels:
         sections.append(panels_section(report, style))
+    sections += [maps_section(maps, style) for maps in report.maps if maps.rows]
     if charts:
         sections.append(f'<section><h2>Curves</h2><div class="plots">{"".join(charts)}</div></section>')
     if report.facts or report.config:

@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -55,8 +56,11 @@ def test_the_report_shows_them(assessed):
         "Survival of lesions against size",
         "Most erased: phantom",
         "worth a dose of",
+        "case by case",
     ):
         assert title in page
+    cases = {lesion["case"] for lesion in assessed[1]["lesions"]["half"]["0.25"]["lesions"]}
+    assert len(re.findall(r'alt="half, \d+\. phantom', page)) == len(cases)
 
 
 def write_store(path, simulation):

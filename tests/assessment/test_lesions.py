@@ -77,6 +77,17 @@ def test_the_worst_are_shown(results):
     assert list(results.erased[0].images) == ["truth", "low dose", "blur", "paste"]
 
 
+def test_every_case_has_a_map_of_every_arm(results):
+    assert len(results.maps) == 6
+    for case in results.maps.values():
+        assert list(case) == ["low dose", "blur", "paste"]
+        height, width = np.unravel_index(case["paste"].argmax(), case["paste"].shape)
+        assert 44 <= 2 * height < 52
+        assert 20 <= 2 * width < 28
+        assert case["paste"].max() > results.threshold
+        assert case["low dose"].min() < 0
+
+
 def test_phantom_cases_are_free_of_lesions_but_their_own():
     options = AssessOptions(cases=4, lesions_per_case=4)
     cases = list(phantom_cases(options))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lidnet_fast.report import Arm, Column, Curve, Panel, Report, write_report
+from lidnet_fast.report import Arm, Column, Curve, Panel, Report, ScoreMaps, write_report
 from lidnet_fast.report.charts import condense, froc_chart, linear_axis, log_axis, tradeoff_chart
 from lidnet_fast.report.images import difference_limit, difference_png, gray_png, lesion_crop, packed_hu
 from lidnet_fast.report.page import ArmStyle, best_texts, format_metric, render
@@ -213,6 +213,17 @@ def decode(uri: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(data)))
 
 
+def test_maps_are_a_table_of_cases_and_arms() -> None:
+    scores = np.zeros((8, 6))
+    scores[1, 2], scores[6, 3] = 9, -9
+    maps = ScoreMaps("Inventions <b>", "In deviations.", 4.5, {"case 1": {"MSE": scores, "LIDnet": -scores}})
+    page = Page(render(make_report(maps=[maps])))
+    pictures = [attrs for tag, attrs in page.tags if tag == "img" and (attrs["alt"] or "").endswith("case 1")]
+    assert [attrs["alt"] for attrs in pictures] == ["MSE, case 1", "LIDnet, case 1"]
+    assert "Inventions <b>" in page.text("h2")
+    assert pictures[0]["src"] == difference_png(scores, 4.5)
+
+
 def test_gray_png_spans_the_window() -> None:
     picture = decode(gray_png([[-2000, -1000, -300], [400, 900, -300]], (-1000, 400)))
     assert picture.mode == "L"
@@ -341,6 +352,9 @@ def test_colours_are_one_per_arm_and_kept_from_other_series() -> None:
         (lambda: make_panel(boxes=[1, 2, 3, 4]), r"boxes: shape \(4,\), expected \[L,4\]"),
         (lambda: make_panel(difference=("LIDnet", "nobody")), "'nobody' is not one of its images"),
         (lambda: make_panel(detections={"control": []}), "'control' is not one of its images"),
+        (lambda: ScoreMaps("m", "", 0.0, {}), "maps 'm': limit is 0.0"),
+        (lambda: ScoreMaps("m", "", 1.0, {"a": {"x": [[0]]}, "b": {"y": [[0]]}}), "'b' has the arms y, expected x"),
+        (lambda: ScoreMaps("m", "", 1.0, {"a": {"x": [0]}}), r"'x' of 'a' isn't a finite \[H,W\]"),
         (lambda: make_panel(detections={"MSE": [((0, 0, 1, 1), 7.0)]}), "a detection in 'MSE' has score 7.0"),
     ],
 )
