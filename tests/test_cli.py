@@ -2,6 +2,8 @@
 
 import argparse
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,6 +36,16 @@ def test_no_command_shows_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
         main([])
     assert stop.value.code == 2
     assert "prepare" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["info", "train --help all"])
+def test_a_reader_who_has_seen_enough_ends_the_command_quietly(command: str) -> None:
+    line = f"import sys; from lidnet_fast.cli import main; main({command.split()})"
+    process = subprocess.Popen([sys.executable, "-c", line], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 141
 
 
 def parser_of(command: str, monkeypatch: pytest.MonkeyPatch) -> argparse.ArgumentParser:

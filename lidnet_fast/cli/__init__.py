@@ -56,6 +56,14 @@ _OF_THE_SYSTEM = {
 }
 
 
+def _run(command: str, arguments: Sequence[str]) -> None:
+    """Run a command, and write what it prints before Python ends, where an error would be a traceback."""
+    try:
+        COMMANDS[command](arguments)
+    finally:
+        sys.stdout.flush()
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; what the user can fix ends as one line on stderr and exit status 2."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -75,10 +83,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise InputError(f"there is no command {command!r}; the commands are {', '.join(COMMANDS)}")
         if command != "train" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise InputError(f"{command} runs in one process; only train runs under torchrun")
-        COMMANDS[command](rest)
+        _run(command, rest)
     except InputError as error:
         print(f"lidnet-fast: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again when it ends
+        sys.exit(141)  # as shells report the end by SIGPIPE
     except OSError as error:
         if error.errno not in _OF_THE_SYSTEM:
             raise
