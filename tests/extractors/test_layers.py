@@ -250,3 +250,22 @@ def test_encoders_of_other_packages(package, name, layer, in_windows):
         network(image.expand(-1, 3, -1, -1))
         assert torch.allclose(loss.extractor(image)[layer], given[-1], atol=1e-5)
     assert (loss.windows is not None) == in_windows
+
+
+@pytest.mark.slow
+def test_volumetric_encoders_of_monai():
+    """Those that docs/extractors.md names: windows give what whole volumes give."""
+    nets = pytest.importorskip("monai.networks.nets", exc_type=ImportError)
+    torch.manual_seed(0)
+    encoders = {
+        "layer1": nets.resnet10(n_input_channels=1, feed_forward=False, bias_downsample=False),
+        "features.denseblock1": nets.DenseNet121(spatial_dims=3, in_channels=1, out_channels=2),
+        "down_layers.1": nets.SegResNet(spatial_dims=3, in_channels=1, norm="batch"),
+    }
+    denoised, normal_dose = torch.rand(2, 1, 1, 24, 48, 48)
+    boxes = [torch.tensor([[20.0, 21, 8, 24, 26, 11]])]
+    for layer, network in encoders.items():
+        windows, whole = (ROIPerceptualLoss(network, layer, halo) for halo in ("exact", "whole"))
+        assert torch.allclose(windows(denoised, normal_dose, boxes), whole(denoised, normal_dose, boxes), rtol=1e-4)
+    with pytest.raises(ValueError, match="can't be traced"):
+        ROIPerceptualLoss(nets.resnet18(n_input_channels=1, shortcut_type="A"), "layer1")
