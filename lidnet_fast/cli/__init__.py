@@ -5,9 +5,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from lidnet_fast.cli.comparing import compare, demo
 from lidnet_fast.cli.data import export, prepare
 from lidnet_fast.cli.judging import assess, evaluate
-from lidnet_fast.cli.training import bench, demo, train
+from lidnet_fast.cli.training import bench, train
 from lidnet_fast.cli.use import denoise, info
 from lidnet_fast.errors import InputError
 from lidnet_fast.strangers_text import printable
@@ -18,6 +19,7 @@ commands:
   demo       train LIDnet and its controls on phantoms, and write a report
   prepare    turn CT (DICOM, .mhd, .nrrd, .nii, ...) and lesion boxes into a store to train on
   train      train detector, denoiser and both together on a store
+  compare    train with several objectives, denoisers and seeds, and judge them alike
   bench      measure how fast a configuration trains here, and what limits it
   evaluate   score a finished run, or images that any tool denoised, on the held-out patients
   assess     noise, resolution, detectability, and lesions that vanish or appear, of any denoisers
@@ -32,6 +34,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "demo": demo,
     "prepare": prepare,
     "train": train,
+    "compare": compare,
     "bench": bench,
     "evaluate": evaluate,
     "assess": assess,

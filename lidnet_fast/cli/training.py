@@ -1,26 +1,9 @@
-"""Commands that train: demo, train, bench."""
+"""Commands that train: train, bench."""
 
 import signal
 from collections.abc import Sequence
 
 from lidnet_fast.cli.options import parse, prepare_process, run_config, run_parser
-
-
-def demo(arguments: Sequence[str]) -> None:
-    """`lidnet-fast demo`."""
-    parser = run_parser("demo", "Train LIDnet and its controls on phantoms, and write a report.", "demo.yaml")
-    parser.add_argument(
-        "--quick", action="store_true", help="MSE and LIDnet only, half the samples, no independent judge"
-    )
-    parser.add_argument("--seeds", type=int, default=1, help="average over this many seeds, with intervals")
-    # A folder of its own: the full demo would refuse to go on with a run of another configuration.
-    parser.set_defaults(out="runs/demo_quick" if "--quick" in arguments else "runs/demo")
-    options = parse(parser, arguments)
-    prepare_process()
-    from lidnet_fast.data.phantoms.study import Study
-    from lidnet_fast.evaluation.demo import run_demo
-
-    run_demo(run_config(options), Study(), seeds=options.seeds, quick=options.quick)
 
 
 def train(arguments: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +38,8 @@ class Arm:
 class Example:
     """One held-out sample as all arms see it, for a reader's eyes."""
 
+    sample: int
+    """Its number among the held-out samples."""
     boxes: Tensor
     images: dict[str, Tensor] = field(default_factory=dict)
     """Arm -> [H,W] HU."""
@@ -48,9 +51,23 @@ class Example:
 class Evaluation:
     """Results of one evaluation."""
 
-    metrics: dict[str, dict[str, Any]]
-    """Arm -> metric -> value; a detector's metrics are under its name, with the FROC curve."""
+    quality: dict[str, ImageQuality]
+    """Arm -> the scores of its images."""
+    detection: dict[str, dict[str, DetectionMetrics]]
+    """Arm -> detector -> what it found."""
+    samples: list[SampleId]
     examples: list[Example]
+
+    @cached_property
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """Arm -> metric -> value; a detector's metrics are under its name, with the FROC curve."""
+        return {
+            arm: {
+                **quality.compute(),
+                **{name: metric.compute() for name, metric in self.detection[arm].items()},
+            }
+            for arm, quality in self.quality.items()
+        }
 
     def flat(self) -> dict[str, dict[str, float | None]]:
         """Arm -> flat metric name -> number, without the curves: "psnr", "lesion_psnr", "judge_ap50", ..."""
@@ -98,8 +115,9 @@ def evaluate(
     device: torch.device,
     precision: Literal["float32", "bfloat16"] = "float32",
     examples: int = 6,
+    split: Literal["val", "test"] = "test",
 ) -> Evaluation:
-    """Score all arms on the fixed samples of the test split.
+    """Score all arms on the fixed samples of a held-out split.
 
     Args:
         config: names the store, the field of view, the window and the number of samples.
@@ -107,15 +125,17 @@ def evaluate(
         device: where it runs.
         precision: of the networks; metrics are computed in float32 and more.
         examples: how many samples with a lesion are kept for the report.
+        split: whose patients the samples are of.
     """
     window = config.window
     quality = {arm.name: ImageQuality(window) for arm in arms}
     detection = {arm.name: {name: DetectionMetrics() for name in arm.detectors} for arm in arms}
     kept: list[Example] = []
-    for samples in progress(held_out_loader(config, "test", config.evaluation.samples), "evaluating"):
+    ids: list[SampleId] = []
+    for samples in progress(held_out_loader(config, split, config.evaluation.samples), "evaluating"):
         batch = make_batch(samples, device)
         shown = [i for i, boxes in enumerate(batch["boxes"]) if len(boxes)][: examples - len(kept)]
-        new = [Example(batch["boxes"][i].cpu()) for i in shown]
+        new = [Example(len(ids) + i, batch["boxes"][i].cpu()) for i in shown]
         for arm in arms:
             with autocast(device, precision):
                 restored = arm.restore(batch)
@@ -131,14 +151,8 @@ def evaluate(
             for example, i in zip(new, shown, strict=True):
                 example.images[arm.name] = restored[i, 0].cpu()
         kept += new
-    metrics = {
-        arm.name: {
-            **quality[arm.name].compute(),
-            **{name: metric.compute() for name, metric in detection[arm.name].items()},
-        }
-        for arm in arms
-    }
-    return Evaluation(metrics, kept)
+        ids += batch["ids"]
+    return Evaluation(quality, detection, ids, kept)
 
 
 def write_metrics(path: Path, content: Mapping[str, Any]) -> None:

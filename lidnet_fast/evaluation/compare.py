@@ -6,7 +6,6 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
-from jsonargparse import ArgumentParser
 
 from lidnet_fast.assessment.assess import assess as assess_models
 from lidnet_fast.assessment.options import AssessOptions
@@ -17,13 +16,13 @@ from lidnet_fast.device import Device, Precision, choose_device, choose_precisio
 from lidnet_fast.errors import InputError
 from lidnet_fast.evaluation.arms import Evaluation, evaluate, images_arm, network_arm, reference_arms, write_metrics
 from lidnet_fast.evaluation.denoised import denoised_views
-from lidnet_fast.evaluation.results import COTRAINED, INDEPENDENT, JUDGE, build_report, print_results
+from lidnet_fast.evaluation.results import COTRAINED, INDEPENDENT, JUDGE, build_report, froc_curves, print_results
 from lidnet_fast.files import as_private_as
 from lidnet_fast.models.files import load_denoiser, load_detector, refuse_foreign_code
 from lidnet_fast.report.data import Metric
 from lidnet_fast.report.page import write_report
 from lidnet_fast.runtime import machine_facts
-from lidnet_fast.trainer.config import RunConfig, check_available, from_options
+from lidnet_fast.trainer.config import RunConfig, check_available, from_tree
 from lidnet_fast.trainer.datamodule import split_patches
 from lidnet_fast.trainer.stored import nested, read_stored
 from lidnet_fast.urls import is_url, without_secrets
@@ -43,11 +42,9 @@ def read_config(path: Path, *, trust_code: bool = False) -> RunConfig:
         InputError: the file is missing, is not a run's configuration, or names code that wasn't trusted.
     """
     stored = read_stored(path)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(RunConfig)
     try:
-        config = from_options(parser.parse_object(nested(stored)))
-    except Exception as error:  # whatever jsonargparse raises
+        config = from_tree(nested(stored))
+    except InputError as error:
         raise InputError(f"{path} is not the configuration of a run: {error}") from error
     if not trust_code:
         refuse_foreign_code(path, config.denoiser, config.detector, config.independent_judge)
@@ -242,7 +239,19 @@ def _publish(
         summary += " The lesions were inserted: none of them is a patient's own."
     highlight = None if phases is None else DENOISED
     notes = dict.fromkeys(images, "from images")
-    report = build_report(title, summary, config, rows, evaluation, phases or {}, facts, highlight, list(images), notes)
+    report = build_report(
+        title,
+        summary,
+        config,
+        rows,
+        evaluation.examples,
+        froc_curves(evaluation),
+        phases or {},
+        facts,
+        highlight,
+        list(images),
+        notes,
+    )
     metrics = {"arms": evaluation.metrics, "images": folders, "machine": machine_facts()}
     with as_private_as([*index_files(config.data.store), *images.values()]):
         write_metrics(out / "metrics.json", metrics)

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import ArrayLike
 
 from lidnet_fast.assessment.results import task_columns
-from lidnet_fast.evaluation.arms import Evaluation
-from lidnet_fast.report.data import Arm, Column, Curve, Metric, Panel, Report
+from lidnet_fast.evaluation.arms import Evaluation, Example
+from lidnet_fast.report.data import Arm, Column, Curve, Forest, Metric, Panel, Report
 from lidnet_fast.report.terminal import print_table
 from lidnet_fast.runtime import machine_facts
 from lidnet_fast.trainer.config import RunConfig, to_dict
@@ -17,13 +18,34 @@ from lidnet_fast.trainer.run import curves
 
 JUDGE, INDEPENDENT, COTRAINED = "judge", "independent", "cotrained"
 
-_DETECTORS = {
-    JUDGE: ("frozen judge", "the detector trained on normal dose, frozen before any denoiser saw it"),
-    INDEPENDENT: ("independent judge", "a detector of another architecture that no denoiser was trained through"),
-    COTRAINED: ("co-trained detector", "the detector trained together with this denoiser"),
-}
 
-COLUMNS = (
+def detector_columns(name: str, title: str, who: str) -> tuple[Column, ...]:
+    """The columns of what a detector finds.
+
+    Args:
+        name: the detector's in the metrics.
+        title: heading of its columns.
+        who: the detector in words, for their explanation.
+    """
+    return tuple(
+        Column(f"{name}_{key}", label, ".3f", "", True, f"{help_text} By {who}.", title)
+        for key, label, help_text in (
+            ("ap50", "AP@.5", "Average precision at IoU 0.5."),
+            ("ap", "AP", "Average precision, mean over IoU 0.5 to 0.95."),
+            ("froc_mean", "FROC", "Mean sensitivity at 1/8 to 8 false positives per image."),
+        )
+    )
+
+
+JUDGE_COLUMNS = detector_columns(
+    JUDGE, "frozen judge", "the detector trained on normal dose, frozen before any denoiser saw it"
+)
+COTRAINED_COLUMNS = detector_columns(
+    COTRAINED, "co-trained detector", "the detector trained together with this denoiser"
+)
+INDEPENDENT_WORDS = "a detector of another architecture that no denoiser was trained through"
+
+IMAGE_COLUMNS = (
     Column("psnr", "PSNR", ".2f", "dB", True, "Peak signal-to-noise ratio over the window.", "whole image"),
     Column("ssim", "SSIM", ".3f", "", True, "Structural similarity, 11x11 Gaussian.", "whole image"),
     Column("rmse_hu", "RMSE", ".1f", "HU", False, "Root mean square error over the window.", "whole image"),
@@ -31,15 +53,12 @@ COLUMNS = (
     Column("lesion_ssim", "SSIM", ".3f", "", True, "Mean of the SSIM map inside lesion boxes.", "in lesions"),
     Column("lesion_rmse_hu", "RMSE", ".1f", "HU", False, "Root mean square error there.", "in lesions"),
     Column("lesion_bias_hu", "bias", "+.1f", "HU", None, "Mean signed error inside lesion boxes.", "in lesions"),
-    *(
-        Column(f"{name}_{key}", label, ".3f", "", True, f"{help_text} By {who}.", title)
-        for name, (title, who) in _DETECTORS.items()
-        for key, label, help_text in (
-            ("ap50", "AP@.5", "Average precision at IoU 0.5."),
-            ("ap", "AP", "Average precision, mean over IoU 0.5 to 0.95."),
-            ("froc_mean", "FROC", "Mean sensitivity at 1/8 to 8 false positives per image."),
-        )
-    ),
+)
+COLUMNS = (
+    *IMAGE_COLUMNS,
+    *JUDGE_COLUMNS,
+    *detector_columns(INDEPENDENT, "independent judge", INDEPENDENT_WORDS),
+    *COTRAINED_COLUMNS,
     *task_columns(),
 )
 
@@ -54,18 +73,19 @@ def format_metric(column: Column, metric: Metric) -> str:
     return format(metric, column.format)
 
 
-def present_columns(rows: Mapping[str, Mapping[str, Metric]]) -> list[Column]:
+def present_columns(rows: Mapping[str, Mapping[str, Metric]], columns: Sequence[Column] = COLUMNS) -> list[Column]:
     """The columns for which at least one row has a value."""
-    return [c for c in COLUMNS if any(row.get(c.key) is not None for row in rows.values())]
+    return [c for c in columns if any(row.get(c.key) is not None for row in rows.values())]
 
 
-def print_results(rows: Mapping[str, Mapping[str, Metric]], title: str) -> None:
+def print_results(rows: Mapping[str, Mapping[str, Metric]], title: str, columns: Sequence[Column] = COLUMNS) -> None:
     """Print the result table; AP@0.5 stands for the detectors, the rest is in the JSON and the report."""
     hidden = ("_ap", "_froc_mean", "rmse_hu")
-    columns = [c for c in present_columns(rows) if not c.key.endswith(hidden) and not c.key.startswith("task_")]
+    shown = present_columns(rows, columns)
+    shown = [c for c in shown if not c.key.endswith(hidden) and not c.key.startswith("task_")]
     print_table(
-        {c.key: f"{c.group}\n{c.label}" for c in columns},
-        {name: {c.key: format_metric(c, row.get(c.key)) for c in columns} for name, row in rows.items()},
+        {c.key: f"{c.group}\n{c.label}" for c in shown},
+        {name: {c.key: format_metric(c, row.get(c.key)) for c in shown} for name, row in rows.items()},
         title,
     )
 
@@ -75,12 +95,15 @@ def build_report(
     summary: str,
     config: RunConfig,
     rows: Mapping[str, Mapping[str, Metric]],
-    evaluation: Evaluation,
+    examples: Sequence[Example],
+    froc: Mapping[str, tuple[ArrayLike, ArrayLike]],
     phases: Mapping[str, Path],
     facts: Mapping[str, Any],
     highlight: str | None,
     others: Sequence[str] = (),
     notes: Mapping[str, str] | None = None,
+    columns: Sequence[Column] = COLUMNS,
+    forests: Sequence[Forest] = (),
 ) -> Report:
     """Assemble the report of an evaluation.
 
@@ -89,15 +112,18 @@ def build_report(
         summary: one or two sentences on what was measured.
         config: the run's configuration.
         rows: arm -> flat metrics, as in the result table.
-        evaluation: examples and FROC curves (of one seed, where there are several).
+        examples: samples as the arms restored them.
+        froc: arm -> false positives per image, sensitivities.
         phases: curve label -> folder of the phase's logs.
         facts: shown together with the machine's.
         highlight: the arm the report is about, if it's about one.
         others: the arms shown next to it in the panels.
         notes: arm -> a remark next to its name.
+        columns: of the table, where a row has them.
+        forests: differences between arms.
     """
-    columns = present_columns(rows)
-    known = {c.key for c in columns}
+    present = present_columns(rows, columns)
+    known = {c.key for c in present}
     references = {"low dose", "normal dose"}
     arms = [
         Arm(
@@ -109,18 +135,14 @@ def build_report(
         )
         for name, row in rows.items()
     ]
-    froc = {}
-    for name, values in evaluation.metrics.items():
-        curve = (values.get(JUDGE) or {}).get("curve")
-        if curve is not None and len(curve["false_positives"]):
-            froc[name] = (np.asarray(curve["false_positives"]), np.asarray(curve["sensitivity"]))
     return Report(
         title=title,
         summary=summary,
-        columns=columns,
+        columns=present,
         arms=arms,
         tradeoffs=_tradeoffs(known),
-        panels=_panels(evaluation, [*others, *([] if highlight is None else [highlight])]),
+        forests=forests,
+        panels=_panels(examples, [*others, *([] if highlight is None else [highlight])]),
         curves=_curves(phases),
         froc=froc,
         facts={**facts, "machine": machine_facts()},
@@ -129,11 +151,21 @@ def build_report(
     )
 
 
-def _panels(evaluation: Evaluation, arms: Sequence[str]) -> list[Panel]:
+def froc_curves(evaluation: Evaluation) -> dict[str, tuple[ArrayLike, ArrayLike]]:
+    """Arm -> false positives per image and sensitivities, by the frozen judge."""
+    curves = {}
+    for name, values in evaluation.metrics.items():
+        curve = (values.get(JUDGE) or {}).get("curve")
+        if curve is not None and len(curve["false_positives"]):
+            curves[name] = curve["false_positives"], curve["sensitivity"]
+    return curves
+
+
+def _panels(examples: Sequence[Example], arms: Sequence[str]) -> list[Panel]:
     """The examples as these arms restored them, between low and normal dose; the difference is the last arm's."""
     shown = ["low dose", *arms, "normal dose"]
     panels = []
-    for number, example in enumerate(evaluation.examples, 1):
+    for number, example in enumerate(examples, 1):
         found = {
             name: [
                 (box.tolist(), float(score))

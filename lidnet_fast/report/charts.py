@@ -8,13 +8,15 @@ from html import escape
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lidnet_fast.report.data import Arm, Column, Curve, Report, mean_of
+from lidnet_fast.report.data import Arm, Column, Curve, Forest, Metric, Report, mean_of
 
 WIDTH, HEIGHT = 440, 290
 LEFT, RIGHT, TOP, BOTTOM = 46, 428, 26, 246
 FROC_TICKS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """False positives per image at which LUNA16 and others read a FROC curve."""
 
+_FOREST_LEFT = 150
+_ROW = 18
 _LONG = 160
 _BINS = 64
 _CHARACTER = 6.0  # mean width of a label's character, in chart units
@@ -157,6 +159,38 @@ def tradeoff_chart(report: Report, x_key: str, y_key: str, style: Style) -> str:
     return _figure(title, svg, "", " ".join(notes))
 
 
+def forest_chart(forest: Forest, style: Style) -> str:
+    """Differences with their intervals, one below the other, around a line at zero."""
+    spans = [_span(value) for rows in forest.rows.values() for value in rows.values()]
+    if not spans:
+        return _figure(forest.title, '<p class="empty">No data</p>', "")
+    axis = linear_axis(np.array([0.0, *(end for span in spans for end in span)]), _FOREST_LEFT, RIGHT)
+    body, y = "", 4.0
+    for group, rows in forest.rows.items():
+        y += _ROW
+        body += f'<text class="heading" x="2" y="{y:.1f}">{escape(group)}</text>'
+        for name, value in rows.items():
+            y += _ROW
+            x1, x, x2 = axis(_span(value))
+            colour = style(name) or "plain"
+            body += f'<text class="name {colour}" x="12" y="{y:.1f}">{escape(name)}</text><g class="{colour}">'
+            body += f'<path class="bar" d="M{x1:.1f} {y - 4:.1f}H{x2:.1f}"/>'
+            body += f'<circle class="dot" cx="{x:.1f}" cy="{y - 4:.1f}" r="4.5"/></g>'
+    bottom, zero = y + 10, float(axis(0.0))
+    ticks = ""
+    for mark, label in axis.ticks:
+        x = float(axis(mark))
+        ticks += f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{bottom:.1f}"/>'
+        ticks += f'<text class="tick middle" x="{x:.1f}" y="{bottom + 15:.1f}">{escape(label)}</text>'
+    unit = f"{forest.label} ({forest.unit})" if forest.unit else forest.label
+    svg = (
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {bottom + 36:.0f}" role="img" aria-label="{escape(forest.title)}">'
+        f'{ticks}<line class="axis" x1="{zero:.1f}" x2="{zero:.1f}" y1="4" y2="{bottom:.1f}"/>'
+        f'<text class="axis-name end" x="{RIGHT}" y="{bottom + 33:.1f}">{escape(unit)}</text>{body}</svg>'
+    )
+    return _figure(forest.title, svg, "", "Bars: 95 % intervals of the paired differences.")
+
+
 def _usable(x: ArrayLike, y: ArrayLike, curve: Curve) -> tuple[Floats, Floats]:
     xs, ys = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     keep = np.isfinite(xs) & np.isfinite(ys)
@@ -220,8 +254,11 @@ def _has_point(arm: Arm, x_key: str, y_key: str) -> bool:
 
 
 def _interval(arm: Arm, key: str) -> tuple[float, float, float]:
+    return _span(arm.metrics[key])
+
+
+def _span(value: Metric) -> tuple[float, float, float]:
     """(low, mean, high) of a metric that exists; without an interval, all three are the mean."""
-    value = arm.metrics[key]
     mean = mean_of(value) or 0.0
     if isinstance(value, tuple) and math.isfinite(value[1]) and math.isfinite(value[2]):
         return value[1], mean, value[2]

@@ -86,6 +86,19 @@ class Curve:
             _check_xy(f"curve {self.title!r}, series {name!r}", x, y)
 
 
+@dataclass(frozen=True)
+class Forest:
+    """One forest plot: differences with their intervals around zero.
+
+    `rows` maps a group's heading to names and differences; a name that is an arm's is drawn in that arm's colour.
+    """
+
+    title: str
+    label: str
+    unit: str
+    rows: Mapping[str, Mapping[str, Metric]]
+
+
 @dataclass(frozen=True, eq=False)
 class Panel:
     """One slice, in several versions side by side.
@@ -184,6 +197,7 @@ class Report:
     columns: Sequence[Column]
     arms: Sequence[Arm]
     tradeoffs: Sequence[tuple[str, str]] = ()
+    forests: Sequence[Forest] = ()
     panels: Sequence[Panel] = ()
     maps: Sequence[ScoreMaps] = ()
     curves: Sequence[Curve] = ()

@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 
 from lidnet_fast.files import write_text
-from lidnet_fast.report.charts import froc_chart, line_chart, tradeoff_chart
+from lidnet_fast.report.charts import forest_chart, froc_chart, line_chart, tradeoff_chart
 from lidnet_fast.report.data import Arm, Column, Fact, Metric, Report, mean_of
 from lidnet_fast.report.maps import maps_section
 from lidnet_fast.report.panels import panels_section
@@ -36,6 +36,9 @@ def render(report: Report) -> str:
     charts += [froc_chart(report.froc, style)] if report.froc else []
     charts += [line_chart(curve, style.among(list(curve.series))) for curve in report.curves]
     sections = [_results(report, style)]
+    if report.forests:
+        plots = "".join(forest_chart(forest, style) for forest in report.forests)
+        sections.append(f'<section><h2>Gains</h2><div class="plots">{plots}</div></section>')
     if report.panels:
         sections.append(panels_section(report, style))
     sections += [maps_section(maps, style) for maps in report.maps if maps.rows]

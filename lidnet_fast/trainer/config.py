@@ -6,11 +6,13 @@ them are configuration here, and the defaults are ours.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args
+
+from jsonargparse import ArgumentParser
 
 from lidnet_fast import backend
 from lidnet_fast.device import Device, Precision
@@ -274,6 +276,44 @@ def from_options(options: Any) -> RunConfig:
         InputError: names the key that is null, a list or another thing than a group of keys, or whose value can't work.
     """
     return _built(RunConfig, options, "")
+
+
+def from_tree(tree: Mapping[str, Any]) -> RunConfig:
+    """Build the configuration of plain values in nested groups, as `to_dict` makes them; what is left out is default.
+
+    Raises:
+        InputError: a key isn't known, or its value has another type or can't work.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(RunConfig)
+    try:
+        return from_options(parser.parse_object(dict(tree)))
+    except InputError:
+        raise
+    except Exception as error:  # whatever jsonargparse raises
+        raise InputError(str(error)) from error
+
+
+def overridden(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """A configuration with some of its values changed.
+
+    Args:
+        config: stays as it is.
+        changes: new values in nested groups, such as {"collaborate": {"steps": 100}}. A value that is itself a mapping,
+            such as `denoiser.options`, is replaced as a whole.
+
+    Raises:
+        InputError: as `from_tree`.
+    """
+    return from_tree(_changed(config, changes))
+
+
+def _changed(config: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
+    tree = asdict(config)
+    for name, value in changes.items():
+        group = getattr(config, name, None)
+        tree[name] = _changed(group, value) if is_dataclass(group) and isinstance(value, Mapping) else value
+    return tree
 
 
 def _built(kind: type[T], options: Any, prefix: str) -> T:

@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 
-from lidnet_fast import backend
+from lidnet_fast import backend, progress
 from lidnet_fast.data.store.reader import index_files
 from lidnet_fast.device import choose_device, choose_precision
 from lidnet_fast.errors import InputError
@@ -239,11 +239,11 @@ class Run:
                     enable_version_counter=False,
                 ),
                 _EndOnSigterm(),
-                *([RichProgressBar()] if sys.stdout.isatty() else []),
+                *([RichProgressBar()] if progress.shown() else []),
                 *self._callbacks,
             ],
             plugins=[PhaseCheckpoints(), TorchElasticEnvironment() if ranks.launched() else LightningEnvironment()],
-            enable_progress_bar=sys.stdout.isatty(),
+            enable_progress_bar=progress.shown(),
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
@@ -304,7 +304,9 @@ def _begun(config: RunConfig) -> RunConfig:
     native = choose_precision(config.precision, choose_device(config.device))
     config = replace(config, precision=earlier.get("precision", native) if config.precision == "auto" else native)
     _check_parts(config)
-    _claim_folder(out, config, earlier)
+    check_folder(config)
+    if not earlier:
+        write_text(out / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
     return config
 
 
@@ -352,10 +354,16 @@ def _earlier_config(out: Path) -> dict[str, Any]:
     return read_stored(path) if path.exists() else {}
 
 
-def _claim_folder(out: Path, config: RunConfig, earlier: dict[str, Any]) -> None:
-    """Refuse a folder of something else; make it this run's."""
-    mine = flattened(to_dict(config))
+def check_folder(config: RunConfig) -> None:
+    """Refuse a folder of something else than this run.
+
+    Raises:
+        InputError: `config.out` holds another run, other files, or is a file.
+    """
+    out = Path(config.out)
+    earlier = _earlier_config(out)
     if earlier:
+        mine = flattened(to_dict(config))
         for key in sorted((mine.keys() | earlier.keys()) - _FREE_KEYS):
             if mine.get(key) != earlier.get(key):
                 raise InputError(
@@ -368,7 +376,6 @@ def _claim_folder(out: Path, config: RunConfig, earlier: dict[str, Any]) -> None
     # A run that was killed while it wrote its configuration has done nothing else.
     if out.exists() and not all(map(is_temporary, out.iterdir())):
         raise InputError(f"{out} is not empty and holds no run: choose another --out")
-    write_text(out / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
 def _own_words(error: InputError) -> InputError:

@@ -1,0 +1,205 @@
+"""A comparison's cells (store x seed x denoiser x arm), what they need, and how processes share them.
+
+Everything lies in one folder, and every piece of work in a folder of its own in it:
+
+    STORE/seed0/study                    an embedded study's phantoms
+    STORE/seed0/detector, judges/NAME    trained once for all denoisers and arms
+    STORE/seed0/references               records of low and normal dose
+    STORE/seed0/DENOISER/warm-up         trained once for all arms
+    STORE/seed0/DENOISER/arms/ARM        the cell: a run, as `train` makes it, and its record
+
+A file next to each (`detector.lock`) is locked by the process that works there. Its lock ends with the process, so that
+another goes on where a killed one stopped.
+"""
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+
+import yaml
+from filelock import FileLock, Timeout
+
+from lidnet_fast.comparison.config import Comparison
+from lidnet_fast.comparison.work import JudgeReferences, MakeStudy, Task, TrainArm, TrainDetector, TrainJudge, WarmUp
+from lidnet_fast.device import choose_device, choose_precision
+from lidnet_fast.errors import InputError
+from lidnet_fast.evaluation.results import JUDGE
+from lidnet_fast.files import is_temporary, make_folder, write_text
+from lidnet_fast.models.registry import NetworkConfig
+from lidnet_fast.progress import overall_progress
+from lidnet_fast.trainer.config import CollaborateConfig, DenoiserConfig, ObjectiveConfig, RunConfig
+
+_CONFIG, _LOCK = "compare.yaml", "compare.lock"
+_POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination, and the piece of work that it is."""
+
+    store: str
+    seed: int
+    denoiser: str
+    arm: str
+    task: TrainArm
+
+
+class Plan:
+    """Everything that a comparison consists of, in its folder.
+
+    Args:
+        comparison: what is compared.
+        out: the folder, which is made.
+
+    Raises:
+        InputError: the folder holds cells of another configuration.
+    """
+
+    def __init__(self, comparison: Comparison, out: Path) -> None:
+        self.out = out
+        self.cells: list[Cell] = []
+        self.shared: dict[tuple[str, int], JudgeReferences] = {}
+        """What all arms of a store and seed are set against: the records of low and normal dose."""
+        began = out / _CONFIG
+        if (
+            out.is_dir()
+            and not began.exists()
+            and any(path.name != _LOCK and not is_temporary(path) for path in out.iterdir())
+        ):
+            raise InputError(f"{out} is not empty and holds no comparison: choose another --out")
+        with FileLock(make_folder(out) / _LOCK):
+            self.comparison = _in_precision_of(began, comparison)
+            for name in comparison.names:
+                for seed in comparison.matrix.seeds:
+                    self._add(name, seed)
+            for task in self.tasks:
+                task.check()
+            write_text(began, yaml.safe_dump(self.comparison.record(), sort_keys=False))
+
+    @cached_property
+    def tasks(self) -> list[Task]:
+        """All pieces of work, each after those that it needs."""
+        return _ordered([*self.shared.values(), *(cell.task for cell in self.cells)])
+
+    def share(self, number: int, shares: int) -> list[Task]:
+        """The pieces of work of one of so many equal shares of the cells, counted from 1."""
+        first, last = ((k * len(self.cells)) // shares for k in (number - 1, number))
+        mine = self.cells[first:last]
+        references = dict.fromkeys((cell.store, cell.seed) for cell in mine)
+        return _ordered([*(self.shared[key] for key in references), *(cell.task for cell in mine)])
+
+    def _add(self, name: str, seed: int) -> None:
+        comparison, folder = self.comparison, self.out / name / f"seed{seed}"
+        title = f"{name}, seed {seed}"
+        study = comparison.study(name)
+        made = () if study is None else (MakeStudy(f"{title}: phantoms", folder / "study", (), study, seed),)
+        store = folder / "study" / "store"
+        plain = _without_denoiser(comparison.configured(name, seed, store))
+        detector = TrainDetector(f"{title}: detector", folder / "detector", made, _at(plain, folder / "detector"))
+        judges: dict[str, tuple[TrainDetector | TrainJudge, NetworkConfig]] = {
+            JUDGE: (detector, plain.detector.network)
+        }
+        for judge, network in comparison.judges.items():
+            place = folder / "judges" / judge
+            run = _at(replace(plain, independent_judge=network), place)
+            judges[judge] = TrainJudge(f"{title}: {judge}", place, made, run), network
+        trained = tuple(task for task, _ in judges.values())
+        self.shared[name, seed] = JudgeReferences(
+            f"{title}: references", folder / "references", trained, plain, judges, comparison.split
+        )
+        for denoiser in comparison.denoisers:
+            title = f"{name}, seed {seed}, {denoiser}"
+            place = folder / denoiser / "warm-up"
+            run = _at(_without_objective(comparison.configured(name, seed, store, denoiser)), place)
+            warm_up = WarmUp(f"{title}: warm-up", place, made, run)
+            for arm in comparison.arms:
+                place = folder / denoiser / "arms" / arm
+                run = _at(comparison.configured(name, seed, store, denoiser, arm), place)
+                needs = (*trained, warm_up)
+                task = TrainArm(f"{title}: {arm}", place, needs, run, judges, comparison.split, detector, warm_up, arm)
+                self.cells.append(Cell(name, seed, denoiser, arm, task))
+
+
+def do_all(tasks: Sequence[Task]) -> None:
+    """Do all pieces of work, together with what other processes do in the same folder."""
+    total = sum(task.steps for task in tasks)
+    with overall_progress(total) as show:
+        while pending := [task for task in tasks if not task.done]:
+            before = total - sum(task.steps for task in pending)
+            ready = (task for task in pending if all(need.done for need in task.needs))
+            if not any(_did(task, partial(_show_part, show, before, task.name)) for task in ready):
+                show(before, "waiting for other processes")
+                time.sleep(_POLL_SECONDS)
+
+
+def _show_part(show: Callable[[int, str], None], before: int, name: str, steps: int) -> None:
+    show(before + steps, name)
+
+
+def _did(task: Task, show: Callable[[int], None]) -> bool:
+    """Do a piece of work, unless another process is at it."""
+    make_folder(task.folder.parent)
+    lock = FileLock(task.folder.with_name(f"{task.folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    try:
+        if not task.done:
+            show(0)
+            task.work(show)
+    finally:
+        lock.release()
+    return True
+
+
+def parse_share(text: str) -> tuple[int, int]:
+    """The numbers of "3/16".
+
+    Raises:
+        InputError: it isn't such a share.
+    """
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    number, shares = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= number <= shares:
+        raise InputError(f"--cells {text}: a share such as 3/16 is needed, the third of sixteen")
+    return number, shares
+
+
+def _ordered(tasks: Sequence[Task]) -> list[Task]:
+    """The tasks and all that they need, what is needed first."""
+    ordered: dict[Task, None] = {}
+    for task in tasks:
+        for need in (*_ordered(task.needs), task):
+            ordered.setdefault(need)
+    return list(ordered)
+
+
+def _at(run: RunConfig, folder: Path) -> RunConfig:
+    return replace(run, out=str(folder))
+
+
+def _without_denoiser(run: RunConfig) -> RunConfig:
+    """What doesn't concern a detector at its default, so that all denoisers and arms can share it."""
+    return replace(run, denoiser=DenoiserConfig(), collaborate=CollaborateConfig(), balance="none", ema_decay=0.0)
+
+
+def _without_objective(run: RunConfig) -> RunConfig:
+    """As `_without_denoiser`, of a warm-up."""
+    pixel = ObjectiveConfig(pixel=run.collaborate.objective.pixel)
+    return replace(run, collaborate=CollaborateConfig(objective=pixel), balance="none")
+
+
+def _in_precision_of(began: Path, comparison: Comparison) -> Comparison:
+    """The arithmetic of all cells: where the configuration leaves it open, that of the machine which began them."""
+    run = comparison.run
+    if run.precision != "auto":
+        return comparison
+    if began.exists():
+        precision = yaml.safe_load(began.read_text(encoding="utf-8"))["precision"]
+    else:
+        precision = choose_precision(run.precision, choose_device(run.device))
+    return replace(comparison, run=replace(run, precision=precision))

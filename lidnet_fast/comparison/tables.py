@@ -1,0 +1,146 @@
+"""From the records that are there to tables: every arm's metrics, and paired differences between arms."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lidnet_fast.comparison.cells import Cell, Plan
+from lidnet_fast.comparison.records import Record
+from lidnet_fast.comparison.statistics import Estimate, draws, estimate, plain_metrics
+from lidnet_fast.comparison.work import Task, record_file
+from lidnet_fast.evaluation.results import (
+    COTRAINED_COLUMNS,
+    IMAGE_COLUMNS,
+    INDEPENDENT_WORDS,
+    JUDGE_COLUMNS,
+    detector_columns,
+)
+from lidnet_fast.files import write_text
+from lidnet_fast.progress import progress
+from lidnet_fast.report.data import Column, Metric
+
+LOW_DOSE, NORMAL_DOSE = "low dose", "normal dose"
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """The arms of one denoiser on one store, between low and normal dose."""
+
+    store: str
+    denoiser: str
+    seeds: list[int]
+    """Those of which every arm of the table has a record."""
+    arms: dict[str, dict[str, Estimate]]
+    """Arm -> metric -> estimate: low dose, the arms in their order, normal dose."""
+    records: dict[str, Record]
+    """Arm -> record of the first seed."""
+    by_seed: dict[int, dict[str, dict[str, float]]]
+    """Seed -> arm -> metric -> value."""
+
+    @property
+    def trained(self) -> list[str]:
+        """The arms, the baseline first."""
+        return [arm for arm in self.arms if arm not in (LOW_DOSE, NORMAL_DOSE)]
+
+    def rows(self) -> dict[str, dict[str, Metric]]:
+        """Arm -> metric -> value with its interval."""
+        return {arm: _metrics(values) for arm, values in self.arms.items()}
+
+    def differences(self) -> dict[tuple[str, str], dict[str, Metric]]:
+        """(later arm, earlier arm) -> metric -> paired difference, for all pairs in the order of the arms."""
+        return {
+            (later, earlier): _metrics(
+                {key: value - self.arms[earlier][key] for key, value in self.arms[later].items()}
+            )
+            for place, later in enumerate(self.trained)
+            for earlier in self.trained[:place]
+        }
+
+
+def _metrics(estimates: Mapping[str, Estimate]) -> dict[str, Metric]:
+    return {name: one.metric() for name, one in estimates.items()}
+
+
+def collect(plan: Plan) -> tuple[list[Table], list[str]]:
+    """Tables of all records that there are, and the names of the pieces of work that aren't done.
+
+    An arm without any record is left out of its table, and then every seed of which another has none: arms are only
+    ever compared on the same seeds.
+    """
+    missing = [task.name for task in plan.tasks if not task.done]
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in plan.cells:
+        groups.setdefault((cell.store, cell.denoiser), []).append(cell)
+    tables = []
+    for (store, denoiser), cells in progress(list(groups.items()), "statistics"):
+        files = _files(plan, store, cells)
+        seeds = [seed for seed in plan.comparison.matrix.seeds if files and all(seed in of for of in files.values())]
+        if seeds:
+            same_people = plan.comparison.study(store) is None
+            tables.append(_table(store, denoiser, seeds, files, same_people))
+    return tables, missing
+
+
+def _files(plan: Plan, store: str, cells: Sequence[Cell]) -> dict[str, dict[int, Path]]:
+    """Arm -> seed -> record, of the arms that have one."""
+    references: dict[int, Task] = {seed: task for (name, seed), task in plan.shared.items() if name == store}
+    tasks = {LOW_DOSE: references}
+    for cell in cells:
+        tasks.setdefault(cell.arm, {})[cell.seed] = cell.task
+    tasks[NORMAL_DOSE] = references
+    places = {}
+    for arm, of_seed in tasks.items():
+        done = {seed: record_file(task.folder, arm) for seed, task in of_seed.items() if task.done}
+        if done:
+            places[arm] = done
+    return places
+
+
+def _table(
+    store: str, denoiser: str, seeds: list[int], files: Mapping[str, Mapping[int, Path]], same_people: bool
+) -> Table:
+    drawn = None
+    arms, first = {}, {}
+    by_seed: dict[int, dict[str, dict[str, float]]] = {seed: {} for seed in seeds}
+    for arm, of_seed in files.items():
+        records = [Record.load(of_seed[seed]) for seed in seeds]
+        drawn = drawn or draws([record.patient for record in records], same_people)
+        arms[arm] = estimate(records, drawn)
+        first[arm] = records[0]
+        for seed, record in zip(seeds, records, strict=True):
+            by_seed[seed][arm] = plain_metrics(record)
+    return Table(store, denoiser, seeds, arms, first, by_seed)
+
+
+def columns(judges: Sequence[str]) -> list[Column]:
+    """The columns of a comparison's tables."""
+    independent = [column for name in judges for column in detector_columns(name, name, INDEPENDENT_WORDS)]
+    return [*IMAGE_COLUMNS, *JUDGE_COLUMNS, *independent, *COTRAINED_COLUMNS]
+
+
+def as_json(table: Table) -> dict[str, Any]:
+    """A table as plain types."""
+    return {
+        "store": table.store,
+        "denoiser": table.denoiser,
+        "arms": table.rows(),
+        "differences": {f"{later} minus {earlier}": row for (later, earlier), row in table.differences().items()},
+        "seeds": table.by_seed,
+    }
+
+
+def write_csv(path: Path, tables: Sequence[Table]) -> None:
+    """One line per metric of an arm or of a difference: store, denoiser, arm, minus, metric, value, low, high."""
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(("store", "denoiser", "arm", "minus", "metric", "value", "low", "high"))
+    for table in tables:
+        rows = {(arm, ""): row for arm, row in table.rows().items()} | table.differences()
+        for (arm, minus), row in rows.items():
+            for metric, value in row.items():
+                numbers = value if isinstance(value, tuple) else (value, None, None)
+                lines.writerow((table.store, table.denoiser, arm, minus, metric, *numbers))
+    write_text(path, text.getvalue())

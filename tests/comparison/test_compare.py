@@ -1,0 +1,121 @@
+"""`lidnet-fast compare` as users run it: whole, in shares, killed, on what is there, and over another's folder."""
+
+import csv
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from lidnet_fast.inference import load_denoiser
+from tests.comparison.commands import run, start
+
+pytestmark = pytest.mark.slow
+
+ARMS = ["low dose", "mse", "mine", "lidnet", "normal dose"]
+
+
+def tables(out: Path) -> list[dict]:
+    return json.loads((out / "metrics.json").read_text())["tables"]
+
+
+def test_it_writes_what_it_promises_and_trains_each_network_once(compared: Path, config: Path) -> None:
+    small, tiny = tables(compared)
+    assert (small["denoiser"], tiny["denoiser"]) == ("small", "tiny")
+    assert list(small["arms"]) == ARMS
+    assert {"psnr", "lesion_bias_hu", "judge_ap50", "retina_froc_mean", "cotrained_ap50"} <= set(small["arms"]["lidnet"])
+    assert small["arms"]["low dose"] == tiny["arms"]["low dose"]
+    assert small["arms"]["mse"]["psnr"] != tiny["arms"]["mse"]["psnr"]
+    value, low, high = small["arms"]["mse"]["psnr"]
+    assert low < value < high
+    assert list(small["differences"]) == ["mine minus mse", "lidnet minus mse", "lidnet minus mine"]
+    of_seeds = [values["lidnet"]["psnr"] - values["mse"]["psnr"] for values in small["seeds"].values()]
+    assert small["differences"]["lidnet minus mse"]["psnr"][0] == pytest.approx(sum(of_seeds) / 2)
+
+    content = json.loads((compared / "metrics.json").read_text())
+    assert content["missing"] == []
+    assert content["cost"]["phantoms, seed 1, tiny: lidnet"]["collaborate"]["seconds"] > 0
+    with (compared / "metrics.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    row = next(row for row in rows if (row["denoiser"], row["arm"], row["minus"]) == ("small", "lidnet", "mse"))
+    assert float(row["value"]) == pytest.approx(small["differences"]["lidnet minus mse"][row["metric"]][0])
+    report = (compared / "phantoms" / "small" / "report.html").read_text()
+    assert all(name in report for name in [*ARMS, "retina", "AP@.5 gained over mse", "phantoms, seed 0: detector"])
+    assert sorted(path.parent.name for path in compared.rglob("logs/part*")) == ["logs"] * (2 * (2 + 2 * (1 + 3)))
+
+    cell = compared / "phantoms" / "seed1" / "tiny" / "arms" / "lidnet"
+    assert load_denoiser(cell).network is not None  # a cell is a run
+
+
+def test_processes_share_a_folder_and_resume_each_others_cells(compared: Path, config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "shared"
+    first = start(config, out, "--cells", "1/2")
+    wait_for(out, "phantoms/seed0/*/warm-up/last.ckpt")
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    both = [start(config, out, "--cells", share) for share in ("1/2", "2/2", "1/2")]
+    for process in both:
+        said = process.communicate()
+        assert process.returncode == 0, said
+    assert not (out / "metrics.json").exists()
+    collected = run(config, out, "--collect")
+    assert collected.returncode == 0
+    assert tables(out) == tables(compared)
+    parts = [path.name for path in out.rglob("logs/part*")]
+    assert parts.count("part0") == len(list(compared.rglob("logs/part0")))
+    assert parts.count("part1") <= 1  # what was killed went on, and nothing was done twice
+
+
+def wait_for(out: Path, pattern: str) -> None:
+    end = time.monotonic() + 300
+    while not any(out.glob(pattern)):
+        assert time.monotonic() < end, f"no {pattern}"
+        time.sleep(0.01)
+
+
+def test_tables_are_made_of_what_is_there(compared: Path, config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "part"
+    shutil.copytree(compared, out)
+    arms = out / "phantoms" / "seed1" / "small" / "arms"
+    shutil.rmtree(arms / "mine")
+    for seed in (0, 1):
+        shutil.rmtree(out / "phantoms" / f"seed{seed}" / "tiny" / "arms" / "mine")
+    done = run(config, out, "--collect")
+    assert done.returncode == 0
+    missing = ["phantoms, seed 0, tiny: mine", "phantoms, seed 1, small: mine", "phantoms, seed 1, tiny: mine"]
+    assert [line for line in done.stdout.splitlines() if line.startswith("missing: ")] == [
+        f"missing: {name}" for name in missing
+    ]
+    assert json.loads((out / "metrics.json").read_text())["missing"] == missing
+    small, tiny = tables(out)
+    assert list(small["seeds"]) == ["0"]
+    assert list(small["arms"]) == ARMS
+    assert list(tiny["seeds"]) == ["0", "1"]
+    assert list(tiny["arms"]) == [arm for arm in ARMS if arm != "mine"]
+    assert missing[1] in (out / "phantoms" / "small" / "report.html").read_text()
+
+
+def test_cells_of_another_configuration_are_refused(compared: Path, config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "other"
+    shutil.copytree(compared, out)
+    before = (out / "compare.yaml").read_text()
+    for options in (["--collaborate.steps", "9"], ["--arms", "{mse: , lidnet: {collaborate: {detector_steps: 0}}}"]):
+        done = run(config, out, *options)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.count("\n") == 1
+        assert "holds a run with collaborate." in done.stderr
+    assert (out / "compare.yaml").read_text() == before
+
+
+def test_a_judge_can_be_added_later(compared: Path, config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "grown"
+    shutil.copytree(compared, out)
+    judges = "{retina: {name: retinanet_small}, faster: {name: faster_rcnn_small}}"
+    options = ["--judges", judges, "--seeds", "[0]", "--denoisers", "{small: {options: {channels: 8}}}"]
+    done = run(config, out, *options)
+    assert done.returncode == 0, done.stderr
+    (small,) = tables(out)
+    assert {"retina_ap50", "faster_ap50"} <= set(small["arms"]["lidnet"])
+    assert len(list(out.rglob("logs/part*"))) == len(list(compared.rglob("logs/part*"))) + 1
