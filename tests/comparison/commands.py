@@ -30,8 +30,9 @@ def write_config(path: Path, store: Path) -> Path:
 
 
 def start(config: Path, out: Path, *options: str) -> subprocess.Popen[str]:
-    words = [sys.executable, "-m", "lidnet_fast.cli", "compare", "--config", str(config), "--out", str(out), *options]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    program = [sys.executable, "-c", "from lidnet_fast.cli import main; main()", "compare"]
+    words = ["--config", str(config), "--out", str(out), *options]
+    return subprocess.Popen([*program, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def run(config: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:

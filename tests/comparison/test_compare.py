@@ -25,7 +25,9 @@ def test_it_writes_what_it_promises_and_trains_each_network_once(compared: Path,
     small, tiny = tables(compared)
     assert (small["denoiser"], tiny["denoiser"]) == ("small", "tiny")
     assert list(small["arms"]) == ARMS
-    assert {"psnr", "lesion_bias_hu", "judge_ap50", "retina_froc_mean", "cotrained_ap50"} <= set(small["arms"]["lidnet"])
+    assert {"psnr", "lesion_bias_hu", "judge_ap50", "retina_froc_mean", "cotrained_ap50"} <= set(
+        small["arms"]["lidnet"]
+    )
     assert small["arms"]["low dose"] == tiny["arms"]["low dose"]
     assert small["arms"]["mse"]["psnr"] != tiny["arms"]["mse"]["psnr"]
     value, low, high = small["arms"]["mse"]["psnr"]

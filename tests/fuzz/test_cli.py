@@ -30,7 +30,7 @@ WORDS = st.sampled_from(NUMBERS) | st.text(max_size=6) | st.sampled_from(
 TRAINING = {
     "lidnet_fast.trainer.run.train": lambda config: check_available(config) or mock.MagicMock(),
     "lidnet_fast.trainer.bench.bench": lambda config, seconds: check_available(config),
-    "lidnet_fast.evaluation.demo.run_demo": lambda config, study, **options: check_available(config),
+    "lidnet_fast.comparison.compare.compare": lambda comparison, out, **options: None,
     "lidnet_fast.info.describe_extractor": lambda *arguments: "",
     "lidnet_fast.runtime.keep_freed_memory": lambda: None,
 }
