@@ -314,6 +314,15 @@ def test_python_examples_of_the_losses():
     assert scope["denoised"].grad.abs().sum() > 0
 
 
+def test_the_python_example_of_the_studies(tmp_path):
+    """As a script, since it starts processes."""
+    (example,) = python_examples(ROOT / "docs" / "studies.md")
+    (tmp_path / "example.py").write_text(example)
+    done = subprocess.run([sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [info.split for info in Store(tmp_path / "small_liver").series] == ["train", "train", "test"]
+
+
 def test_python_examples_of_the_store(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     reading, writing = python_examples(ROOT / "docs" / "store.md")

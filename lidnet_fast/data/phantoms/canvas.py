@@ -1,7 +1,6 @@
 """What phantoms are painted on, and with: soft-edged shapes and random texture.
 
-Coordinates and lengths are in units of 1/512 of the slice's side: x to the right (the patient's left), y downwards
-(the patient's back).
+Coordinates are x to the right (the patient's left) and y downwards (the patient's back), from the slice's corner.
 """
 
 import math
@@ -11,19 +10,26 @@ import scipy.fft
 from numpy.typing import NDArray
 
 BASE = 512
-"""Units along the side of a slice."""
+"""Units along the side of a slice of the chest, whose table of nodules is in pixels of 512x512 images."""
 
 Image = NDArray[np.float32]
 Window = tuple[slice, slice]
+Shape = tuple[Window, Image]
+"""A window of the slice, and the opacity of its pixels."""
 Wobble = tuple[tuple[int, float, float], ...]
 
 
 class Canvas:
-    """A square slice in HU, on which soft-edged shapes are painted."""
+    """A square slice in HU, on which soft-edged shapes are painted.
 
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.unit = BASE / size
+    Args:
+        size: pixels per side.
+        side: its length, in the unit of all coordinates and lengths.
+    """
+
+    def __init__(self, size: int, side: float = BASE) -> None:
+        self.size, self.side = size, side
+        self.unit = side / size
         self._centres: Image = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(self.unit)
         self.image: Image = np.full((size, size), -1000, dtype=np.float32)
 
@@ -41,7 +47,7 @@ class Canvas:
         rows, columns = window
         return self._centres[None, columns], self._centres[rows, None]
 
-    def paint(self, shape: tuple[Window, Image], hu: float | Image) -> None:
+    def paint(self, shape: Shape, hu: float | Image) -> None:
         """Paint ``hu`` over a window with the given opacity."""
         window, opacity = shape
         part = self.image[window]
@@ -57,7 +63,7 @@ class Canvas:
         *,
         wobble: Wobble = (),
         softness: float = 1.4,
-    ) -> tuple[Window, Image]:
+    ) -> Shape:
         """Return window and opacity of an ellipse with half axes a, b, a turned by ``angle`` from x towards y.
 
         ``wobble`` holds (k, amplitude, phase): the radius is multiplied by 1 + sum amplitude cos(k theta + phase).
@@ -76,9 +82,7 @@ class Canvas:
             radius /= 1 + sum(amplitude * np.cos(k * theta + phase) for k, amplitude, phase in wobble)
         return window, soft((1 - radius) * min(a, b), softness)
 
-    def segment(
-        self, start: tuple[float, float], end: tuple[float, float], radii: tuple[float, float]
-    ) -> tuple[Window, Image]:
+    def segment(self, start: tuple[float, float], end: tuple[float, float], radii: tuple[float, float]) -> Shape:
         """Return window and opacity of a tapering tube between two points; thinner than a pixel, it fades."""
         (x0, y0), (x1, y1) = start, end
         reach = max(radii) + 1 + self.unit

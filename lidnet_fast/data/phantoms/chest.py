@@ -36,6 +36,7 @@ class ChestPhantom(Phantom):
 
     Attributes:
         lesions_per_slice: fewest and most lesions of a slice.
+        distractors: per slice.
         ground_glass_fraction: share of the lesions that are ground-glass or part-solid; the others are solid.
         vessel_trees: vessel trees per lung.
         texture: standard deviation of the lung parenchyma's texture, HU.
@@ -59,8 +60,7 @@ class ChestPhantom(Phantom):
             raise InputError(f"vessel_trees must be at least 0, got {self.vessel_trees}")
         self._check_fraction("ground_glass_fraction")
         self._check_range("lesions_per_slice")
-        if not (math.isfinite(self.texture) and self.texture >= 0):
-            raise InputError(f"texture must be finite and not negative, got {self.texture}")
+        self._check_not_negative("texture")
 
     def make_patient(self, rng: np.random.Generator) -> PhantomPatient:
         """Make a patient, a pure function of the generator's state and of these options."""

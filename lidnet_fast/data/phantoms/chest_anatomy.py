@@ -8,7 +8,8 @@ import math
 
 import numpy as np
 
-from lidnet_fast.data.phantoms.canvas import BASE, Canvas, Image, soft, texture
+from lidnet_fast.data.phantoms.canvas import Canvas, Image, soft, texture
+from lidnet_fast.data.phantoms.trunk import paint_couch, paint_vertebra
 
 _BINS = 720
 """Directions for which the tables of the body wall hold a value."""
@@ -118,7 +119,8 @@ def make_chest(
     canvas.paint((everything, lung), anatomy.lung + 35 * depth + grain * field)
     blood = 45 + anatomy.contrast
     _paint_organs(rng, canvas, anatomy, level)
-    _paint_spine(rng, canvas, anatomy)
+    spine = anatomy.centre[0], anatomy.centre[1] + anatomy.cavity[1] * 0.80
+    paint_vertebra(canvas, *spine, marrow=rng.uniform(140, 210))
     hila = tuple((anatomy.centre[0] + side * 46, anatomy.centre[1] + 6.0) for side in (-1, 1))
     chest = Chest(canvas, lung, field, blood, (hila[0], hila[1]))
     _paint_vessels(rng, chest, trees)
@@ -154,7 +156,7 @@ def _paint_wall(rng: np.random.Generator, canvas: Canvas, anatomy: Anatomy, pola
     outside = polar.radius - inner[bins]
     skin = (muscle + fat + 3).astype(np.float32)[bins] - outside
     bottom = anatomy.centre[1] + float((inner + muscle + fat + 3)[_BINS // 4]) + 4
-    _paint_couch(canvas, bottom)
+    paint_couch(canvas, bottom)
     canvas.paint((everything, soft(skin, 1.4)), 20)
     canvas.paint((everything, soft(skin - 2.2, 1.4)), -105)
     within = muscle.astype(np.float32)[bins] - outside
@@ -183,15 +185,6 @@ def _paint_wall(rng: np.random.Generator, canvas: Canvas, anatomy: Anatomy, pola
             blade = (x + sign * anatomy.cavity[0] * 0.86, y + anatomy.cavity[1] * 0.86)
             canvas.paint(canvas.ellipse(*blade, 30 * (1 - level), 3.4, -angle + sign * 0.15), 560)
     return soft(-outside, 1.6)
-
-
-def _paint_couch(canvas: Canvas, top: float) -> None:
-    """Paint the couch: a curved shell filled with foam, lowest in the middle."""
-    window = canvas.window(BASE / 2, top - 20, BASE / 2, 45)
-    x, y = canvas.grid(window)
-    depth = y - top + (x - BASE / 2) ** 2 / 1366
-    canvas.paint((window, soft(5 - np.abs(depth - 5), 1.4)), -680)
-    canvas.paint((window, soft(3.5 - np.abs(depth - 5), 1.4)), -965)
 
 
 def _mediastinum(canvas: Canvas, anatomy: Anatomy, level: float) -> Image:
@@ -260,21 +253,6 @@ def _paint_organs(rng: np.random.Generator, canvas: Canvas, anatomy: Anatomy, le
     for tx, ty, ta, tb in tubes:
         canvas.paint(canvas.ellipse(tx, ty, ta + 2, tb + 2), 20)
         canvas.paint(canvas.ellipse(tx, ty, ta, tb), -985)
-
-
-def _paint_spine(rng: np.random.Generator, canvas: Canvas, anatomy: Anatomy) -> None:
-    """Paint a vertebra: body, canal, arch, transverse and spinous processes."""
-    x, y = anatomy.centre[0], anatomy.centre[1] + anatomy.cavity[1] * 0.80
-    canvas.paint(canvas.ellipse(x, y + 29, 5, 26), 420)
-    for sign in (-1, 1):
-        canvas.paint(canvas.ellipse(x + sign * 26, y + 24, 19, 6, sign * 0.35), 420)
-        canvas.paint(canvas.ellipse(x + sign * 26, y + 24, 16, 3.2, sign * 0.35), 220)
-    canvas.paint(canvas.ellipse(x, y + 20, 20, 17), 430)
-    body = ((2, 0.04, 0.0), (3, 0.04, math.pi / 2))
-    canvas.paint(canvas.ellipse(x, y, 27, 22, wobble=body), 400)
-    canvas.paint(canvas.ellipse(x, y, 24.5, 19.5, wobble=body, softness=2), rng.uniform(140, 210))
-    canvas.paint(canvas.ellipse(x, y + 23, 12.5, 9.5), 35)
-    canvas.paint(canvas.ellipse(x, y + 23, 7, 5.5), 45)
 
 
 def _paint_vessels(rng: np.random.Generator, chest: Chest, trees: int) -> None:

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import math
 from typing import ClassVar
 
 import numpy as np
@@ -9,6 +10,9 @@ from numpy.typing import NDArray
 
 from lidnet_fast.data.phantoms.canvas import Image, Window
 from lidnet_fast.errors import InputError
+
+Box = tuple[float, float, float, float]
+"""(x1, y1, x2, y2) in pixel-edge coordinates."""
 
 _VISIBLE = 0.4
 """Opacity from which a pixel belongs to a lesion's box."""
@@ -40,7 +44,7 @@ class Phantom(abc.ABC):
         image_size: pixels per side; the field of view stays `field_of_view_mm`.
         slices: slices per patient.
         unannotated_fraction: share of the lesions that carry no annotation, as where readers disagree.
-        distractors: structures like lesions, per slice, that are none.
+        distractors: structures like lesions that are none, per slice or per patient.
 
     Raises:
         InputError: a value is out of its range.
@@ -71,6 +75,10 @@ class Phantom(abc.ABC):
         if len(value) != 2 or not 0 <= value[0] <= value[1]:
             raise InputError(f"{name} must be (fewest, most), got {value}")
 
+    def _check_not_negative(self, name: str) -> None:
+        if not 0 <= getattr(self, name) < math.inf:
+            raise InputError(f"{name} must be finite and not negative, got {getattr(self, name)}")
+
     @property
     def pixel_spacing(self) -> float:
         """Side of a pixel in mm."""
@@ -81,8 +89,8 @@ class Phantom(abc.ABC):
         """Make a patient, a pure function of the generator's state and of these options."""
 
 
-def tight_box(window: Window, opacity: Image) -> tuple[float, ...] | None:
-    """Return (x1, y1, x2, y2) around the visible pixels of a window, or None if they are too few for a box."""
+def tight_box(window: Window, opacity: Image) -> Box | None:
+    """Return the box around the visible pixels of a window, or None if they are too few for a box."""
     seen = opacity > _VISIBLE
     rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
     if not len(rows) or min(rows[-1] - rows[0], columns[-1] - columns[0]) + 1 < _MIN_SIDE:

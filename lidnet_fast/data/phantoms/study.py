@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from lidnet_fast.data.phantoms.chest import ChestPhantom
+from lidnet_fast.data.phantoms.head import HeadPhantom
+from lidnet_fast.data.phantoms.liver import LiverPhantom
 from lidnet_fast.data.phantoms.phantom import Phantom
 from lidnet_fast.data.simulation.dose import DoseSimulation, sample_generator, simulate_low_dose
 from lidnet_fast.data.store.reader import SeriesInfo
@@ -35,7 +37,23 @@ class Study:
     window: HUWindow = field(default_factory=lambda: HUWindow(-1000.0, 400.0))
 
 
-STUDIES = {"chest": Study()}
+STUDIES = {
+    "chest": Study(),
+    "liver": Study(
+        patients=(("train", 44), ("val", 6), ("test", 36)),
+        phantom=LiverPhantom(),
+        scan_photons=1.6e6,
+        dose_fraction=0.1,
+        window=HUWindow(-160.0, 240.0),
+    ),
+    "head": Study(
+        patients=(("train", 44), ("val", 6), ("test", 36)),
+        phantom=HeadPhantom(),
+        scan_photons=2.5e6,
+        dose_fraction=0.05,
+        window=HUWindow(0.0, 100.0),
+    ),
+}
 """Name -> study."""
 
 # A scan at `scan_photons` is simulated as a fraction of one with this many times more photons: nearly noise-free.
