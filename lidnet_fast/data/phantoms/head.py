@@ -5,7 +5,7 @@ doi:10.1258/ar.2012.110629), and behind bone few photons are left.
 
 Densities: acute haematomas have 61 (3) HU where they go on to bleed and 69 (6) HU where they don't (Gonzalez-Rodriguez
 et al., J. Mex. Fed. Radiol. Imaging 2(1), 2023), whole blood 45 to 65 HU (Radiopaedia, "Cerebral haemorrhagic
-contusion"). Diameters of 4 to 14 mm, the number of haemorrhages and all distractors are our choice.
+contusion"). Diameters of 3.5 to 10 mm, the number of haemorrhages and all distractors are our choice.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ from lidnet_fast.data.phantoms.phantom import Phantom, PhantomPatient
 from lidnet_fast.data.phantoms.solids import Ellipsoid, Tube
 from lidnet_fast.data.phantoms.stack import Lesion, Stack, boxes_of, place_lesion
 
-DIAMETERS_MM = (4.0, 14.0)
-DENSITIES_HU = (50.0, 72.0)
+DIAMETERS_MM = (3.5, 10.0)
+DENSITIES_HU = (46.0, 66.0)
 """Of haemorrhages."""
 
 _LEVELS = (-52.0, 14.0)
@@ -69,14 +69,14 @@ class HeadPhantom(Phantom):
             _paint_distractor(rng, head, stack)
         lesions: list[Lesion] = []
         for _ in range(rng.integers(self.lesions[0], self.lesions[1] + 1)):
-            diameter = math.exp(rng.uniform(*np.log(DIAMETERS_MM)))
+            diameter = rng.uniform(*DIAMETERS_MM)
             lesion = place_lesion(rng, stack, diameter, rng.uniform(1.2, 2.5), lesions)
             if lesion is None:
                 continue
             lesions.append(lesion)
             rim = _oedema(rng, lesion.body)
             density, rim_density = rng.uniform(*DENSITIES_HU), head.white - rng.uniform(4, 10)
-            around = {number: shape for number, shape, _ in stack.sections(rim, 3)} if diameter > 6 else {}
+            around = {number: shape for number, shape, _ in stack.sections(rim, 3)} if diameter > 5 else {}
             for number, shape, _ in lesion.sections:
                 if number in around:
                     stack.canvases[number].paint(around[number], rim_density)
@@ -95,7 +95,7 @@ def _oedema(rng: np.random.Generator, body: Ellipsoid) -> Ellipsoid:
 def _paint_distractor(rng: np.random.Generator, head: Head, stack: Stack) -> None:
     """Paint what a detector could take for a haemorrhage: as bright, but drawn out, too bright, or at the bone."""
     u = rng.uniform
-    kind = rng.choice(3, p=(0.3, 0.4, 0.3))
+    kind = rng.choice(3, p=(0.25, 0.5, 0.25))
     point = stack.point(rng)
     if point is None:
         return
@@ -107,7 +107,7 @@ def _paint_distractor(rng: np.random.Generator, head: Head, stack: Stack) -> Non
     elif kind == 1:  # a vessel
         length, rise = u(8, 24), u(-0.5, 0.5)
         end = (x + length * math.cos(heading), y + length * math.sin(heading), z + rise * length)
-        stack.paint(Tube(point, end, (u(0.8, 1.8), u(0.6, 1.0))), u(50, 66))
+        stack.paint(Tube(point, end, (u(1.0, 2.6), u(0.6, 1.0))), u(46, 66))
     else:  # a bump of the skull's inside that fills the slice in part
         a, b, c = head.inside
         near = math.sqrt(max(1 - (z / c) ** 2, 0))
