@@ -124,18 +124,19 @@ class ObjectiveConfig(_Checked):
 
     pixel terms + perceptual * (feature loss on whole maps) + roi_perceptual * (ROI perceptual loss) + detection *
     (detection loss on the denoised image). Feature losses are divided by the variance of the normal-dose features, so
-    that a weight means the same at every level and for every detector.
+    that a weight means the same at every level and for every detector. The defaults were chosen on phantoms
+    (docs/evidence.md).
     """
 
     pixel: dict[str, float] = field(default_factory=lambda: {"mse": 1.0})
     """Weights of `lidnet_fast.multi_loss` terms."""
-    roi_weight: float = field(default=1.0, metadata=_ABOVE_0)
-    """Weight of pixels inside lesion boxes in the pixel terms; 1 is the plain mean."""
+    roi_weight: float = field(default=12.0, metadata=_ABOVE_0)
+    """Weight of pixels inside lesion boxes in the terms mse, l1 and charbonnier; 1 is the plain mean."""
     perceptual: float = field(default=0.0, metadata=_NOT_NEGATIVE)
     """Weight of the mean square difference of the detector's whole feature maps."""
-    roi_perceptual: float = field(default=4e-3, metadata=_NOT_NEGATIVE)
+    roi_perceptual: float = field(default=3e-3, metadata=_NOT_NEGATIVE)
     """Weight of the ROI perceptual loss of the detector's features."""
-    detection: float = field(default=2e-3, metadata=_NOT_NEGATIVE)
+    detection: float = field(default=3e-4, metadata=_NOT_NEGATIVE)
     """Weight of the detector's own loss on the denoised image."""
     regions: Literal["boxes", "proposals", "both"] = "both"
     """Where the ROI perceptual loss looks: ground-truth boxes, the detector's proposals on normal dose, or both."""

@@ -88,7 +88,7 @@ def test_the_arms_share_the_pixel_terms_and_controls_have_nothing_of_the_detecto
         assert objective.pixel == config.collaborate.objective.pixel
         assert (objective.detection > 0) == (name == "lidnet")
         assert (objective.perceptual > 0) == (name == "whole-map")
-        assert (objective.roi_weight > 1) == (name == "lesion-weighted" or config.collaborate.objective.roi_weight > 1)
+        assert (objective.roi_weight > 1) == (name in ("lesion-weighted", "lidnet"))
     assert overridden(config, built_in_arms()["lidnet"]) == config
 
 

@@ -15,7 +15,7 @@ from lidnet_fast.trainer.config import ObjectiveConfig
 from lidnet_fast.trainer.objective import JointObjective
 
 BOXES = [torch.tensor([[10.0, 12, 22, 26]]), torch.zeros(0, 4)]
-PLAIN = ObjectiveConfig(roi_perceptual=0.0, detection=0.0)
+PLAIN = ObjectiveConfig(roi_weight=1.0, roi_perceptual=0.0, detection=0.0)
 
 
 @pytest.fixture(scope="module")
