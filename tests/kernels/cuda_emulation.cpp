@@ -1,23 +1,25 @@
 // What the tests set and ask of the emulation.
 
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
 #include "cuda_emulation.h"
 
-#define LID_EXPORT extern "C" __attribute__((visibility("default")))
+namespace py = pybind11;
+using emulation::machine;
 
-LID_EXPORT void lid_emulate(int order, unsigned seed, const char* skipped) {
-  emulation::machine.order = static_cast<emulation::Order>(order);
-  emulation::machine.random.seed(seed);
-  emulation::machine.skipped = skipped;
-  emulation::machine.error.clear();
-  emulation::machine.barriers.clear();
-}
-
-LID_EXPORT const char* lid_emulation_error() { return emulation::machine.error.c_str(); }
-
-// Places of the barriers that threads came to, one a line.
-LID_EXPORT const char* lid_emulation_barriers() {
-  static std::string lines;
-  lines.clear();
-  for (const std::string& place : emulation::machine.barriers) lines += place + "\n";
-  return lines.c_str();
+PYBIND11_MODULE(emulated, m) {
+  m.def(
+      "reset",
+      [](int order, unsigned seed, const std::string& skipped) {
+        machine.order = static_cast<emulation::Order>(order);
+        machine.random.seed(seed);
+        machine.skipped = skipped;
+        machine.error.clear();
+        machine.barriers.clear();
+      },
+      "Forget errors; threads and blocks run ascending (0), descending (1) or in random order (2).", py::arg("order") = 0,
+      py::arg("seed") = 0, py::arg("skipped") = "");
+  m.def("error", [] { return machine.error; }, "What the checks found first, or ''.");
+  m.def("barriers", [] { return machine.barriers; }, "file:line of every __syncthreads that was reached since `reset`.");
 }

@@ -1,14 +1,16 @@
 """Builds the CUDA kernels for the CPU, emulated (cuda_emulation.h), as the operators torch.ops.lidnet_fast_emulated."""
 
-import ctypes
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
+import sysconfig
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 
 import torch
 from filelock import FileLock
@@ -18,6 +20,7 @@ from lidnet_fast import ops
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+_SCHEMAS = torch.library.Library("lidnet_fast_emulated", "DEF")  # which go with it
 
 
 def build(flags: Sequence[str] = ()) -> Path:
@@ -38,7 +41,7 @@ def build(flags: Sequence[str] = ()) -> Path:
         "-fvisibility=hidden",
         "-DLID_EMULATED",
         "-DTORCH_TARGET_VERSION=0x020a000000000000",
-        *(f"-I{path}" for path in (HERE, *include_paths())),
+        *(f"-I{path}" for path in (HERE, *include_paths(), sysconfig.get_path("include"))),
         *flags,
     ]
     folder = ROOT / "build" / "_".join(["emulated", *(flag.strip("-") for flag in flags)])
@@ -78,27 +81,16 @@ def compile_and_link(command: Sequence[str], folder: Path) -> Path:
     return library
 
 
-class Emulation:
-    """The loaded library."""
+def load(path: Path) -> ModuleType:
+    """Registers the library's operators, with the schemas of the package's own; returns its controls.
 
-    def __init__(self, path: Path) -> None:
-        """Registers its operators, with the schemas of the library's own."""
-        self._schemas = torch.library.Library("lidnet_fast_emulated", "DEF")
-        for name in ops.KERNELS["cuda, C++"]:
-            schema = str(getattr(torch.ops.lidnet_fast, name).default._schema)
-            self._schemas.define(schema.removeprefix("lidnet_fast::"))
-        torch.ops.load_library(str(path))
-        self._library = ctypes.CDLL(str(path))
-        self._library.lid_emulation_error.restype = self._library.lid_emulation_barriers.restype = ctypes.c_char_p
-
-    def reset(self, order: int = 0, seed: int = 0, skipped: str = "") -> None:
-        """Forget errors; threads and blocks run ascending (0), descending (1) or in random order (2)."""
-        self._library.lid_emulate(order, seed, skipped.encode())
-
-    def error(self) -> str:
-        """What the checks found first, or ''."""
-        return self._library.lid_emulation_error().decode()
-
-    def barriers(self) -> list[str]:
-        """file:line of every __syncthreads that was reached since `reset`."""
-        return self._library.lid_emulation_barriers().decode().splitlines()
+    They are `reset`, `error` and `barriers`, see cuda_emulation.cpp.
+    """
+    for name in ops.KERNELS["cuda, C++"]:
+        schema = str(getattr(torch.ops.lidnet_fast, name).default._schema)
+        _SCHEMAS.define(schema.removeprefix("lidnet_fast::"))
+    torch.ops.load_library(str(path))
+    spec = importlib.util.spec_from_file_location("emulated", path)
+    controls = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(controls)
+    return controls

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lidnet_fast import reference
-from tests.kernels.emulated import Emulation, build
+from tests.kernels.emulated import build, load
 
 WEIGHTS = {"l1": 0.7, "mse": -3.0, "charbonnier": 1.3, "ssim": 0.5, "edge": 0.2, "tv": 0.1}
 BOXES = torch.tensor([[0, 1.5, 2, 9, 7.5], [0, 4, 4, 30, 6], [1, -4, 5, 9, 40], [0, 3, 3, 3, 3]])
@@ -22,7 +22,7 @@ TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-5, to
 def emulation():
     prebuilt = os.environ.get("LIDNET_FAST_EMULATED")
     try:
-        return Emulation(prebuilt or build())
+        return load(prebuilt or build())
     except FileNotFoundError as error:
         pytest.skip(str(error))
 
