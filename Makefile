@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Without build isolation the extension is built against this environment's own torch; isolation would download a second one.
-BUILD := 'torch>=2.10' 'torchvision>=0.25' 'setuptools>=77' ninja
+BUILD := 'torch>=2.10' 'torchvision>=0.25' 'setuptools>=77' ninja pybind11
 # Compiles the CUDA kernels where there is no toolkit; of the version that torch was built with.
 NVCC := 'cuda-toolkit[nvcc,cccl]; platform_system == "Linux"'
-SOURCES := pyproject.toml setup.py $(wildcard csrc/*.h csrc/cpu/* csrc/cuda/*)
+SOURCES := pyproject.toml setup.py $(wildcard csrc/*.h csrc/cpu/* csrc/cuda/* csrc/planner/*)
 
 # One process per core, with one thread each.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
@@ -34,10 +34,11 @@ check: $(VENV)/.dev
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --quiet
 
-# One wheel for every Python, torch and glibc since 2.28, in dist/.
+# One wheel for every Python, torch and glibc since 2.28, in dist/. It has the window planner for the Python of .venv and for
+# those of PYTHONS, such as "python3.12 python3.13".
 wheel: $(VENV)/.dev
 	rm -rf dist
-	$(BIN)/python tools/wheel.py dist
+	$(BIN)/python tools/wheel.py dist $(PYTHONS)
 
 # Installs the wheel next to every torch that pyproject.toml declares, and runs the operators' tests there; 20 GB, in .nox.
 # ARGS chooses one: make versions ARGS="--session lowest". Needs Python 3.11, 3.12 and 3.13 on the PATH.

@@ -1,9 +1,10 @@
 """Builds the optional extensions; the metadata lives in pyproject.toml.
 
 lidnet_fast._C has the kernels for the CPU, lidnet_fast._C_cuda those written in CUDA C++. Both use PyTorch's stable
-ABI, so that one library serves every torch from 2.10 on. One that can't be built is left out, and the package runs on
-the plain PyTorch definitions. The cause is written into the package, where `lidnet-fast info` finds it.
-LIDNET_FAST_EXTENSION=0 leaves both out on purpose, =1 makes a failed build an error. CUDA_HOME names a CUDA toolkit,
+ABI, so that one library serves every torch from 2.10 on. lidnet_fast._C_planner plans windows; it uses pybind11 instead
+of torch, and serves the version of Python that it is built for. One that can't be built is left out, and the package
+runs on its definition in Python. The cause is written into the package, where `lidnet-fast info` finds it.
+LIDNET_FAST_EXTENSION=0 leaves all out on purpose, =1 makes a failed build an error. CUDA_HOME names a CUDA toolkit,
 TORCH_CUDA_ARCH_LIST the GPUs, and LIDNET_FAST_LINK the last arguments of the linker (tools/wheel.py).
 """
 
@@ -18,14 +19,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import setuptools
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 OLDEST_SETUPTOOLS = 77  # reads `license = "BSD-3-Clause"` in pyproject.toml
 if int(setuptools.__version__.split(".")[0]) < OLDEST_SETUPTOOLS:
     sys.exit(
         f"lidnet_fast: setuptools {setuptools.__version__} is too old to build it. "
-        f"To fix: pip install 'setuptools>={OLDEST_SETUPTOOLS}' ninja"
+        f"To fix: pip install 'setuptools>={OLDEST_SETUPTOOLS}' ninja pybind11"
     )
 
 CHOICE = os.environ.get("LIDNET_FAST_EXTENSION", "auto")
@@ -33,8 +35,8 @@ OLDEST_TORCH = "0x020a000000000000"  # 2.10
 FLAGS = ["-O3", "-std=c++17", "-g0", "-Wno-psabi", "-fvisibility=hidden", f"-DTORCH_TARGET_VERSION={OLDEST_TORCH}"]
 LINK = shlex.split(os.environ.get("LIDNET_FAST_LINK", ""))
 GPUS = "7.5;8.0;9.0;10.0+PTX"
-CPU, CUDA = "_C", "_C_cuda"
-BUILD_TOOLS = f"pip install 'setuptools>={OLDEST_SETUPTOOLS}' ninja"
+CPU, CUDA, PLANNER = "_C", "_C_cuda", "_C_planner"
+BUILD_TOOLS = f"pip install 'setuptools>={OLDEST_SETUPTOOLS}' ninja pybind11"
 RECORD = "_build.json"
 """Name of the file in the package that holds `left_out`; lidnet_fast/build_record.py reads it."""
 
@@ -67,17 +69,10 @@ class RecordedBuild(build_py):
         write_record(Path() if self.editable_mode else Path(self.build_lib))
 
 
-def extensions() -> dict:
-    """What setup() needs to build the extensions; raises ImportError without torch."""
-    import torch
+def optional(build: type[build_ext]) -> type[build_ext]:
+    """What builds extensions as `build` does, leaves out those that fail, and writes the record."""
 
-    toolkit = usable_cuda_toolkit(torch.version.cuda)
-    if toolkit:
-        os.environ["CUDA_HOME"] = str(toolkit)
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", GPUS)
-    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
-
-    class OptionalBuild(BuildExtension):
+    class OptionalBuild(build):  # type: ignore[valid-type, misc]
         def build_extensions(self) -> None:
             """One by one: torch checks compiler and toolkit for all that it is given before it builds the first."""
             wanted, built = self.extensions, []
@@ -97,7 +92,37 @@ def extensions() -> dict:
             super().run()
             write_record(Path() if self.inplace else Path(self.build_lib))
 
-    headers = sorted(str(path) for path in Path("csrc").rglob("*.*h"))
+    return OptionalBuild
+
+
+def planner() -> list[Extension]:
+    """The window planner's extension; raises ImportError without pybind11."""
+    from pybind11.setup_helpers import Pybind11Extension
+
+    folder = Path("csrc/planner")
+    return [
+        Pybind11Extension(
+            f"lidnet_fast.{PLANNER}",
+            sorted(str(path) for path in folder.glob("*.cpp")),
+            depends=sorted(str(path) for path in folder.glob("*.h")),
+            cxx_std=17,
+            extra_compile_args=["-O3"],
+            extra_link_args=LINK,
+        )
+    ]
+
+
+def kernels() -> tuple[list[Extension], type[build_ext]]:
+    """The kernels' extensions and what builds them; raises ImportError without torch."""
+    import torch
+
+    toolkit = usable_cuda_toolkit(torch.version.cuda)
+    if toolkit:
+        os.environ["CUDA_HOME"] = str(toolkit)
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", GPUS)
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
+
+    headers = sorted(str(path) for path in Path("csrc").rglob("*.*h") if path.parent.name != "planner")
     modules = [
         CppExtension(
             f"lidnet_fast.{CPU}",
@@ -121,11 +146,7 @@ def extensions() -> dict:
         # The one library that every toolkit has under the name that the linker looks for.
         cuda.libraries[cuda.libraries.index("cudart")] = "cudart_static"
         modules.append(cuda)
-    return {
-        "ext_modules": modules,
-        "cmdclass": {"build_ext": OptionalBuild, "build_py": RecordedBuild},
-        "options": {"bdist_wheel": {"py_limited_api": "cp311"}},
-    }
+    return modules, BuildExtension
 
 
 def usable_cuda_toolkit(torch_cuda: str | None) -> Path | None:
@@ -193,22 +214,37 @@ def isolated() -> bool:
 
 
 def optional_extensions() -> dict:
-    """`extensions()`, or only the record of why not, where they aren't wanted or can't be built."""
+    """What setup() needs to build the extensions that are wanted and can be built; the others are in the record."""
+    modules: list[Extension] = []
+    arguments: dict = {
+        "ext_modules": modules,
+        "cmdclass": {"build_ext": optional(build_ext), "build_py": RecordedBuild},
+    }
     if CHOICE == "0":
-        for library in (CPU, CUDA):
+        for library in (CPU, CUDA, PLANNER):
             leave_out(library, "LIDNET_FAST_EXTENSION=0 left it out", "unset LIDNET_FAST_EXTENSION")
-    else:
-        try:
-            return extensions()
-        except ImportError as error:
-            if CHOICE == "1":
-                raise
-            for library in (CPU, CUDA):
-                if isolated():
-                    leave_out(library, "the build was isolated from the installed torch (pip's default)", BUILD_TOOLS)
-                else:
-                    leave_out(library, f"torch couldn't be imported where it was built ({error})", BUILD_TOOLS)
-    return {"cmdclass": {"build_py": RecordedBuild}}
+        return arguments
+    try:
+        of_torch, build = kernels()
+        modules += of_torch
+        arguments["cmdclass"]["build_ext"] = optional(build)
+        # The planner, in the same wheel, is found by its version of Python alone.
+        arguments["options"] = {"bdist_wheel": {"py_limited_api": "cp311"}}
+    except ImportError as error:
+        if CHOICE == "1":
+            raise
+        for library in (CPU, CUDA):
+            if isolated():
+                leave_out(library, "the build was isolated from the installed torch (pip's default)", BUILD_TOOLS)
+            else:
+                leave_out(library, f"torch couldn't be imported where it was built ({error})", BUILD_TOOLS)
+    try:
+        modules += planner()
+    except ImportError as error:
+        if CHOICE == "1":
+            raise
+        leave_out(PLANNER, f"pybind11 couldn't be imported where it was built ({error})", BUILD_TOOLS)
+    return arguments
 
 
 setup(

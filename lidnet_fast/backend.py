@@ -6,6 +6,7 @@ given, the environment variable LIDNET_FAST_BACKEND, and "fused" where any kerne
 """
 
 import functools
+import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -30,7 +31,12 @@ def available() -> tuple[str, ...]:
 
 def missing_kernels() -> Mapping[str, str | None]:
     """Kind of kernels -> None where they can run, else why they can't and how to fix it."""
-    return {"cpu": _load_extension(), "cuda, Triton": _missing_triton(), "cuda, C++": _load_cuda_extension()}
+    return {
+        "cpu": _load_extension(),
+        "cuda, Triton": _missing_triton(),
+        "cuda, C++": _load_cuda_extension(),
+        "window planner": _load_planner(),
+    }
 
 
 def use(name: str | None) -> AbstractContextManager[None]:
@@ -137,6 +143,18 @@ def _load_cuda_extension() -> str | None:
     # Where CUDA is meant to be used, a library left out is said also on a machine without a GPU, such as a login node.
     unbuilt = torch.version.cuda is not None and _library("_C_cuda") is None
     return f"no CUDA device; {why_not_built('_C_cuda')}" if unbuilt else "no CUDA device"
+
+
+@functools.cache
+def _load_planner() -> str | None:
+    library = _library("_C_planner")
+    if library is None:
+        return why_not_built("_C_planner")
+    try:
+        importlib.import_module("lidnet_fast._C_planner")
+    except ImportError as error:
+        return f"{library.name} doesn't load ({error}). To fix: {rebuild_command()}"
+    return None
 
 
 def _library(name: str) -> Path | None:

@@ -23,6 +23,7 @@ def no_kernels(monkeypatch):
     monkeypatch.setattr(backend, "_load_extension", lambda: "the C++ extension isn't built. To fix: build it")
     monkeypatch.setattr(backend, "_missing_triton", lambda: "no CUDA device")
     monkeypatch.setattr(backend, "_load_cuda_extension", lambda: "no CUDA device")
+    monkeypatch.setattr(backend, "_load_planner", lambda: "the planner isn't built")
 
 
 @pytest.fixture

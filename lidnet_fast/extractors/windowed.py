@@ -1,17 +1,18 @@
 """Runs the layers of an extractor on windows of images: the same features, and nothing that isn't asked for."""
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
 from .. import functional as fast
 from .layers import LayerExtractor, prepare_images
-from .operations import Convolution, Frame, Part, cut
+from .operations import Cells, Convolution, Frame, Part, cut
 from .receptive_field import LayerGraph
 from .windows import Axis, Plan, Window, WindowPlanner
 
@@ -59,6 +60,20 @@ class _Kind:
     axes: tuple[Axis, ...] = field(compare=False)
 
 
+class _Derived(NamedTuple):
+    """What is derived for a kind of window.
+
+    Attributes:
+        network: What computes them.
+        offset: Along each axis, from a window's first unit to the first pixel that it needs.
+        size: Pixels of a window along the axes.
+    """
+
+    network: WindowNetwork
+    offset: tuple[int, ...]
+    size: tuple[int, ...]
+
+
 class WindowedExtractor:
     """Features of a `LayerExtractor` in windows of the images, exactly those of the whole images.
 
@@ -83,7 +98,7 @@ class WindowedExtractor:
 
     def _derive(self) -> None:
         self.graph = LayerGraph(self.extractor)
-        self._network_of = lru_cache(MOST_KINDS)(self._network)
+        self._derived_for = lru_cache(MOST_KINDS)(self._derived)
         self._planner_of = lru_cache(MOST_SIZES)(lambda size: WindowPlanner(self.graph, size))
 
     def __getstate__(self) -> dict:
@@ -110,19 +125,17 @@ class WindowedExtractor:
 
     def _batch(self, windows: Sequence[Window], images: Tensor) -> WindowBatch:
         first, axes = windows[0], tuple(self.planner(images.shape[2:]).axes)
-        pixels = [axis.needed(stretch)[self.graph.image] for axis, stretch in zip(axes, first.stretches, strict=True)]
-        units = torch.tensor([[stretch.start for stretch in window.stretches] for window in windows], device="cpu")
-        shift = (units - units[0]) * torch.tensor(self.graph.alignment, device="cpu")
-        corners = torch.tensor([cells.start for cells in pixels], device="cpu") + shift
-        image = torch.tensor([[window.image] for window in windows], device="cpu")
+        captured = self.compiled and captures(images)
+        derived = self._derived_for(_Kind(first.kind, images.shape[1], captured, first, axes))
+        units = np.array([[stretch.start for stretch in window.stretches] for window in windows])
+        corners = np.insert(
+            units * self.graph.alignment + derived.offset, 0, [window.image for window in windows], axis=1
+        )
         origins = {
-            layer: units * torch.tensor([axis.ratios[node] for axis in axes], device="cpu")
+            layer: torch.from_numpy(units * [axis.ratios[node] for axis in axes])
             for layer, node in self.graph.layers.items()
         }
-        size = tuple(cells.stop - cells.start for cells in pixels)
-        captured = self.compiled and captures(images)
-        network = self._network_of(_Kind(first.kind, images.shape[1], captured, first, axes))
-        return WindowBatch(network, torch.hstack((image, corners)), size, origins)
+        return WindowBatch(derived.network, torch.from_numpy(corners), derived.size, origins)
 
     def features(self, images: Tensor, batch: WindowBatch) -> dict[str, Tensor]:
         """Layer -> features of a batch of windows.
@@ -134,10 +147,17 @@ class WindowedExtractor:
         windows = fast.roi_windows(images, batch.corners, batch.size)
         return batch.network(self.extractor.network, windows, self.extractor.mean, self.extractor.std)
 
-    def _network(self, kind: _Kind) -> WindowNetwork:
+    def _derived(self, kind: _Kind) -> _Derived:
+        axes, stretches = kind.axes, kind.window.stretches
+        needed = [axis.needed(stretch) for axis, stretch in zip(axes, stretches, strict=True)]
+        pixels = [of_axis[self.graph.image] for of_axis in needed]
+        first = (stretch.start * axis.alignment for axis, stretch in zip(axes, stretches, strict=True))
+        offset = tuple(cells.start - unit for cells, unit in zip(pixels, first, strict=True))
+        return _Derived(self._network(kind, needed), offset, tuple(cells.stop - cells.start for cells in pixels))
+
+    def _network(self, kind: _Kind, needed: Sequence[Mapping[fx.Node, Cells]]) -> WindowNetwork:
         """What computes the layers' cells in a window from the pixels that it needs, and their mean and std."""
         graph, axes, stretches = self.graph, kind.axes, kind.window.stretches
-        needed = [axis.needed(stretch) for axis, stretch in zip(axes, stretches, strict=True)]
         part = Part(fx.Graph(), {})
         image, mean, std = (part.graph.placeholder(name) for name in ("images", "mean", "std"))
         folded = (

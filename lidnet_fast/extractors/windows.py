@@ -4,16 +4,21 @@ Along each axis images are counted in units: as many pixels as the graph's align
 cells in a unit. A window is a range of units of the layers that the boxes read; what it needs of the image is that and
 the receptive field around it. A window for which that passes the image's edge is extended to the edge, so that there
 are few kinds of windows: those inside, which differ in nothing but their place, and those at an edge.
+
+What is planned is defined here, in NumPy. The extension `_C_planner` (csrc/planner/) plans the same windows.
 """
 
+import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import fx
 
+from .. import backend
 from .operations import Cells
 from .receptive_field import LayerGraph
 
@@ -104,7 +109,7 @@ class Axis:
         first = np.array([one[node].start for node in self.nodes])
         last = np.array([one[node].stop for node in self.nodes]) - self.per_unit
         self.most = np.array([self.sizes[node] for node in self.nodes])
-        self._extra = last - first
+        self.extra = last - first
         self.first_free = max(0, math.ceil((-first / self.per_unit).max()))
         self.last_free = math.floor(((self.most - last) / self.per_unit).min())
         self.buckets = self._buckets()
@@ -114,8 +119,8 @@ class Axis:
         image = self.nodes.index(self.graph.image)
         sizes = [1]
         while sizes[-1] < self.units:
-            pixels = self.alignment * sizes[-1] + self._extra[image]
-            sizes.append(max(sizes[-1] + 1, math.ceil((BUCKET_GROWTH * pixels - self._extra[image]) / self.alignment)))
+            pixels = self.alignment * sizes[-1] + self.extra[image]
+            sizes.append(max(sizes[-1] + 1, math.ceil((BUCKET_GROWTH * pixels - self.extra[image]) / self.alignment)))
         return np.array(sizes)
 
     def units_of(self, low: np.ndarray, high: np.ndarray, aligned: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -150,9 +155,9 @@ class Axis:
         everything |= first & (size > self.last_free) | last & (begin < self.first_free)
         return np.where(everything, 0, begin), np.where(everything, self.units, begin + size)
 
-    def cells(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
-        """Cells of every node that windows need: [..., nodes]."""
-        return np.minimum((stop - start)[..., None] * self.per_unit + self._extra, self.most)
+    def cells(self, units: np.ndarray) -> np.ndarray:
+        """Cells of every node that windows of so many units need: [..., nodes]."""
+        return np.minimum(units[..., None] * self.per_unit + self.extra, self.most)
 
     def stretch(self, start: int, stop: int) -> Stretch:
         """The window of units start, ..., stop - 1."""
@@ -175,6 +180,26 @@ class Axis:
         return self.graph.demand(self.axis, self.wanted(stretch), self.sizes)
 
 
+class _Planned(NamedTuple):
+    """A plan in arrays; windows are ranges of units along the axes.
+
+    Attributes:
+        images: [L], of each window.
+        start: [L, axes], its first units.
+        stop: [L, axes], one behind its last.
+        window_of_box: As in `Plan`.
+        whole: Image that is computed as a whole -> what its windows would cost.
+        cost: Of the windows.
+    """
+
+    images: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+    window_of_box: np.ndarray
+    whole: dict[int, float]
+    cost: float
+
+
 class WindowPlanner:
     """Plans windows for boxes of images of one size.
 
@@ -189,6 +214,7 @@ class WindowPlanner:
     def __init__(self, graph: LayerGraph, image_size: Sequence[int]) -> None:
         self.axes = [Axis(graph, axis, pixels) for axis, pixels in enumerate(image_size)]
         nodes = self.axes[0].nodes
+        # Costs and cells are whole numbers: their sums are exact up to 2^53, in any order. So are comparisons of them.
         self._costs = np.zeros(len(nodes))
         for node, convolution in graph.convolutions.items():
             self._costs[nodes.index(node)] = convolution.macs + CELL_COST * convolution.out_channels
@@ -197,15 +223,14 @@ class WindowPlanner:
         self.kind_cost = COST_PER_CALL * len(graph.steps) + COST_PER_WEIGHT * weights
         self.whole_cost = float(math.prod(axis.most for axis in self.axes) @ self._costs)  # type: ignore[operator]
 
-    def cost(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
-        """The cost of windows [..., axes], in multiply-adds of one pass through the layers."""
-        cells = [axis.cells(start[..., number], stop[..., number]) for number, axis in enumerate(self.axes)]
+    def cost(self, sizes: np.ndarray) -> np.ndarray:
+        """The cost of windows of `sizes` [..., axes], in multiply-adds of one pass through the layers."""
+        cells = [axis.cells(sizes[..., number]) for number, axis in enumerate(self.axes)]
         return math.prod(cells) @ self._costs  # type: ignore[operator]
 
     def fit(self, start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`Axis.fit` along each axis, of windows [..., axes]."""
-        fitted = [axis.fit(start[..., number], stop[..., number]) for number, axis in enumerate(self.axes)]
-        return np.stack([first for first, _ in fitted], -1), np.stack([last for _, last in fitted], -1)
+        return _along(self.axes, Axis.fit, start, stop)
 
     def plan(self, rois: np.ndarray, images: int, aligned: bool = True, share_kinds: bool = True) -> Plan:
         """Windows for boxes: one that overlaps others is merged with them where that costs less.
@@ -217,93 +242,158 @@ class WindowPlanner:
             share_kinds: Enlarge windows where computing them with others, as one batch, costs less. Otherwise the
                 windows of an image don't depend on what else is in the batch.
         """
+        if backend.current() == "fused" and backend.missing_kernels()["window planner"] is None:
+            planned = _Planned(*self._extension.plan(rois, self.whole_cost, aligned, share_kinds))
+        else:
+            planned = self._plan(rois, aligned, share_kinds)
+        ends = zip(planned.start.tolist(), planned.stop.tolist(), strict=True)
+        windows = [
+            Window(image, tuple(axis.stretch(a, b) for axis, a, b in zip(self.axes, start, stop, strict=True)))
+            for image, (start, stop) in zip(planned.images.tolist(), ends, strict=True)
+        ]
+        whole = {}
+        for image, cost in planned.whole.items():
+            boxes, share = np.count_nonzero(rois[:, 0] == image), cost / self.whole_cost
+            whole[image] = f"windows for {boxes} boxes would cost {share:.2f} of the whole image"
+        total = planned.cost + len(whole) * self.whole_cost
+        return Plan(windows, planned.window_of_box, whole, total / (max(images, 1) * self.whole_cost))
+
+    @cached_property
+    def _extension(self) -> Any:
+        extension = importlib.import_module("lidnet_fast._C_planner")
+        costly = np.flatnonzero(self._costs)
+        axes = [
+            extension.Axis(
+                layers=[
+                    extension.Layer(float(axis.graph.strides[node][axis.axis]), ratio, axis.sizes[node])
+                    for node, ratio in axis.ratios.items()
+                ],
+                maps=[extension.MapCells(axis.per_unit[node], axis.extra[node], axis.most[node]) for node in costly],
+                buckets=axis.buckets,
+                units=axis.units,
+                first_free=axis.first_free,
+                last_free=axis.last_free,
+            )
+            for axis in self.axes
+        ]
+        return extension.WindowPlanner(axes, self._costs[costly], self.kind_cost, WINDOW_PENALTY, MOST_WINDOWS)
+
+    def _plan(self, rois: np.ndarray, aligned: bool, share_kinds: bool) -> _Planned:
+        """The definition of what `_C_planner` plans."""
         dimensions = len(self.axes)
         low, high = rois[:, dimensions:0:-1], rois[:, :dimensions:-1]
-        plan = Plan(window_of_box=np.full(len(rois), -1, np.int64))
         units = [axis.units_of(low[:, n], high[:, n], aligned) for n, axis in enumerate(self.axes)]
         needed_start, needed_stop = (np.stack(ends, -1) for ends in zip(*units, strict=True))
+        window_of_box, whole = np.full(len(rois), -1, np.int64), {}
+        images = np.empty(0, np.int64)
+        starts = stops = np.empty((0, dimensions), np.int64)
         for image in np.unique(rois[:, 0]).astype(int).tolist():
             boxes = np.flatnonzero(rois[:, 0] == image)
-            start, stop, window_of_box = self._merged(needed_start[boxes], needed_stop[boxes])
-            windows = [
-                Window(image, tuple(axis.stretch(int(a), int(b)) for axis, a, b in zip(self.axes, *ends, strict=True)))
-                for ends in zip(start, stop, strict=True)
-            ]
-            windows = self._sharing_kinds(windows) if share_kinds else windows
-            cost = self._cost_of(windows)
+            start, stop, window_of_need = self._merged(needed_start[boxes], needed_stop[boxes])
+            if share_kinds:
+                start, stop = self._sharing_kinds(start, stop)
+            cost = self._cost_of(start, stop)
             if cost >= self.whole_cost:
-                share = cost / self.whole_cost
-                plan.whole[image] = f"windows for {len(boxes)} boxes would cost {share:.2f} of the whole image"
+                whole[image] = cost
                 continue
-            plan.window_of_box[boxes] = len(plan.windows) + window_of_box
-            plan.windows += windows
-        plan.windows = self._sharing_kinds(plan.windows) if share_kinds else plan.windows
-        total = self._cost_of(plan.windows) + len(plan.whole) * self.whole_cost
-        plan.relative_cost = total / (max(images, 1) * self.whole_cost)
-        return plan
+            window_of_box[boxes] = len(images) + window_of_need
+            images = np.append(images, np.full(len(start), image))
+            starts, stops = np.vstack((starts, start)), np.vstack((stops, stop))
+        if share_kinds:
+            starts, stops = self._sharing_kinds(starts, stops)
+        return _Planned(images, starts, stops, window_of_box, whole, self._cost_of(starts, stops))
 
-    def _cost_of(self, windows: Sequence[Window]) -> float:
-        sizes = np.array([[stretch.stop - stretch.start for stretch in window.stretches] for window in windows])
-        kinds = len({window.kind for window in windows})
-        of_windows = float(self.cost(np.zeros_like(sizes), sizes).sum()) if windows else 0.0
-        return WINDOW_PENALTY * (kinds * self.kind_cost + of_windows)
+    def _edges(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+        """Which edges of the image windows touch: [L, 2 * axes], the first along each axis and the last."""
+        first = [axis.first_free for axis in self.axes]
+        last = [axis.last_free for axis in self.axes]
+        return np.hstack((start < first, stop > last))
 
-    def _sharing_kinds(self, windows: Sequence[Window]) -> list[Window]:
+    def _cost_of(self, start: np.ndarray, stop: np.ndarray) -> float:
+        kinds = len(np.unique(np.hstack((self._edges(start, stop), stop - start)), axis=0))
+        return WINDOW_PENALTY * (kinds * self.kind_cost + float(self.cost(stop - start).sum()))
+
+    def _sharing_kinds(self, start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Windows of fewer kinds: two kinds that differ in size only become one where that costs less."""
-        result = list(windows)
-        alike: dict[tuple, list[int]] = {}
-        for number, window in enumerate(windows):
-            alike.setdefault(tuple((kind[0], *kind[2:]) for kind in window.kind), []).append(number)
-        for members in alike.values():
-            sizes = np.array([[s.stop - s.start for s in windows[number].stretches] for number in members])
-            kinds, kind_of_window = np.unique(sizes, axis=0, return_inverse=True)
-            kind_of_window = kind_of_window.reshape(-1)
-            counts = np.bincount(kind_of_window).astype(float)
-            while len(kinds) > 1:
-                together = np.maximum(kinds[:, None], kinds)
-                each, both = self.cost(np.zeros_like(kinds), kinds), self.cost(np.zeros_like(together), together)
-                growth = (both - each[:, None]) * counts[:, None] + (both - each) * counts
-                for number, (axis, stretch) in enumerate(zip(self.axes, windows[members[0]].stretches, strict=True)):
-                    begin, end = axis.place(stretch.start, stretch.stop, together[..., number])
-                    growth[end - begin != together[..., number]] = np.inf  # no room
-                np.fill_diagonal(growth, np.inf)
-                if growth.min() >= self.kind_cost:
-                    break
-                kept, gone = sorted(np.unravel_index(growth.argmin(), growth.shape))
-                kinds[kept] = together[kept, gone]
-                counts[kept] += counts[gone]
-                kind_of_window[kind_of_window == gone] = kept
-                kind_of_window[kind_of_window > gone] -= 1
-                kinds, counts = np.delete(kinds, gone, 0), np.delete(counts, gone)
-            for number, kind in zip(members, kind_of_window, strict=True):
-                stretches = zip(self.axes, windows[number].stretches, kinds[kind].tolist(), strict=True)
-                places = [(axis, axis.place(stretch.start, stretch.stop, units)) for axis, stretch, units in stretches]
-                grown = tuple(axis.stretch(int(begin), int(end)) for axis, (begin, end) in places)
-                result[number] = windows[number]._replace(stretches=grown)
-        return result
+        _, edges = np.unique(self._edges(start, stop), axis=0, return_inverse=True)
+        start, stop = start.copy(), stop.copy()
+        for alike in np.unique(edges):
+            members = np.flatnonzero(edges.reshape(-1) == alike)
+            size = self._shared_size(start[members], stop[members])
+            start[members], stop[members] = _along(self.axes, Axis.place, start[members], stop[members], size)
+        return start, stop
+
+    def _shared_size(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+        """The sizes [L, axes] of windows that touch the same edges, once some are enlarged to be of one kind."""
+        sizes, kind, counts = np.unique(stop - start, axis=0, return_inverse=True, return_counts=True)
+
+        def gain(chosen: np.ndarray | int) -> np.ndarray:
+            together = np.maximum(sizes[chosen], sizes)
+            each, both = self.cost(sizes), self.cost(together)
+            growth = (both - each[chosen]) * counts[chosen] + (both - each) * counts
+            begin, end = _along(self.axes, Axis.place, start[0], stop[0], together)
+            room = (end - begin == together).all(-1)
+            return np.where(room, self.kind_cost - growth, -np.inf)
+
+        def join(kept: int, gone: int) -> None:
+            sizes[kept] = np.maximum(sizes[kept], sizes[gone])
+            counts[kept] += counts[gone]
+
+        return sizes[_join_pairs(len(sizes), gain, join)[kind.reshape(-1)]]
 
     def _merged(self, start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Windows [L, axes] for the needs [K, axes] of boxes, and the window of each box."""
-        start, stop, window_of_box = _distinct(start, stop)
-        alive = np.ones(len(start), bool)
-        cost = self.cost(*self.fit(start, stop))
-        saved = cost[:, None] + cost - self._cost_together(start[:, None], stop[:, None], start, stop)
-        np.fill_diagonal(saved, -np.inf)
-        while (best := saved.max()) >= 0:
-            kept, gone = sorted(np.unravel_index(saved.argmax(), saved.shape))
-            start[kept] = np.minimum(start[kept], start[gone])
-            stop[kept] = np.maximum(stop[kept], stop[gone])
-            cost[kept] += cost[gone] - best
-            alive[gone] = False
-            window_of_box[window_of_box == gone] = kept
-            row = cost[kept] + cost - self._cost_together(start[kept], stop[kept], start, stop)
-            saved[kept] = saved[:, kept] = np.where(alive, row, -np.inf)
-            saved[gone] = saved[:, gone] = saved[kept, kept] = -np.inf
-        start, stop = self.fit(start[alive], stop[alive])
-        return start, stop, (np.cumsum(alive) - 1)[window_of_box]
+        start, stop, need_of_box = _distinct(start, stop)
+        cost = self._cost_of_needs(start, stop)
 
-    def _cost_together(self, start: np.ndarray, stop: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
-        return self.cost(*self.fit(np.minimum(start, starts), np.maximum(stop, stops)))
+        def gain(chosen: np.ndarray | int) -> np.ndarray:
+            together = self._cost_of_needs(np.minimum(start[chosen], start), np.maximum(stop[chosen], stop))
+            return cost[chosen] + cost - together
+
+        def join(kept: int, gone: int) -> None:
+            start[kept], stop[kept] = np.minimum(start[kept], start[gone]), np.maximum(stop[kept], stop[gone])
+            cost[kept] = self._cost_of_needs(start[kept], stop[kept])
+
+        ends, window_of_need = np.unique(_join_pairs(len(start), gain, join), return_inverse=True)
+        return *self.fit(start[ends], stop[ends]), window_of_need[need_of_box]
+
+    def _cost_of_needs(self, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+        start, stop = self.fit(start, stop)
+        return self.cost(stop - start)
+
+
+def _along(axes: Sequence[Axis], function: Callable[..., tuple], *values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The starts and stops that a function of `Axis` returns along each axis, for values [..., axes]."""
+    ends = [function(axis, *(value[..., number] for value in values)) for number, axis in enumerate(axes)]
+    return np.stack([start for start, _ in ends], -1), np.stack([stop for _, stop in ends], -1)
+
+
+def _join_pairs(
+    count: int, gain: Callable[[np.ndarray | int], np.ndarray], join: Callable[[int, int], None]
+) -> np.ndarray:
+    """Joins items pair by pair, the pair of the largest gain first, as long as that loses nothing.
+
+    Of equal gains, the first pair is joined.
+
+    Args:
+        count: Of the items.
+        gain: What joining an item with each [count] brings, or some [..., 1] with each [..., count].
+        join: Makes an item hold another, later one, which is gone then.
+
+    Returns:
+        [count], the item that each ends in.
+    """
+    ends_in, alive = np.arange(count), np.ones(count, bool)
+    gains = gain(ends_in[:, None])
+    np.fill_diagonal(gains, -np.inf)
+    while count and gains.max() >= 0:
+        kept, gone = sorted(map(int, np.unravel_index(gains.argmax(), gains.shape)))
+        join(kept, gone)
+        ends_in[ends_in == gone] = kept
+        alive[gone] = False
+        gains[kept] = gains[:, kept] = np.where(alive, gain(kept), -np.inf)
+        gains[gone] = gains[:, gone] = gains[kept, kept] = -np.inf
+    return ends_in
 
 
 def _distinct(start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -102,7 +102,18 @@ def test_a_missing_torch_is_named(build, tmp_path):
     assert result.returncode == 0, result.stderr
     said = info(built)
     assert "cpu: _C isn't built: torch couldn't be imported where it was built (No module named 'torch')" in said
-    assert libraries(built) == []
+    assert libraries(built) == ["_C_planner"]
+
+
+def test_a_missing_pybind11_leaves_out_the_planner_alone(build, tmp_path):
+    (tmp_path / "pybind11.py").write_text("raise ImportError(\"No module named 'pybind11'\")\n")
+    result, record, built = build(PYTHONPATH=str(tmp_path), CUDA_HOME="")
+    assert result.returncode == 0, result.stderr
+    assert "_C" in libraries(built)
+    assert "_C_planner" not in libraries(built)
+    cause = "_C_planner isn't built: pybind11 couldn't be imported where it was built (No module named 'pybind11')"
+    assert f"  window planner: {cause}. To fix: {record['_C_planner']['fix']}; then: pip install " in info(built)
+    assert shlex.split(record["_C_planner"]["fix"])[-1] == "pybind11"
 
 
 def test_a_missing_compiler_is_named(build):
@@ -155,7 +166,7 @@ class TestToolkit:
         other = toolkit(f"{self.major - 1}.8")
         result, record, built = build(**self.only(other, tmp_path))
         assert result.returncode == 0, result.stderr
-        assert libraries(built) == ["_C"]
+        assert libraries(built) == ["_C", "_C_planner"]
         assert list(record) == ["_C_cuda"]
         cause = f"nvcc is of CUDA {self.major - 1}.8, torch of CUDA {torch.version.cuda}. To fix: "
         assert cause in info(built)
@@ -164,7 +175,7 @@ class TestToolkit:
         environment = self.only(tmp_path / "empty", tmp_path)
         result, _, built = build(**environment)
         assert result.returncode == 0, result.stderr
-        assert libraries(built) == ["_C"]
+        assert libraries(built) == ["_C", "_C_planner"]
         assert f"{tmp_path / 'empty'} has no nvcc" in info(built)
 
     def test_a_fitting_toolkit_goes_before_one_that_does_not_fit(self, build, toolkit, tmp_path):
@@ -174,7 +185,7 @@ class TestToolkit:
         result, record, built = build(**environment)
         assert result.returncode == 0, result.stderr
         assert record == {}
-        assert libraries(built) == ["_C", "_C_cuda"]
+        assert libraries(built) == ["_C", "_C_cuda", "_C_planner"]
 
     def test_whatever_torch_holds_against_the_toolkit_leaves_out_its_library_alone(self, build, toolkit, tmp_path):
         """Torch checks the host compiler's version, too, before it builds anything."""
@@ -182,21 +193,22 @@ class TestToolkit:
         old = program(tmp_path / "old" / "g++", COMPILER.replace("12.2.0", "4.0.0"))
         result, record, built = build(**self.only(fitting, tmp_path), CXX=str(old))
         assert result.returncode == 0, result.stderr
-        assert libraries(built) == ["_C"]
+        assert libraries(built) == ["_C", "_C_planner"]
         assert "4.0" in record["_C_cuda"]["cause"]
 
 
 def test_an_old_setuptools_is_named(tmp_path):
     (tmp_path / "setuptools").mkdir()
     (tmp_path / "setuptools" / "__init__.py").write_text(
-        '__version__ = "65.5.0"\ndef find_packages(): ...\ndef setup(): ...\n'
+        '__version__ = "65.5.0"\nclass Extension: ...\ndef find_packages(): ...\ndef setup(): ...\n'
     )
     (tmp_path / "setuptools" / "command").mkdir()
     (tmp_path / "setuptools" / "command" / "__init__.py").touch()
     (tmp_path / "setuptools" / "command" / "build_py.py").write_text("class build_py: ...\n")
+    (tmp_path / "setuptools" / "command" / "build_ext.py").write_text("class build_ext: ...\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     result = subprocess.run([sys.executable, "setup.py"], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 1
     assert "setuptools 65.5.0 is too old" in result.stderr
     command = shlex.split(result.stderr.strip().rpartition("To fix: ")[2])
-    assert command == ["pip", "install", "setuptools>=77", "ninja"]
+    assert command == ["pip", "install", "setuptools>=77", "ninja", "pybind11"]

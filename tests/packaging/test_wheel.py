@@ -16,7 +16,8 @@ NEWEST = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 24), "CXXABI": (1, 3, 11), "GCC": 
 READY = """\
 import torch
 from lidnet_fast import backend
-print(torch.__version__, backend.missing_kernels()["cpu"], backend.__file__, sep="\\n")
+missing = backend.missing_kernels()
+print(torch.__version__, missing["cpu"], missing["window planner"], backend.__file__, sep="\\n")
 """
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="the wheel is for Linux")]
@@ -61,6 +62,7 @@ def test_one_wheel_for_every_python_and_glibc(wheel):
     assert re.fullmatch(r"lidnet_fast-[\d.]+-cp311-abi3-manylinux_2_28_\w+\.whl", wheel.name)
     names = zipfile.ZipFile(wheel).namelist()
     assert "lidnet_fast/_C.abi3.so" in names
+    assert f"lidnet_fast/_C_planner{sysconfig.get_config_var('EXT_SUFFIX')}" in names
     assert not [name for name in names if "libtorch" in name or "libc10" in name or ".libs/" in name]
 
 
@@ -78,15 +80,36 @@ def test_its_libraries_ask_for_no_newer_symbols(wheel, tmp_path):
 
 
 def test_kernels_are_ready_without_a_compiler(wheel, environment):
-    _, missing, file = environment(str(wheel))(READY).splitlines()
-    assert missing == "None"
+    _, *missing, file = environment(str(wheel))(READY).splitlines()
+    assert missing == ["None", "None"]
     assert Path(file).parents[1].name == "site-packages"
 
 
 def test_kernels_are_ready_next_to_another_torch(wheel, environment):
-    torch, missing, _ = environment(str(wheel), f"torch=={OTHER_TORCH}")(READY).splitlines()
+    torch, *missing, _ = environment(str(wheel), f"torch=={OTHER_TORCH}")(READY).splitlines()
     assert torch.startswith(OTHER_TORCH)
-    assert missing == "None"
+    assert missing == ["None", "None"]
+
+
+def test_another_python_adds_its_planner(tmp_path):
+    """The other Python is a stand-in that "builds" a wheel which the test made."""
+    wheel, other, built = (tmp_path / name for name in ("lidnet_fast-1.whl", "python3.99", "lidnet_fast-2.whl"))
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("lidnet_fast/_C_planner.cpython-311.so", b"ours")
+    other.write_text(f'#!/bin/sh\nwhile [ "$1" != --wheel-dir ]; do shift; done; cp {built} "$2"\n')
+    other.chmod(0o755)
+    with zipfile.ZipFile(built, "w") as archive:
+        archive.writestr("lidnet_fast/_C_planner.cpython-399.so", b"theirs")
+        archive.writestr("lidnet_fast/backend.py", b"")
+    code = f"import os, wheel; wheel.add_planner('{wheel}', '{other}', os.environ)"
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, cwd=ROOT / "tools", check=True)
+    assert zipfile.ZipFile(wheel).namelist() == [f"lidnet_fast/_C_planner.cpython-{n}.so" for n in (311, 399)]
+    with zipfile.ZipFile(built, "w") as archive:
+        archive.writestr("lidnet_fast/backend.py", b"")
+    refused = subprocess.run(command, cwd=ROOT / "tools", capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert f"{other} built no planner. To fix: " in refused.stderr
 
 
 def test_without_its_library_info_names_the_command(wheel, environment, tmp_path):
