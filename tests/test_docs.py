@@ -4,6 +4,7 @@ import csv
 import pydoc
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -79,7 +80,7 @@ def run(command: str) -> None:
     program, name, *rest = words(command)
     assert program == "lidnet-fast"
     try:
-        main([name, *rest, *SHORTENED.get(name, [])])
+        main([name, *rest, *([] if "--candidates" in rest else SHORTENED.get(name, []))])
     except SystemExit as stop:
         assert not stop.code, f"{command} ended with exit status {stop.code}"
 
@@ -122,6 +123,10 @@ def test_from_studies_to_denoised_studies(tmp_path, monkeypatch, write_series, m
         Path(other).symlink_to(Path("exported/low_dose").resolve())
     (volume,) = Path("exported/low_dose").iterdir()
     sitk.WriteImage(sitk.ReadImage(str(volume)), "ct.mhd")
+    for name, column in (("candidates", "probability"), ("annotations", "diameter_mm")):
+        Path(f"{name}.csv").write_text(f"seriesuid,coordX,coordY,coordZ,{column}\n1.2.2,0,0,100,0.5\n")
+    shutil.copy("annotations.csv", "annotations_excluded.csv")
+    Path("seriesuids.csv").write_text("1.2.2\n")
     for command in commands(ROOT / "docs" / "evaluate.md"):
         if command.startswith("lidnet-fast "):
             run(command)

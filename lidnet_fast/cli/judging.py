@@ -19,6 +19,11 @@ def evaluate(arguments: Sequence[str]) -> None:
     add("--store", type=str, default=None, help="another store than the run's, such as `lidnet-fast export` makes")
     add("--max-volume-gib", type=float, default=None, help="largest compressed volume, unpacked; docs/datasets.md")
     add("--out", type=str, default=None, help="where results go; by default the run's folder, or runs/comparison")
+    add("--scans", action="store_true", help="of a run: add the FROC of whole scans by LUNA16's rules")
+    add("--candidates", type=str, default=None, metavar="CSV", help="score this table of candidates in scans instead")
+    add("--annotations", type=str, default=None, metavar="CSV", help="of --candidates: lesions, instead of a store's")
+    add("--excluded", type=str, default=None, metavar="CSV", help="of --annotations: findings that don't count")
+    add("--series-uids", type=str, default=None, metavar="FILE", help="of --annotations: all scans, one UID a line")
     add("--assess", action="store_true", help="of a run: add columns of task-based image quality; docs/assess.md")
     add_device(parser, precision="float32")
     add("--trust-code", action="store_true", help="import a denoiser's class that the run or its files name")
@@ -26,11 +31,17 @@ def evaluate(arguments: Sequence[str]) -> None:
     prepare_process()
     from lidnet_fast.evaluation.compare import compare_images, evaluate_run, named_folders
 
+    if options.candidates is not None:
+        _evaluate_candidates(options)
+        return
+    for name in ("annotations", "excluded", "series_uids"):
+        if getattr(options, name) is not None:
+            raise InputError(f"--{name.replace('_', '-')} needs --candidates")
     run, denoiser, out = (None if path is None else Path(path) for path in (options.run, options.denoiser, options.out))
     store = options.store
     images = named_folders(options.images)
     if run is not None:
-        names = ("device", "precision", "trust_code", "max_volume_gib", "assess")
+        names = ("device", "precision", "trust_code", "max_volume_gib", "assess", "scans")
         chosen = {name: getattr(options, name) for name in names}
         evaluate_run(run, denoiser, options.samples, images=images, store=store, out=out, **chosen)
     elif store is None or not images or denoiser is not None:
@@ -38,6 +49,28 @@ def evaluate(arguments: Sequence[str]) -> None:
     else:
         chosen = {name: getattr(options, name) for name in ("device", "max_volume_gib")}
         compare_images(store, images, out or Path("runs/comparison"), options.samples, **chosen)
+
+
+def _evaluate_candidates(options) -> None:  # type: ignore[no-untyped-def]
+    """`lidnet-fast evaluate --candidates`."""
+    from lidnet_fast.evaluation.compare import truth_of_run
+    from lidnet_fast.evaluation.scans import Truth, evaluate_candidates
+
+    for name in ("denoiser", "samples", "images", "scans", "assess"):
+        if getattr(options, name):
+            raise InputError(f"--{name} doesn't go with --candidates, which scores a table alone")
+    run, store, annotations, series_uids = options.run, options.store, options.annotations, options.series_uids
+    if annotations is not None or options.excluded is not None or series_uids is not None:
+        if annotations is None or series_uids is None or run is not None or store is not None:
+            raise InputError("--annotations and --series-uids go together, without a run or a store")
+        excluded = None if options.excluded is None else Path(options.excluded)
+        truth = Truth.of_tables(Path(annotations), Path(series_uids), excluded)
+    elif run is None and store is None:
+        raise InputError("--candidates needs the folder of a run, --store, or --annotations and --series-uids")
+    else:
+        truth = Truth.of_store(store) if run is None else truth_of_run(Path(run), store)
+    out = options.out or run or "runs/comparison"
+    evaluate_candidates(Path(options.candidates), truth, Path(out))
 
 
 def assess(arguments: Sequence[str]) -> None:

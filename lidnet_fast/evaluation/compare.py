@@ -17,7 +17,9 @@ from lidnet_fast.errors import InputError
 from lidnet_fast.evaluation.arms import Evaluation, evaluate, images_arm, network_arm, reference_arms, write_metrics
 from lidnet_fast.evaluation.denoised import denoised_views
 from lidnet_fast.evaluation.results import COTRAINED, INDEPENDENT, JUDGE, build_report, froc_curves, print_results
+from lidnet_fast.evaluation.scans import Truth, evaluate_scans, scan_metrics, scan_record
 from lidnet_fast.files import as_private_as
+from lidnet_fast.metrics.scans import ScanFroc
 from lidnet_fast.models.files import load_denoiser, load_detector, refuse_foreign_code
 from lidnet_fast.report.data import Metric
 from lidnet_fast.report.page import write_report
@@ -81,6 +83,7 @@ def evaluate_run(
     trust_code: bool = False,
     max_volume_gib: float | None = None,
     assess: bool = False,
+    scans: bool = False,
 ) -> Evaluation:
     """Score the run's denoiser between the low-dose and the normal-dose images; write `metrics.json`, `report.html`.
 
@@ -98,17 +101,12 @@ def evaluate_run(
         max_volume_gib: of the images: see `VolumeHeader.check_unpacked`.
         assess: add columns of `lidnet_fast.assessment`, at the dose of the store's simulation where it has one. Its own
             results go to the folder `assessment`. Images of other tools don't take part.
+        scans: add the FROC of whole scans; see `lidnet_fast.evaluation.scans`. Images of other tools don't take part.
 
     Raises:
         InputError: the folder is not a finished run's, a checkpoint is of another model, or images don't fit.
     """
-    config = read_config(folder / "config.yaml", trust_code=trust_code)
-    if store is None and is_url(config.data.store):
-        raise InputError(
-            f"{folder}: the run's store is at {config.data.store}. "
-            "To fix: if you trust that place, repeat the URL with --store"
-        )
-    config = _configured(config, samples, store)
+    config = _configured(_run_config(folder, store, trust_code=trust_code), samples, store)
     on = choose_device(device)
     views = _views(config, images or {}, max_volume_gib)
     judges = {JUDGE: load_detector(folder / "detector" / "detector.pt", config.detector.network)}
@@ -127,7 +125,10 @@ def evaluate_run(
     low, normal = reference_arms(judges)
     for module in (network, *detectors.values()):
         module.to(on)
-    tasks: dict[str, dict[str, Metric]] = {}
+    arithmetic = choose_precision(precision, on)
+    denoised = network_arm(DENOISED, network, detectors)
+    found = evaluate_scans(config, [low, denoised, normal], on, arithmetic) if scans else {}
+    further = scan_metrics(found)
     if assess:
         content = assess_models(
             [f"{DENOISED}={denoiser or folder}"],
@@ -138,16 +139,38 @@ def evaluate_run(
             precision=precision,
             trust_code=trust_code,
         )
-        tasks = task_rows(content)
-    arms = [low, *given, network_arm(DENOISED, network, detectors), normal]
-    evaluation = evaluate(config, arms, on, choose_precision(precision, on))
+        for arm, columns in task_rows(content).items():
+            further[arm] = {**further.get(arm, {}), **columns}
+    evaluation = evaluate(config, [low, *given, denoised, normal], on, arithmetic)
     summary = (
         f"{config.evaluation.samples} held-out samples of {config.data.store}, denoised by {config.denoiser.name}"
         f"{' and, from images, ' if images else ''}{', '.join(views)}."
     )
     phases = {name: folder / name for name in ("detector", "denoiser", "collaborate")}
-    _publish(out or folder, f"LIDnet run {folder.name}", summary, config, evaluation, images or {}, phases, tasks)
+    title = f"LIDnet run {folder.name}"
+    _publish(out or folder, title, summary, config, evaluation, images or {}, phases, further, found)
     return evaluation
+
+
+def truth_of_run(folder: Path, store: str | Path | None = None) -> Truth:
+    """The test series of a run's store; `store` as of `evaluate_run`.
+
+    Raises:
+        InputError: the folder is not a run's, or its store can't be used.
+    """
+    # No network is built, so the code of none that the configuration names runs.
+    return Truth.of_store(store or _run_config(folder, store, trust_code=True).data.store)
+
+
+def _run_config(folder: Path, store: str | Path | None, *, trust_code: bool) -> RunConfig:
+    """A run's configuration, whose store is at no URL that the caller hasn't repeated."""
+    config = read_config(folder / "config.yaml", trust_code=trust_code)
+    if store is None and is_url(config.data.store):
+        raise InputError(
+            f"{folder}: the run's store is at {config.data.store}. "
+            "To fix: if you trust that place, repeat the URL with --store"
+        )
+    return config
 
 
 def compare_images(
@@ -227,11 +250,12 @@ def _publish(
     evaluation: Evaluation,
     images: Mapping[str, Path],
     phases: Mapping[str, Path] | None,
-    tasks: Mapping[str, Mapping[str, Metric]] = MappingProxyType({}),
+    further: Mapping[str, Mapping[str, Metric]] = MappingProxyType({}),
+    scans: Mapping[str, Mapping[str, ScanFroc]] = MappingProxyType({}),
 ) -> None:
-    """Write and print the results; `phases` is None where there is no run; `tasks` are further columns by arm."""
+    """Write and print the results; `phases` is None where there is no run; `further` are columns by arm."""
     flat = evaluation.flat()
-    rows: dict[str, dict[str, Metric]] = {name: {**row, **tasks.get(name, {})} for name, row in flat.items()}
+    rows: dict[str, dict[str, Metric]] = {name: {**row, **further.get(name, {})} for name, row in flat.items()}
     folders = {name: str(folder) for name, folder in images.items()}
     summary = without_secrets(summary)
     facts = {"images from": folders} if folders else {}
@@ -253,6 +277,10 @@ def _publish(
         notes,
     )
     metrics = {"arms": evaluation.metrics, "images": folders, "machine": machine_facts()}
+    if scans:
+        metrics["scans"] = {
+            arm: {name: scan_record(froc) for name, froc in found.items()} for arm, found in scans.items()
+        }
     with as_private_as([*index_files(config.data.store), *images.values()]):
         write_metrics(out / "metrics.json", metrics)
         write_report(out / "report.html", report if phases is not None else replace(report, config=""))

@@ -87,7 +87,7 @@ def export(
     ):
         for (index, info), name in progress(list(zip(infos.items(), names, strict=True)), "exporting"):
             normal = np.stack([source.read(index, z) for z in range(info.shape[0])])
-            low = _low_dose(source, index, normal, seed)
+            low = low_dose_volume(source, index, normal, seed)
             boxes = [(z, *box) for z in range(info.shape[0]) for box in source.boxes(index, z).tolist()]
             rows = np.array(boxes, np.float32).reshape(-1, 5)
             writer.add_series(replace(info, has_low_dose=True), normal, rows, low)
@@ -139,7 +139,8 @@ def exported_uid(series_uid: str, kind: str) -> str:
     return generate_uid(entropy_srcs=["lidnet_fast export", kind, series_uid])
 
 
-def _low_dose(store: Store, index: int, normal: np.ndarray, seed: int) -> np.ndarray:
+def low_dose_volume(store: Store, index: int, normal: np.ndarray, seed: int) -> np.ndarray:
+    """The low dose of a series as `export` writes it, int16 [Z, H, W] in HU; `normal` is its normal dose."""
     if store.simulation is None:
         return np.stack([store.read(index, z, low_dose=True) for z in range(len(normal))])
     simulation = DoseSimulation.from_dict(store.simulation)

@@ -33,6 +33,7 @@ def detector_columns(name: str, title: str, who: str) -> tuple[Column, ...]:
             ("ap50", "AP@.5", "Average precision at IoU 0.5."),
             ("ap", "AP", "Average precision, mean over IoU 0.5 to 0.95."),
             ("froc_mean", "FROC", "Mean sensitivity at 1/8 to 8 false positives per image."),
+            ("cpm", "CPM", "Of whole scans by LUNA16's rules: mean sensitivity at 1/8 to 8 false positives per scan."),
         )
     )
 

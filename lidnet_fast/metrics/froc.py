@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.ops import box_iou
 
-#: The operating points of LUNA16 (Setio et al. 2017, arXiv:1612.08012), false positives per image.
+#: The operating points of LUNA16 (Setio et al. 2017, arXiv:1612.08012), false positives per image or scan. DeepLesion's
+#: (Yan et al. 2018, arXiv:1710.01766) are among them: 1/2, 1, 2 and 4.
 FALSE_POSITIVES: tuple[float, ...] = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)
 
 
@@ -20,7 +21,7 @@ class Froc:
     """
 
     false_positives: NDArray[np.float64]
-    """False positives per image, strictly increasing, from 0."""
+    """False positives per image or scan, never decreasing, from 0; where two are equal, the curve rises straight up."""
     sensitivity: NDArray[np.float64]
     """Fraction of lesions found, never decreasing."""
     sensitivities: dict[float, float | None]
@@ -40,9 +41,9 @@ def froc(
     A detection hits a lesion when their boxes' IoU is at least `iou_threshold` (the usual rule for lesion boxes, as for
     DeepLesion). As in LUNA16, a lesion counts once, at the score of its best hit; further hits on it are neither true
     nor false positives; a detection that hits no lesion is a false positive. Going down the scores gives one point per
-    distinct score; where several have the same false positives, the highest sensitivity counts. Before the first point
+    distinct score; at an operating point that several share, the highest sensitivity counts. Before the first point
     the curve starts at (0, 0); between points it is linear; beyond the last one (a detector that never makes that many
-    false positives) it stays at its last sensitivity.
+    false positives) it stays at its last sensitivity. This is how LUNA16's own evaluation reads its curves.
 
     Args:
         detections: per image {"boxes": [D, 4], "scores": [D]}.
@@ -64,25 +65,41 @@ def froc(
         hits = (box_iou(lesions.cpu().double(), found["boxes"].detach().cpu().double()) >= iou_threshold).numpy()
         hit_scores.append(np.where(hits, scores, -np.inf).max(axis=1, initial=-np.inf))
         false_scores.append(scores[~hits.any(axis=0)])
-    lesion_scores, wrong = np.concatenate(hit_scores), np.sort(np.concatenate(false_scores))
+    return froc_curve(np.concatenate(hit_scores), np.concatenate(false_scores), len(boxes), false_positives)
+
+
+def froc_curve(
+    lesion_scores: NDArray[np.float64],
+    false_scores: NDArray[np.float64],
+    count: int,
+    false_positives: Sequence[float] = FALSE_POSITIVES,
+) -> Froc:
+    """The curve of scored hits and false positives, by the rules that `froc` states.
+
+    Args:
+        lesion_scores: [L], the score of each lesion's best hit, -inf where it has none.
+        false_scores: [F], the scores of the false positives.
+        count: number of images or scans.
+        false_positives: operating points, false positives per image or scan.
+    """
     if not len(lesion_scores):
         empty = np.empty(0)
         return Froc(empty, empty, dict.fromkeys(false_positives), None)
 
-    found_scores = np.sort(lesion_scores[np.isfinite(lesion_scores)])
+    found_scores, wrong = np.sort(lesion_scores[np.isfinite(lesion_scores)]), np.sort(false_scores)
     thresholds = np.unique(np.concatenate([found_scores, wrong]))[::-1]
-    per_image = (len(wrong) - np.searchsorted(wrong, thresholds)) / len(boxes)
+    per_image = (len(wrong) - np.searchsorted(wrong, thresholds)) / count
     sensitivity = (len(found_scores) - np.searchsorted(found_scores, thresholds)) / len(lesion_scores)
     per_image, sensitivity = np.append(0.0, per_image), np.append(0.0, sensitivity)
-    # Both run upwards, so the last of equal false positives has the highest sensitivity.
-    last = np.append(np.diff(per_image) > 0, True)
-    per_image, sensitivity = per_image[last], sensitivity[last]
+    between = np.zeros(len(per_image), dtype=bool)  # points on a level or an upright stretch
+    for along in (per_image, sensitivity):
+        between[1:-1] |= (along[1:-1] == along[:-2]) & (along[1:-1] == along[2:])
+    per_image, sensitivity = per_image[~between], sensitivity[~between]
+    # np.interp takes the last of equal false positives, the highest sensitivity since both run upwards.
     values = [float(v) for v in np.interp(false_positives, per_image, sensitivity)]
-    flat = np.zeros(len(per_image), dtype=bool)
-    flat[1:-1] = (sensitivity[1:-1] == sensitivity[:-2]) & (sensitivity[1:-1] == sensitivity[2:])
     return Froc(
-        per_image[~flat],
-        sensitivity[~flat],
+        per_image,
+        sensitivity,
         dict(zip(false_positives, values, strict=True)),
         sum(values) / len(values),
     )

@@ -1,6 +1,8 @@
 """Real files of public collections, which are no part of this project: LIDNET_FAST_REAL_DATA names their folder."""
 
 import csv
+import gzip
+import json
 import os
 import shutil
 from collections import defaultdict
@@ -11,6 +13,7 @@ import numpy as np
 import pydicom
 import pytest
 
+from lidnet_fast.cli import main
 from lidnet_fast.data.annotations import read_annotations
 from lidnet_fast.data.formats.dicom.pixels import decode
 from lidnet_fast.data.formats.dicom.series import CTSeries, scan
@@ -143,6 +146,53 @@ def test_all_nodules_of_luna16(tmp_path):
                 missing.append((one.series_uid, x, y, z))
     assert missing == []
     assert sum(len(np.unique(rows[:, 0])) for rows in boxes.values()) > 3 * len(rows)
+
+
+def test_candidates_made_of_luna16s_tables(tmp_path):
+    """Of four nodules, one is found surely, one twice and less surely, two not. Every excluded finding that lies in no
+    nodule is found most surely, which doesn't count. Half of the scans have a false positive between the two."""
+    tables = {name: tmp_path / f"{name}.csv" for name in ("annotations", "excluded", "candidates")}
+    shutil.copy(ROOT / "luna16" / "annotations.csv", tables["annotations"])
+    with gzip.open(ROOT / "luna16" / "annotations_excluded.csv.gz", "rt") as file:
+        tables["excluded"].write_text(file.read())
+    nodules, excluded = (list(csv.reader(tables[name].open()))[1:] for name in ("annotations", "excluded"))
+    scans = (ROOT / "luna16" / "seriesuids.csv").read_text().split()
+    rng, lines = np.random.default_rng(0), []
+    for number, (uid, *sphere) in enumerate(nodules):
+        *centre, diameter = map(float, sphere)
+        direction = rng.normal(size=3)
+        jittered = centre + direction / np.linalg.norm(direction) * rng.uniform(0, 0.49) * diameter
+        if number % 4 == 0:
+            lines.append([uid, *jittered, 0.9])
+        elif number % 4 == 1:
+            lines += [[uid, *jittered, 0.7], [uid, *centre, 0.6]]
+    of_scan = defaultdict(list)
+    for uid, *sphere in nodules:
+        of_scan[uid].append([float(value) for value in sphere])
+    for uid, *sphere in excluded[::20]:
+        place = np.array(sphere[:3], float)
+        if all(np.linalg.norm(place - one[:3]) > one[3] / 2 for one in of_scan[uid]):
+            lines.append([uid, *place, 1.0])
+    lines += [[uid, 5000, 5000, 5000, 0.8] for uid in scans[::2]]
+    text = "\n".join(",".join(map(str, line)) for line in lines)
+    tables["candidates"].write_text(f"seriesuid,coordX,coordY,coordZ,probability\n{text}\n")
+    main(
+        [
+            *("evaluate", "--candidates", str(tables["candidates"]), "--annotations", str(tables["annotations"])),
+            *("--excluded", str(tables["excluded"]), "--series-uids", str(ROOT / "luna16" / "seriesuids.csv")),
+            *("--out", str(tmp_path / "out")),
+        ]
+    )
+    result = json.loads((tmp_path / "out" / "scans.json").read_text())
+    assert (result["scans"], result["lesions"], len(excluded)) == (888, 1186, 35192)
+    # 1,186 nodules are 297 and 297 and two lots of 296; 444 false positives in 888 scans are 0.5 per scan.
+    surely, all_found = 297 / 1186, 594 / 1186
+    values = {rate: value for rate, (value, _, _) in result["sensitivity"].items()}
+    expected = {"0.125": surely, "0.25": surely, **dict.fromkeys(("0.5", "1", "2", "4", "8"), all_found)}
+    assert values == pytest.approx(expected, abs=1e-12)
+    low, high = result["sensitivity"]["8"][1:]
+    # As of a proportion of so many nodules, which are a little alike within a scan.
+    assert 0.02 < high - low < 0.1 and low < all_found < high
 
 
 def outlines_of(path: Path) -> tuple[str, dict[tuple[str, float], list[np.ndarray]]]:

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -28,8 +30,8 @@ def test_by_hand():
         detections((A, 0.7), (FAR, 0.7), (FAR, 0.2)),
     ]
     result = froc(found, [boxes(A, B), boxes(A)])
-    assert result.false_positives.tolist() == [0.0, 0.5, 1.0, 1.5]
-    assert result.sensitivity.tolist() == pytest.approx([1 / 3, 1 / 3, 2 / 3, 2 / 3])
+    assert result.false_positives.tolist() == [0.0, 0.0, 0.5, 1.0, 1.5]
+    assert result.sensitivity.tolist() == pytest.approx([0, 1 / 3, 1 / 3, 2 / 3, 2 / 3])
     expected = {1 / 8: 1 / 3, 1 / 4: 1 / 3, 1 / 2: 1 / 3, 1: 2 / 3, 2: 2 / 3, 4: 2 / 3, 8: 2 / 3}
     assert result.sensitivities == pytest.approx(expected)
     assert result.mean == pytest.approx(sum(expected.values()) / 7)
@@ -42,9 +44,16 @@ def test_linear_between_points():
     assert list(result.sensitivities.values()) == pytest.approx([0.25, 0.5, 0.5, 1, 1])
 
 
+def test_hits_without_further_false_positives_lead_straight_up():
+    """A hit, a false positive, and a hit below it: up to one false positive, the second hit doesn't count."""
+    result = froc([detections((A, 0.9), (FAR, 0.8), (B, 0.7))], [boxes(A, B)], (0.5, 0.99, 1))
+    assert list(zip(result.false_positives, result.sensitivity, strict=True)) == [(0, 0), (0, 0.5), (1, 0.5), (1, 1)]
+    assert list(result.sensitivities.values()) == [0.5, 0.5, 1]
+
+
 def test_repeated_hits_are_neither_true_nor_false():
     result = froc([detections((A, 0.9), (A, 0.8), (A, 0.7))], [boxes(A)])
-    assert result.false_positives.tolist() == [0.0] and result.sensitivity.tolist() == [1.0]
+    assert result.false_positives.tolist() == [0.0, 0.0] and result.sensitivity.tolist() == [0.0, 1.0]
     assert result.mean == 1.0
 
 
@@ -68,7 +77,7 @@ def test_no_lesions():
 def test_straight_stretches_lose_their_inner_points_only():
     found = [detections(*((FAR, 0.9 - k / 1000) for k in range(100)), (A, 0.5), *((FAR, 0.4) for _ in range(9)))]
     result = froc(found, [boxes(A)])
-    assert result.false_positives.tolist() == [0, 99, 100, 109]
+    assert result.false_positives.tolist() == [0, 100, 100, 109]
     assert result.sensitivity.tolist() == [0, 0, 1, 1]
 
 
@@ -81,7 +90,7 @@ def test_bad_counts(count):
 def brute_force(found, lesions, rates, threshold):
     """The definition, one score at a time."""
     scores = sorted({float(s) for one in found for s in one["scores"]}, reverse=True)
-    points = {0.0: 0.0}
+    points = [(0.0, 0.0)]
     for score in scores:
         hits, wrong, total = 0, 0, 0
         for one, truth in zip(found, lesions, strict=True):
@@ -90,10 +99,17 @@ def brute_force(found, lesions, rates, threshold):
             wrong += sum(not any(row) for row in overlap)
             hits += sum(any(row[k] for row in overlap) for k in range(len(truth)))
             total += len(truth)
-        rate = wrong / len(found)
-        points[rate] = max(points.get(rate, 0.0), hits / total)
-    x = sorted(points)
-    return np.interp(rates, x, [points[v] for v in x])
+        points.append((wrong / len(found), hits / total))
+
+    def read(rate):
+        """On the stretch that the rate lies in; at its end, the highest point there."""
+        at = [y for x, y in points if x == rate]
+        if at or rate > points[-1][0]:
+            return max(at or [points[-1][1]])
+        (x1, y1), (x2, y2) = next(pair for pair in pairwise(points) if pair[0][0] < rate < pair[1][0])
+        return y1 + (y2 - y1) * (rate - x1) / (x2 - x1)
+
+    return np.array([read(rate) for rate in rates])
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -62,6 +62,22 @@ class Geometry:
         """[Z, 3]: the centre of each slice's first pixel in mm, or None where only the first slice's is known."""
         return None
 
+    def to_patient(self, slices: np.ndarray, points: np.ndarray) -> np.ndarray:
+        """Turn places on slices into points in space.
+
+        Args:
+            slices: int [n], from 0.
+            points: [n, 2], x and y in pixels from the outer corner of the first pixel, as boxes have them.
+
+        Returns:
+            float64 [n, 3]: (x, y, z) in mm, in DICOM's patient coordinates (LPS).
+        """
+        places = self.known_places
+        if places is None:
+            places = self.origin + np.arange(self.shape[0])[:, None] * self.spacing[0] * self.axes[2]
+        in_plane = (np.asarray(points, np.float64) - 0.5) * [self.spacing[2], self.spacing[1]]
+        return places[slices] + in_plane @ self.axes[:2]
+
     def fault(self) -> str | None:
         """Say what no scanner's geometry is like, or None where it is usable."""
         places = self.known_places
