@@ -97,7 +97,7 @@ def patient_of(split: str, beginning: str = "") -> str:
 
 @pytest.mark.slow
 def test_from_studies_to_denoised_studies(tmp_path, monkeypatch, write_series, make_hu):
-    """README.md, docs/evaluate.md and docs/denoise.md, one after the other in one folder."""
+    """README.md, docs/evaluate.md, docs/denoise.md and docs/detect.md, one after the other in one folder."""
     monkeypatch.chdir(tmp_path)
     rows = []
     for n, split in enumerate(("train", "val", "test")):
@@ -135,6 +135,9 @@ def test_from_studies_to_denoised_studies(tmp_path, monkeypatch, write_series, m
     for command in (*commands(ROOT / "docs" / "denoise.md"), *inline):
         run(command.replace(" OUT", " OUT2"))
     assert sitk.ReadImage("ct_denoised.nii.gz").GetSize() == (64, 64, 2)
+    for command in commands(ROOT / "docs" / "detect.md"):
+        run(command.replace(" OUT", " LESIONS"))
+    assert len(list(Path("LESIONS2").rglob("*.dcm"))) == 3
 
 
 def write_data_sets(write_series, make_hu) -> None:
@@ -227,7 +230,7 @@ def test_no_command_is_left_out():
         for command in commands(document)
         if command.startswith("lidnet-fast ") and not command.startswith(elsewhere)
     }
-    assert ours == {"README.md", "assess.md", "datasets.md", "denoise.md", "evaluate.md", "privacy.md"}
+    assert ours == {"README.md", "assess.md", "datasets.md", "denoise.md", "detect.md", "evaluate.md", "privacy.md"}
     for beginning in ELSEWHERE:
         assert any(command.startswith(beginning) for command in ran), f"no document has {beginning}"
 

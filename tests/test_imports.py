@@ -61,7 +61,7 @@ def test_imports_point_down(path: Path) -> None:
     ("module", "absent"),
     [
         ("lidnet_fast", ("lightning", "jsonargparse", "pydicom", "blosc2", "rich", "lidnet_fast.data")),
-        ("lidnet_fast.inference", ("lightning", "jsonargparse", "tensorboard", "lidnet_fast.trainer")),
+        ("lidnet_fast.inference", ("lightning", "jsonargparse", "tensorboard", "highdicom", "lidnet_fast.trainer")),
         (
             "lidnet_fast.models.files",
             ("lightning", "jsonargparse", "pydicom", "lidnet_fast.data", "lidnet_fast.trainer"),

@@ -52,6 +52,11 @@ OUTPUTS = {
     "`denoise`: DICOM": ["denoised/*/*/*.dcm"],
     "`denoise`: volumes": ["denoised/volume.nii.gz", "denoised/volume.mhd"],
     "`denoise.json`": ["denoised/denoise.json"],
+    "`detect`: JSON, `candidates.csv`, `boxes.csv`": [
+        *("detected/*/1.*.json", "detected/volume.*.json", "detected/candidates.csv", "detected/boxes.csv")
+    ],
+    "`detect`: DICOM SR": ["detected/*/*.dcm"],
+    "`detect.json`": ["detected/detect.json"],
 }
 
 
@@ -104,7 +109,8 @@ def make_everything(root: Path, write_series) -> None:
         image = sitk.GetImageFromArray(body(0))
         image.SetMetaData("ITK_FileNotes", "4711-anna")
         sitk.WriteImage(image, str(root / "studies" / f"volume{suffix}"))
-    run("denoise {root}/studies {root}/denoised --model {root}/run --device cpu")
+    for command, out in (("denoise", "denoised"), ("detect", "detected")):
+        run(f"{command} {{root}}/studies {{root}}/{out} --model {{root}}/run --device cpu")
 
 
 @pytest.fixture

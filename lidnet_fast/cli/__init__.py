@@ -9,7 +9,7 @@ from lidnet_fast.cli.comparing import compare, demo
 from lidnet_fast.cli.data import export, prepare
 from lidnet_fast.cli.judging import assess, evaluate
 from lidnet_fast.cli.training import bench, train
-from lidnet_fast.cli.use import denoise, info
+from lidnet_fast.cli.use import denoise, detect, info
 from lidnet_fast.errors import InputError
 from lidnet_fast.strangers_text import printable
 
@@ -25,6 +25,7 @@ commands:
   assess     noise, resolution, detectability, and lesions that vanish or appear, of any denoisers
   export     write a store's held-out low-dose images for other tools to denoise
   denoise    denoise CT studies with a trained model: DICOM in, DICOM out
+  detect     find lesions in CT studies with a trained model: tables, JSON and DICOM SR
   info       what is installed and which implementations are used
 
 lidnet-fast COMMAND --help says more.
@@ -40,6 +41,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "assess": assess,
     "export": export,
     "denoise": denoise,
+    "detect": detect,
     "info": info,
 }
 

@@ -1,102 +1,65 @@
 """From a folder of studies to a folder of denoised studies: what `lidnet-fast denoise` runs."""
 
-import errno
-import hashlib
 import json
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby, repeat
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any
 
 import numpy as np
 
 from lidnet_fast import __version__
-from lidnet_fast.data.formats.account import Account
 from lidnet_fast.data.formats.dicom.images import DicomSeries
-from lidnet_fast.data.formats.dicom.values import without_pydicom_warnings
 from lidnet_fast.data.formats.dicom.writer import CTImage, Derivation, read_image, write_derived
 from lidnet_fast.data.formats.geometry import LOWEST_HU
 from lidnet_fast.data.formats.volumes.files import is_volume, write_voxels
 from lidnet_fast.data.formats.volumes.series import VolumeSeries
 from lidnet_fast.device import Device, Precision, choose_device
 from lidnet_fast.errors import InputError
-from lidnet_fast.files import as_private_as, is_temporary, lock, move_whole, own_folder, remove_temporary
+from lidnet_fast.files import move_whole, own_folder, remove_temporary
 from lidnet_fast.inference.acquisition import acquisition_of_series, acquisition_of_volume
-from lidnet_fast.inference.manifest import MANIFEST, Manifest
+from lidnet_fast.inference.manifest import Manifest
 from lidnet_fast.inference.slices import SliceDenoiser
 from lidnet_fast.inference.sources import find
+from lidnet_fast.inference.studies import (
+    LOCK,
+    Outside,
+    Study,
+    Summary,
+    Worker,
+    check_found,
+    check_outside,
+    claimed,
+    fingerprint,
+    model_name,
+    name_of,
+    one_ahead,
+    places,
+    writing,
+)
 from lidnet_fast.inference.volumes import check_free, rounded_hu
-from lidnet_fast.models.envelope import Acquisition
 from lidnet_fast.models.files import denoiser_file, load_denoiser
-from lidnet_fast.progress import progress
 
-Outside = Literal["warn", "refuse", "accept"]
-"""What becomes of a series that lies outside of what the model was trained on."""
-
-_OUTSIDE = "lies outside of what the model was trained on"
-_LOCK = ".lock"
-_OURS = {(MANIFEST,), (_LOCK,)}
-# What the system says of one path, and not of all of them.
-_OF_ONE_PATH = {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
-
-T = TypeVar("T")
-R = TypeVar("R")
+MANIFEST = "denoise.json"
+OURS = {MANIFEST, LOCK}
+"""The names of the command's own files in its folder."""
 
 
-@dataclass
-class DenoiseSummary:
-    """What `denoise` did.
+@dataclass(kw_only=True)
+class DenoiseSummary(Summary):
+    """What `denoise` did; see `Summary`."""
 
-    Attributes:
-        out: where the results are.
-        account: what became of the files.
-        denoised: series and volumes that this call denoised.
-        slices: how many slices it denoised.
-        already: series and volumes that were there.
-        outside: series or volume -> where it lies outside of what the model was trained on; None where that is
-            unknown, as with an older model file.
-        warned: whether to say so.
-    """
-
-    out: Path
-    account: Account
-    denoised: int = 0
-    slices: int = 0
-    already: int = 0
-    outside: dict[str, list[str]] | None = field(default_factory=dict)
-    warned: bool = True
+    what, doing = "denoised", "denoising"
 
     @property
-    def skipped(self) -> Counter[str]:
-        """How many files were skipped for which reason."""
-        return self.account.skipped
-
-    @property
-    def failures(self) -> list[str]:
-        """One sentence for everything that couldn't be denoised."""
-        return [fault.reason for fault in self.account.rejected]
-
-    def lines(self) -> list[str]:
-        """Return the summary as lines of text."""
-        already = f", {self.already} were there already" if self.already else ""
-        lines = [f"{self.out}: {self.denoised} series ({self.slices} slices) denoised{already}"]
-        lines += self.account.lines()
-        if self.outside is None:
-            lines.append(
-                "  warning: its file doesn't say what the model was trained on, so no series was compared with it"
-            )
-            return lines
-        return lines + [f"  warning: {_outside(*item)}" for item in self.outside.items() if self.warned]
-
-
-def _outside(name: str, where: Sequence[str]) -> str:
-    return f"{name}: {_OUTSIDE}: {'; '.join(where)}"
+    def denoised(self) -> int:
+        """Series and volumes that this call denoised."""
+        return self.done
 
 
 def denoise(
@@ -141,8 +104,7 @@ def denoise(
         InputError: something of this can't be used. What is wrong with a single series doesn't stop the others, and is
             among the summary's `failures`.
     """
-    if outside not in get_args(Outside):
-        raise InputError(f"outside must be one of {', '.join(get_args(Outside))}, got {outside!r}")
+    check_outside(outside)
     source, out = Path(source), Path(out)
     file = denoiser_file(model)
     denoiser = SliceDenoiser(
@@ -166,51 +128,28 @@ def denoise(
         max_volume_gib=max_volume_gib,
         any_values=any_values,
     )
-    if not found.series:
-        more = f" (and {len(found.rejected) - 1} more)" if len(found.rejected) > 1 else ""
-        raise InputError(f"{found.rejected[0].reason}{more}")
-    settings = {"model": _fingerprint(file), "precision": denoiser.precision, "blend": float(blend)}
-    files = [file for one in found.series for file in one.files]
-    try:
-        with ExitStack() as held:
-            held.enter_context(as_private_as([source, *files]))
-            manifest = None if one_volume else Manifest(out, settings, measured=denoiser.envelope is not None)
-            if not one_volume:
-                held.enter_context(_locked(out))
-            derivation = _derivation(file, settings, manifest.created if manifest else datetime.now())
-            base = source if source.is_dir() else source.parent
-            targets: dict[Path, DicomSeries | VolumeSeries] = {}
-            for one in found.series:
-                where = one.folder if isinstance(one, DicomSeries) else one.header.path
-                inside = where.relative_to(base)
-                if inside.parts[:1] in _OURS or any(map(is_temporary, (inside, *inside.parents))):
-                    fault = f"{where}: {out} can't hold this name beside its own files. To fix: rename it"
-                    found.reject([one.rejected(fault)])
-                elif isinstance(one, DicomSeries):
-                    targets[out / inside / derivation.uid("series", one.uid)] = one
-                else:
-                    targets[out if one_volume else out / inside] = one
-            summary = DenoiseSummary(
-                out,
-                found,
-                outside=None if denoiser.envelope is None else {},
-                warned=outside == "warn",
-            )
-            worker = _Worker(denoiser, derivation, summary, manifest, refusing=outside == "refuse")
-            total = sum(one.shape[0] if isinstance(one, VolumeSeries) else len(one.files) for one in found.series)
-            with without_pydicom_warnings():
-                for _ in progress(worker.run(targets), "denoising", total=total):
-                    pass
-            found.close(worker.used)
-            if not one_volume:
-                remove_temporary(out)
-    except OSError as error:
-        raise InputError(f"{error.filename or out}: can't be written: {error.strerror or error}") from error
+    check_found(found)
+    settings = {"model": fingerprint(file), "precision": denoiser.precision, "blend": float(blend)}
+    with ExitStack() as held:
+        held.enter_context(writing(source, found, out))
+        manifest = None
+        if not one_volume:
+            manifest = Manifest(out, MANIFEST, "denoised images", settings, measured=denoiser.envelope is not None)
+            held.enter_context(claimed(out, DenoiseSummary.doing))
+        derivation = _derivation(file, settings, manifest.created if manifest else datetime.now())
+        targets: dict[Path, Study] = {}
+        for one, inside in places(found, source, out, OURS):
+            if isinstance(one, DicomSeries):
+                targets[out / inside / derivation.uid("series", one.uid)] = one
+            else:
+                targets[out if one_volume else out / inside] = one
+        summary = DenoiseSummary(out=out, account=found, warned=outside == "warn")
+        _Denoising(denoiser, derivation, summary, manifest, refusing=outside == "refuse").run(targets)
     return summary
 
 
-class _Worker:
-    """Denoises series and volumes one after the other; reading, computing and writing overlap."""
+class _Denoising(Worker):
+    """Reading, computing and writing overlap."""
 
     def __init__(
         self,
@@ -221,60 +160,11 @@ class _Worker:
         *,
         refusing: bool,
     ) -> None:
-        self.denoiser, self.derivation, self.summary = denoiser, derivation, summary
-        self.manifest, self.refusing = manifest, refusing
-        self.used: list[Path] = []
+        super().__init__(derivation, summary, manifest, denoiser.envelope, refusing=refusing)
+        self.denoiser = denoiser
 
-    def run(self, targets: Mapping[Path, DicomSeries | VolumeSeries]) -> Iterator[None]:
-        """Make each target; yields for each slice, or each file of multi-frame CT."""
-        with ThreadPoolExecutor(2) as pool:
-            for target, source in targets.items():
-                try:
-                    if isinstance(source, VolumeSeries):
-                        yield from self._volume(source, target)
-                    else:
-                        yield from self._series(source, target, pool)
-                    self.used += source.files
-                except InputError as error:
-                    self.summary.account.reject([source.rejected(str(error))])
-                except OSError as error:
-                    if error.errno not in _OF_ONE_PATH:
-                        raise
-                    fault = f"{error.filename or target}: can't be written: {error.strerror}"
-                    self.summary.account.reject([source.rejected(fault)])
-
-    def _outside(self, name: str, acquisition: Callable[[], Acquisition]) -> list[str]:
-        """Where a series lies outside of what the model was trained on.
-
-        Raises:
-            InputError: it lies outside, and is to be refused.
-        """
-        envelope = self.denoiser.envelope
-        where = [] if envelope is None else envelope.outside(acquisition())
-        if where and self.refusing:
-            raise InputError(f"{_outside(name, where)}. To fix: --outside warn denoises it all the same")
-        return where
-
-    def _derivation(self, where: Sequence[str]) -> Derivation:
-        said = f"; it {_OUTSIDE}: {', '.join(where)}" if where else ""
-        return replace(self.derivation, description=f"{self.derivation.description}{said}")
-
-    def _note(self, name: str, target: Path, where: list[str]) -> None:
-        if self.manifest is not None:
-            self.manifest.note(target, where)
-        self._say(name, where)
-
-    def _already(self, name: str, target: Path) -> None:
-        self.summary.already += 1
-        if self.manifest is not None:
-            self._say(name, self.manifest.noted(target))
-
-    def _say(self, name: str, where: list[str]) -> None:
-        if self.summary.outside is not None and where:
-            self.summary.outside[name] = where
-
-    def _series(self, series: DicomSeries, target: Path, pool: ThreadPoolExecutor) -> Iterator[None]:
-        name = f"series {series.uid} in {series.folder}"
+    def _series(self, series: DicomSeries, target: Path, pool: Executor) -> Iterator[None]:
+        name = name_of(series)
         if target.exists():
             there = sum(file.is_file() for file in target.rglob("*"))
             if there != len(series.files):
@@ -296,11 +186,9 @@ class _Worker:
             raise
         self._note(name, target, where)
         move_whole(folder, target)
-        self.summary.denoised += 1
+        self.summary.done += 1
 
-    def _fill(
-        self, folder: Path, series: DicomSeries, derivation: Derivation, pool: ThreadPoolExecutor
-    ) -> Iterator[None]:
+    def _fill(self, folder: Path, series: DicomSeries, derivation: Derivation, pool: Executor) -> Iterator[None]:
         """Denoise what isn't in the folder yet, in the batches of an uninterrupted call."""
         outputs = {file: folder / file.relative_to(series.folder) for file in series.files}
         files = list(outputs)
@@ -310,7 +198,7 @@ class _Worker:
         yield from repeat(None, len(files) - sum(map(len, wanted)))
         writing: Future[None] | None = None
         try:
-            for images in _one_ahead(_read, wanted, pool):
+            for images in one_ahead(_read, wanted, pool):
                 denoised = self._denoised(images)
                 if writing is not None:
                     writing.result()
@@ -338,7 +226,7 @@ class _Worker:
             raise InputError(f"{path}: {error}") from error
 
     def _volume(self, volume: VolumeSeries, target: Path) -> Iterator[None]:
-        name = str(volume.header.path)
+        name = name_of(volume)
         if target.exists():
             self._already(name, target)
             yield from repeat(None, volume.shape[0])
@@ -355,7 +243,7 @@ class _Worker:
             yield from repeat(None, len(original))
         self._note(name, target, where)
         write_voxels(target, volume.to_file(result), volume.header, self._derivation(where).description)
-        self.summary.denoised += 1
+        self.summary.done += 1
         self.summary.slices += len(result)
 
 
@@ -374,26 +262,8 @@ def _write(
         write_derived(image, hu, derivation, series_uid, path)
 
 
-def _one_ahead(function: Callable[[T], R], items: Iterable[T], pool: Executor) -> Iterator[R]:
-    """`map` that works on the next item while one is in use."""
-    waiting: Future[R] | None = None
-    for item in items:
-        following = pool.submit(function, item)
-        if waiting is not None:
-            yield waiting.result()
-        waiting = following
-    if waiting is not None:
-        yield waiting.result()
-
-
-def _fingerprint(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
-
-
 def _derivation(file: Path, settings: Mapping[str, Any], created: datetime) -> Derivation:
-    folder = file.resolve().parent
-    name = folder.parent.name if folder.name == "collaborate" else file.stem
+    name = model_name(file)
     mixed = "" if settings["blend"] == 1 else f", mixed with the original, of which {1 - settings['blend']:.0%} remain"
     return Derivation(
         model=f"{name} {settings['model'][:8]}",
@@ -402,15 +272,3 @@ def _derivation(file: Path, settings: Mapping[str, Any], created: datetime) -> D
         identity=json.dumps(settings, sort_keys=True),
         created=created,
     )
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Keep other processes from making the same files."""
-    path = out / _LOCK
-    taken = lock(path, f"{out}: another process is denoising into it")
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        taken.release()

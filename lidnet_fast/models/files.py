@@ -4,7 +4,7 @@ Loading one runs no code but this package's, unless the caller trusts a class th
 """
 
 import io
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,8 @@ from lidnet_fast.models.windowing import HUWindow
 FORMAT = "lidnet_fast-network"
 VERSION = 1
 Kind = Literal["denoiser", "detector"]
+WhichDetector = Literal["frozen", "cotrained"]
+"""Of a run: the one trained on normal dose and then left as it was, or the one that went on with the denoiser."""
 
 
 def save_network(
@@ -237,6 +239,56 @@ def load_detector(path: Path, expected: NetworkConfig | None = None) -> LesionDe
     network, _ = load_network(path, "detector", expected)
     assert isinstance(network, LesionDetector)
     return network.requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class TrainedDetector:
+    """A detector with what its file says of it.
+
+    Attributes:
+        network: in eval mode and frozen.
+        window: the HU window that it works in.
+        crop: side of the fields of view that it was trained on, in pixels; None for whole slices.
+        envelope: what it was trained on; None where that is unknown.
+    """
+
+    network: LesionDetector
+    window: HUWindow
+    crop: int | None
+    envelope: Envelope | None
+
+
+def load_trained_detector(path: Path) -> TrainedDetector:
+    """A detector, and what it was trained on.
+
+    Raises:
+        InputError: see `load_network`.
+    """
+    network, window, envelope = _rebuild(path, "detector", None, trust_code=False)
+    assert isinstance(network, LesionDetector)
+    trained = _read(path, "detector").get("trained")
+    data = trained.get("data") if isinstance(trained, dict) else None
+    crop = data.get("crop") if isinstance(data, dict) else None
+    if crop is not None and not (type(crop) is int and crop >= 1):
+        raise InputError(f"{path}: its trained.data.crop can't be {crop!r}"[:300])
+    return TrainedDetector(network.requires_grad_(False), window, crop, envelope)
+
+
+def detector_file(path: Path | str, which: WhichDetector) -> Path:
+    """The file of a trained detector: of a run's folder, the one asked for.
+
+    Raises:
+        InputError: the folder has none.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    file = path / ("detector" if which == "frozen" else "collaborate") / "detector.pt"
+    if not file.is_file():
+        raise InputError(
+            f"{file}: there is no {which} detector. To fix: give the folder of a finished run, or a detector.pt"
+        )
+    return file
 
 
 def serialised(content: Any) -> memoryview:

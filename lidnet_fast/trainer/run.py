@@ -146,8 +146,9 @@ class Run:
         return denoiser, detector
 
     @cached_property
-    def _envelope(self) -> Envelope:
-        return training_envelope(self.config)
+    def _envelopes(self) -> dict[Kind, Envelope]:
+        low, normal = (training_envelope(self.config, images) for images in ("low_dose", "normal_dose"))
+        return {"denoiser": low, "detector": normal}
 
     def _objective(self, joint: CollaborateConfig) -> JointObjective:
         # Only whole slices come again; a detector that trains sees them differently every time.
@@ -175,7 +176,7 @@ class Run:
 
         def save() -> None:
             for kind, (network, config) in networks.items():
-                envelope = self._envelope if kind == "denoiser" else None
+                envelope = self._envelopes[kind]
                 save_network(files[kind], kind, network, config, self.window, _record(self.config), envelope)
 
         if not ranks.on_first(lambda: all(path.exists() for path in files.values())):

@@ -1,6 +1,7 @@
-"""The envelope of a run: what its denoiser is trained on, measured on training samples."""
+"""The envelopes of a run: what its networks are trained on, measured on training samples."""
 
 from dataclasses import replace
+from typing import Literal
 
 import torch
 
@@ -12,17 +13,17 @@ from lidnet_fast.trainer.datamodule import split_patches
 _SAMPLES = 48
 
 
-def training_envelope(config: RunConfig) -> Envelope:
-    """Measure the low-dose images of the first samples of the denoiser phase."""
+def training_envelope(config: RunConfig, images: Literal["low_dose", "normal_dose"] = "low_dose") -> Envelope:
+    """Measure the images of the first samples of the denoiser phase: low dose for denoisers, normal for detectors."""
     patches = split_patches(config, "train", "denoiser")
     trained = []
     for draw in range(_SAMPLES):
         sample = patches[draw]
-        low_dose = make_batch(collate([sample]), torch.device("cpu"))["low_dose"]
+        image = make_batch(collate([sample]), torch.device("cpu"))[images]
         series = patches.store.series[sample.id[0]]
         trained.append(
             Acquisition.measured(
-                [low_dose[0, 0].numpy()],
+                [image[0, 0].numpy()],
                 pixel_spacing=max(series.spacing[1:]),
                 slice_thickness=series.slice_thickness,
                 kernel=series.kernel,

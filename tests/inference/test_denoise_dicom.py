@@ -402,9 +402,9 @@ def test_out_that_is_something_else(tmp_path, run, make_run, write_series, make_
     denoise(tmp_path / "in", out, model=run, device="cpu", precision="float32")
     before = contents(out)
     for options, message in (
-        ({"model": make_run(seed=1)}, "holds images of model .*, not .*; choose another folder"),
-        ({"precision": "bfloat16"}, "holds images of precision float32, not bfloat16"),
-        ({"blend": 0.5}, r"holds images of blend 1.0, not 0.5"),
+        ({"model": make_run(seed=1)}, "holds denoised images of model .*, not .*; choose another folder"),
+        ({"precision": "bfloat16"}, "holds denoised images of precision float32, not bfloat16"),
+        ({"blend": 0.5}, r"holds denoised images of blend 1.0, not 0.5"),
     ):
         with pytest.raises(InputError, match=message):
             denoise(tmp_path / "in", out, **{"model": run, "device": "cpu", "precision": "float32", **options})

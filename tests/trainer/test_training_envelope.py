@@ -11,6 +11,7 @@ from lidnet_fast.data.phantoms.study import Study, make_study
 from lidnet_fast.data.samples.dataset import LesionPatches, collate, make_batch
 from lidnet_fast.data.simulation.dose import DoseSimulation, sample_generator, simulate_low_dose
 from lidnet_fast.models.envelope import Acquisition, Envelope
+from lidnet_fast.models.files import load_denoiser, load_trained_detector
 from lidnet_fast.trainer.config import DataConfig, RunConfig
 from lidnet_fast.trainer.training_envelope import training_envelope
 from tests.conftest import Once
@@ -65,3 +66,13 @@ def test_the_envelope_is_of_the_images_that_the_denoiser_sees(store: Path, envel
     assert len(said) == 2
     assert said[0].startswith("noise in lung")
     assert said[1].startswith("noise in soft tissue")
+
+
+def test_what_a_detectors_file_says_of_its_training(trained_config: RunConfig) -> None:
+    """Normal dose, whose noise is less than that of the denoiser's images, in fields of view of the run."""
+    noise = load_denoiser(trained_config.out).envelope.noise
+    for phase in ("detector", "collaborate"):
+        detector = load_trained_detector(Path(trained_config.out, phase, "detector.pt"))
+        assert detector.crop == trained_config.data.crop and detector.window == trained_config.window
+        for tissue, (_, high) in detector.envelope.noise.items():
+            assert high < noise[tissue][1]

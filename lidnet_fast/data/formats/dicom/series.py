@@ -95,14 +95,18 @@ def scan_files(
     found.take(images)
     for one in sorted(images.series, key=lambda one: one.uid):
         try:
-            found.series.append(_assemble(one, accept))
+            found.series.append(assemble(one, accept))
         except InputError as error:
             found.reject([one.rejected(str(error))])
     return found
 
 
-def _assemble(found: DicomSeries, accept: Accept) -> CTSeries:
-    """Sort one series' slices by their position along the normal and check that they are of the accepted kind."""
+def assemble(found: DicomSeries, accept: Accept) -> CTSeries:
+    """Sort one series' slices by their position along the normal and check that they are of the accepted kind.
+
+    Raises:
+        InputError: they aren't; see `scan`.
+    """
     for image in found.images:
         if image.fault is not None:
             raise InputError(image.fault)
@@ -224,7 +228,7 @@ def read_volume(series: CTSeries) -> np.ndarray:
     files = np.array([str(path) for path in series.files])
     for name in dict.fromkeys(files):
         places = np.flatnonzero(files == name)
-        decoded = _decode(Path(name), size, [series.frames[place] for place in places] if series.frames else [0])
+        decoded = decode_slices(Path(name), size, [series.frames[place] for place in places] if series.frames else [0])
         if volume is None:  # allocated once a file has shown that it is of the size that its header says
             volume = np.empty(series.shape, np.int16)
         volume[places] = decoded
@@ -232,8 +236,12 @@ def read_volume(series: CTSeries) -> np.ndarray:
     return volume
 
 
-def _decode(path: Path, size: tuple[int, int], frames: Sequence[int]) -> np.ndarray:
-    """Decode frames of a file to int16 [n, H, W], HU."""
+def decode_slices(path: Path, size: tuple[int, int], frames: Sequence[int]) -> np.ndarray:
+    """Decode frames of a file to int16 [n, H, W], HU.
+
+    Raises:
+        InputError: the file can't be decoded, or to another size; the message names it.
+    """
     pixels = decode(path, frames)
     for stored in pixels.frames:
         if stored.shape != size:
