@@ -256,9 +256,10 @@ class _Detecting(Worker):
                 detections += self._checked(hu[start : start + self.networks.batch_size], files[0])
             yield from repeat(None, len(files))
         lesions = self._lesions(series, detections)
-        from lidnet_fast.inference.report import write_report  # highdicom, which no other command needs
+        if lesions:
+            from lidnet_fast.inference.report import write_report  # highdicom, which no other command needs
 
-        write_report(target.with_suffix(".dcm"), series, lesions, self._derivation(where))
+            write_report(target.with_suffix(".dcm"), series, lesions, self._derivation(where))
         self._finish(name, target, series, lesions, where)
 
     def _volume(self, volume: VolumeSeries, target: Path) -> Iterator[None]:

@@ -35,15 +35,14 @@ def write_report(path: Path, series: CTSeries, lesions: Sequence[Lesion], deriva
     Args:
         path: the file to make.
         series: the source images.
-        lesions: what was found; may be none. A series without a frame of reference gets no regions in space.
+        lesions: what was found, at least one. A series without a frame of reference gets no regions in space.
         derivation: how they were found; the report's UIDs follow from it.
 
     Raises:
         InputError: the source's headers don't have what a report needs.
     """
-    wanted = {z for lesion in lesions for z in lesion.candidate.slices.tolist()} or {0}
     headers: dict[Path, Dataset] = {}
-    for z in sorted(wanted):
+    for z in sorted({z for lesion in lesions for z in lesion.candidate.slices.tolist()}):
         headers.setdefault(series.files[z], _header(series.files[z]))
     first = next(iter(headers.values()))
     try:
@@ -107,7 +106,7 @@ def _content(
     return sr.MeasurementReport(
         observation_context=sr.ObservationContext(observer_device_context=device),
         procedure_reported=codes.LN.CTUnspecifiedBodyRegion,
-        imaging_measurements=groups or None,
+        imaging_measurements=groups,
     )
 
 
