@@ -83,11 +83,17 @@ def test_modules_in_the_working_directory_replace_none(scan: Path, model: Path, 
 
 
 def test_processes_that_a_command_starts_look_there_neither(tmp_path: Path) -> None:
-    """Python puts the working directory first for `-c`, by which processes of a run and of a pool are started."""
+    """Python puts the working directory first for `-c`, by which processes of a run and of a pool are started.
+
+    Those that whoever called `main` starts afterwards look where they would.
+    """
     (tmp_path / "wave.py").write_text("raise SystemExit(7)")
-    inner = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import wave'], check=True)"
-    command = [sys.executable, "-P", "-c", f"from lidnet_fast.cli import main; main(['--version']); {inner}"]
-    subprocess.run(command, cwd=tmp_path, check=True)
+    program = (
+        "import subprocess, sys; from lidnet_fast import cli; start = [sys.executable, '-c', 'import wave']; "
+        "cli.COMMANDS['info'] = lambda _: subprocess.run(start, check=True); cli.main(['info']); "
+        "sys.exit(subprocess.run(start).returncode)"
+    )
+    assert subprocess.run([sys.executable, "-P", "-c", program], cwd=tmp_path).returncode == 7
 
 
 def test_a_model_file_runs_no_code_unless_trusted(scan: Path, foreign: Path, tmp_path: Path) -> None:
@@ -130,6 +136,40 @@ def test_a_users_own_network_is_found_in_the_working_directory(tmp_path: Path, m
     monkeypatch.delitem(sys.modules, "json", raising=False)
     with pytest.raises(InputError, match="module 'json' has no 'Net'"):
         build_denoiser("json.Net")
+
+
+OWN = """
+from torch import nn
+class RedCNN(nn.Module):
+    def __init__(self, kernel):
+        super().__init__()
+        self.layer = nn.Conv2d(1, 1, kernel, padding=kernel // 2)
+    def forward(self, images):
+        return images + self.layer(images)
+"""
+SAVING = """
+from lidnet_fast.inference import HUDenoiser, save_denoiser
+from lidnet_fast.models import HUWindow, NetworkConfig
+from my_package import RedCNN
+save_denoiser("mine.pt", HUDenoiser(RedCNN(5), HUWindow()), NetworkConfig("my_package.RedCNN", {"kernel": 5}))
+"""
+
+
+@pytest.mark.slow
+def test_what_a_user_saved_is_read_in_a_fresh_process(scan: Path) -> None:
+    (scan / "my_package.py").write_text(OWN)
+    (scan / "save.py").write_text(SAVING)
+    for name in SHADOWS:  # of a script's folder, which Python searches first
+        (scan / f"{name}.py").unlink()
+    saved = subprocess.run([sys.executable, "save.py"], cwd=scan, capture_output=True, text=True)
+    assert saved.returncode == 0, saved.stderr
+    refused = run(["denoise", "ct.nii.gz", "out", "--model", "mine.pt"], scan)
+    assert refused.returncode == 2, refused.stderr
+    assert "trust" in refused.stderr
+    assert not (scan / "out").exists()
+    done = run(["denoise", "ct.nii.gz", "out", "--model", "mine.pt", "--trust-code"], scan)
+    assert done.returncode == 0, done.stderr
+    assert SimpleITK.ReadImage(scan / "out" / "ct.nii.gz").GetSize() == (32, 32, 2)
 
 
 def test_a_run_s_configuration_names_no_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "info": info,
 }
 
+_SAFE_PATH = "PYTHONSAFEPATH"
+
 # System errors that a user can fix.
 _OF_THE_SYSTEM = {
     errno.ENOSPC,
@@ -63,17 +65,22 @@ _OF_THE_SYSTEM = {
 
 def _run(command: str, arguments: Sequence[str]) -> None:
     """Run a command, and write what it prints before Python ends, where an error would be a traceback."""
+    before = os.environ.get(_SAFE_PATH)
+    # Processes that a command starts would look for every module in the working directory first.
+    os.environ[_SAFE_PATH] = "1"
     try:
         COMMANDS[command](arguments)
     finally:
+        if before is None:
+            del os.environ[_SAFE_PATH]
+        else:
+            os.environ[_SAFE_PATH] = before
         sys.stdout.flush()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; what the user can fix ends as one line on stderr and exit status 2."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # Processes that a command starts would look for every module in the working directory first.
-    os.environ["PYTHONSAFEPATH"] = "1"
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         sys.exit(0 if arguments else 2)
