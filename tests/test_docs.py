@@ -111,7 +111,7 @@ def test_from_studies_to_denoised_studies(tmp_path, monkeypatch, write_series, m
     ran = [command for command in commands(ROOT / "README.md") if command.startswith("lidnet-fast ")]
     for command in ran:
         run(command)
-    assert [command.split()[1] for command in ran] == ["prepare", "bench", "train", "evaluate", "denoise"]
+    assert [command.split()[1] for command in ran] == ["prepare", "bench", "train", "evaluate", "denoise", "publish"]
     assert boxes_of("store") == 6
     assert len(list(Path("DENOISED").rglob("*.dcm"))) == 6
 
@@ -138,6 +138,20 @@ def test_from_studies_to_denoised_studies(tmp_path, monkeypatch, write_series, m
     for command in commands(ROOT / "docs" / "detect.md"):
         run(command.replace(" OUT", " LESIONS"))
     assert len(list(Path("LESIONS2").rglob("*.dcm"))) == 3
+
+
+@pytest.mark.slow
+def test_publishing(tmp_path, monkeypatch, write_series, make_hu):
+    monkeypatch.chdir(tmp_path)
+    write_series(Path("STUDIES"), make_hu(2))
+    denoiser = Path(STAND_FOR["RUN"], "collaborate/denoiser.pt")
+    save_network(denoiser, "denoiser", SmallCNN(), NetworkConfig("small"), HUWindow(), {})
+    for command in commands(ROOT / "docs" / "publish.md"):
+        run(command)
+    (example,) = python_examples(ROOT / "docs" / "publish.md")
+    scope: dict = {"low_dose_hu": np.zeros((3, 1, 40, 50), np.float32)}
+    exec(example, scope)
+    assert scope["denoised"].shape == (3, 1, 40, 50)
 
 
 def write_data_sets(write_series, make_hu) -> None:
@@ -230,7 +244,16 @@ def test_no_command_is_left_out():
         for command in commands(document)
         if command.startswith("lidnet-fast ") and not command.startswith(elsewhere)
     }
-    assert ours == {"README.md", "assess.md", "datasets.md", "denoise.md", "detect.md", "evaluate.md", "privacy.md"}
+    assert ours == {
+        "README.md",
+        "assess.md",
+        "datasets.md",
+        "denoise.md",
+        "detect.md",
+        "evaluate.md",
+        "privacy.md",
+        "publish.md",
+    }
     for beginning in ELSEWHERE:
         assert any(command.startswith(beginning) for command in ran), f"no document has {beginning}"
 

@@ -22,7 +22,7 @@ FLOORS = (
     {"losses", "data", "metrics", "report"},
     {"trainer", "info", "assessment"},
     {"evaluation", "inference"},
-    {"comparison"},
+    {"comparison", "publication"},
     {"cli"},
 )
 # An op's derivative asks, when it runs, which implementation is chosen; backend registers the ops when it is asked.

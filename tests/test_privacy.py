@@ -43,7 +43,12 @@ OUTPUTS = {
     "`train`: `metrics.csv`, `hparams.yaml`, `cost.json`": [
         *("run/*/logs/**/metrics.csv", "run/**/hparams.yaml", "run/**/cost.json")
     ],
+    "`train --loggers wandb`: what is sent, `tracking.json`": [
+        *("run/*/wandb/*/*.wandb", "run/*/wandb/*/files/*", "run/*/tracking.json")
+    ],
+    "`train --loggers wandb`: wandb's own `logs`": ["run/*/wandb/*/logs/*"],
     "`train`: model files (`denoiser.pt`, `detector.pt`)": ["run/**/*.pt"],
+    "`publish`: all of it": ["published"],
     "`evaluate`: `metrics.json`": ["run/metrics.json"],
     "`evaluate`: `report.html`": ["run/report.html"],
     "`assess --store`: `assess.json`, `assess.html`": ["assessed/assess.json", "assessed/assess.html"],
@@ -99,8 +104,9 @@ def make_everything(root: Path, write_series) -> None:
         export = f"export {{root}}/store --format {format}"
         run(f"{export} {{root}}/{format}")
         run(f"{export} {{root}}/{format}_pseudonymous --pseudonymise {{root}}/key")
-    run("train --data.store {root}/store --out {root}/run", *SMALL)
+    run("train --data.store {root}/store --out {root}/run --loggers tensorboard wandb", *SMALL)
     run("evaluate {root}/run --device cpu --images other={root}/nifti/low_dose")
+    run("publish {root}/run {root}/published")
     assess = "assess --store {root}/store --realisations 10 --doses 0.5 --cases 1 --case-realisations 1 --device cpu"
     run(f"{assess} --model {{root}}/run --out {{root}}/assessed")
     run(f"{assess} --export {{root}}/scans")
@@ -116,6 +122,7 @@ def make_everything(root: Path, write_series) -> None:
 @pytest.fixture
 def everything(once: Once, write_series, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(socket, "gethostname", lambda: HOST)
+    monkeypatch.setenv("WANDB_MODE", "offline")
     return once("somewhere_4713", lambda root: make_everything(root, write_series))
 
 

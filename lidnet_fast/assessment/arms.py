@@ -64,8 +64,9 @@ def model_arms(
     """Arms from options [NAME=]MODEL.
 
     Args:
-        models: folders of runs, files `denoiser.pt`, or import paths "package.module:name" of a function, or of an
-            `nn.Module` class that takes no arguments: HU in, HU out, float32 [N, 1, H, W].
+        models: what `load_denoiser` takes (folders of runs, `denoiser.pt`, `model.onnx`), or import paths
+            "package.module:name" of a function, or of an `nn.Module` class that takes no arguments: HU in, HU out,
+            float32 [N, 1, H, W].
         device: where networks run.
         precision: their arithmetic.
         trust_code: import the classes that model files name.
@@ -79,7 +80,7 @@ def model_arms(
     for option in models:
         name, _, place = option.rpartition("=")
         path = Path(place)
-        if path.exists() or path.suffix == ".pt" or not is_import_path(place):
+        if path.exists() or path.suffix in (".pt", ".onnx") or not is_import_path(place):
             network: Callable[[Tensor], Any] = load_denoiser(path, trust_code=trust_code).to(on)
             name = name or (path.name if path.is_dir() else path.stem)
         else:

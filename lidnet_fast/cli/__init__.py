@@ -9,7 +9,7 @@ from lidnet_fast.cli.comparing import compare, demo
 from lidnet_fast.cli.data import export, prepare
 from lidnet_fast.cli.judging import assess, evaluate
 from lidnet_fast.cli.training import bench, train
-from lidnet_fast.cli.use import denoise, detect, info
+from lidnet_fast.cli.use import denoise, detect, info, publish
 from lidnet_fast.errors import InputError
 from lidnet_fast.strangers_text import printable
 
@@ -26,6 +26,7 @@ commands:
   export     write a store's held-out low-dose images for other tools to denoise
   denoise    denoise CT studies with a trained model: DICOM in, DICOM out
   detect     find lesions in CT studies with a trained model: tables, JSON and DICOM SR
+  publish    write a trained model as a folder for model hubs: safetensors, ONNX, a model card
   info       what is installed and which implementations are used
 
 lidnet-fast COMMAND --help says more.
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "export": export,
     "denoise": denoise,
     "detect": detect,
+    "publish": publish,
     "info": info,
 }
 

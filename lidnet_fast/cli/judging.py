@@ -77,7 +77,7 @@ def assess(arguments: Sequence[str]) -> None:
     """`lidnet-fast assess`."""
     parser = command_parser("assess", "Measure denoisers' task-based image quality; see docs/assess.md.")
     add = parser.add_argument
-    add("--model", action="append", default=[], metavar="[NAME=]MODEL", help="run, .pt or import path; repeatable")
+    add("--model", action="append", default=[], metavar="[NAME=]MODEL", help="run, .pt, .onnx or code; repeatable")
     add("--images", action="append", default=[], metavar="NAME=FOLDER", help="scans of --export, denoised; repeatable")
     add("--export", type=str, default=None, metavar="FOLDER", help="only write the scans, for other tools to denoise")
     add("--store", type=str, default=None, help="CT whose slices get lesions; by default chest phantoms")

@@ -1,4 +1,4 @@
-"""Commands that use what was trained, and say what is installed: denoise, detect, info."""
+"""Commands that use what was trained, and say what is installed: denoise, detect, publish, info."""
 
 import argparse
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from lidnet_fast.cli.options import (
     parse,
     prepare_process,
 )
+from lidnet_fast.strangers_text import printable
 
 
 def denoise(arguments: Sequence[str]) -> None:
@@ -18,7 +19,7 @@ def denoise(arguments: Sequence[str]) -> None:
     parser = command_parser("denoise", "Denoise CT studies with a trained model; resumes an interrupted call.")
     add = parser.add_argument
     _add_studies(parser, "a new folder, or one that this command made; for a volume also a file")
-    add("--model", required=True, help="the folder of a run, or a denoiser.pt")
+    add("--model", required=True, help="folder of a run or of publish, denoiser.pt, or model.onnx")
     add("--tile", type=int, default=None, help="side of tiles in pixels; by default whole slices if memory allows")
     add("--blend", type=float, default=1.0, help="share of the denoised image in the result, from 0 to 1")
     options = vars(parse(parser, arguments))
@@ -59,6 +60,20 @@ def _add_studies(parser, help_out):  # type: ignore[no-untyped-def]
     add("--max-volume-gib", type=float, default=None, help="largest compressed volume, unpacked; docs/datasets.md")
     add("--any-values", action="store_true", help="take volumes whose values don't look like HU: none below -50")
     add("--trust-code", action="store_true", help="import the denoiser's class that the model file names")
+
+
+def publish(arguments: Sequence[str]) -> None:
+    """`lidnet-fast publish`."""
+    parser = command_parser("publish", "Write a denoiser as a folder for model hubs: safetensors, ONNX, a model card.")
+    add = parser.add_argument
+    add("model", metavar="RUN", help="the folder of a run, or a denoiser.pt")
+    add("out", metavar="OUT", help="the new folder, which appears once it is complete")
+    add("--trust-code", action="store_true", help="import the denoiser's class that the model file names")
+    options = vars(parse(parser, arguments))
+    from lidnet_fast.publication import publish as publish_model
+
+    out = publish_model(options.pop("model"), options.pop("out"), **options)
+    print(printable(f"{out}: published. Next: read {out / 'README.md'} and fill in its licence"))
 
 
 def info(arguments: Sequence[str]) -> None:

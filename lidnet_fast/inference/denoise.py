@@ -86,7 +86,7 @@ def denoise(
     Args:
         source: a folder, searched with everything below it, or a file: DICOM, NIfTI, MetaImage or NRRD.
         out: a new folder, or one that an earlier call with this model made; for a volume, also the file to make.
-        model: the folder of a run, or a `denoiser.pt`.
+        model: the folder of a run, a `denoiser.pt`, or what `lidnet-fast publish` made: the folder or its `model.onnx`.
         precision: see `SliceDenoiser`.
         device: "auto" is the first GPU if there is one.
         tile: see `SliceDenoiser`.

@@ -1,6 +1,5 @@
 """A trained denoiser on slices of any size, within a bound on memory."""
 
-import copy
 from functools import cached_property
 from typing import TypeVar
 
@@ -11,9 +10,11 @@ from torch import Tensor
 from lidnet_fast._plausibility import warn_of_hu
 from lidnet_fast.device import Precision, autocast, choose_precision
 from lidnet_fast.errors import InputError
-from lidnet_fast.inference.tiling import Reach, bytes_per_pixel, find_reach, in_tiles
+from lidnet_fast.inference.tiling import in_tiles
 from lidnet_fast.models.denoisers import evaluated
+from lidnet_fast.models.footprint import Reach
 from lidnet_fast.models.hu import HUDenoiser
+from lidnet_fast.models.onnx import OnnxDenoiser
 from lidnet_fast.models.registry import first_line
 
 Stack = TypeVar("Stack", np.ndarray, Tensor)
@@ -31,7 +32,7 @@ class SliceDenoiser:
 
     Args:
         denoiser: HU in, HU out; moved to `device`. It computes in eval mode and keeps the mode that it is in.
-        device: where it runs, such as "cpu" or "cuda".
+        device: where it runs, such as "cpu" or "cuda"; ONNX runs on the CPU.
         precision: of the network; weights stay float32. "auto" is bfloat16 where the device computes in it, which moves
             what a network of your own gives by several HU unless it adds its correction to the input in float32.
         tile: largest side of a tile in pixels, without its overlap; None for whole slices where memory allows.
@@ -69,6 +70,10 @@ class SliceDenoiser:
         if not 0 <= blend <= 1:
             raise InputError(f"blend must lie in [0, 1], got {blend}")
         device = torch.device(device)
+        if isinstance(denoiser, OnnxDenoiser):
+            if precision == "bfloat16":
+                raise InputError("precision: ONNX computes in float32. To fix: leave --precision out")
+            device, precision = torch.device("cpu"), "float32"
         on_cpu = device.type == "cpu"
         self.device, self.tile, self.blend, self.envelope = device, tile, blend, denoiser.envelope
         self.precision = choose_precision(precision, device)
@@ -76,7 +81,7 @@ class SliceDenoiser:
         self._memory = _CPU_MEMORY if on_cpu else int(_CUDA_SHARE * torch.cuda.mem_get_info(device)[0])
         try:
             with evaluated(denoiser):
-                self._bytes_per_pixel = bytes_per_pixel(denoiser)
+                self._bytes_per_pixel = denoiser.bytes_per_pixel()
         except (ValueError, RuntimeError) as error:
             raise InputError(f"the denoiser fails on a small image: {first_line(error)}") from error
         # Several times as fast as the default layout in bfloat16 on the CPU.
@@ -87,10 +92,7 @@ class SliceDenoiser:
     @cached_property
     def _reach(self) -> Reach | None:
         """Found where tiles are needed; it takes seconds for a deep network."""
-        try:
-            return find_reach(copy.deepcopy(self._denoiser.network).cpu().eval())
-        except (ValueError, RuntimeError):  # it doesn't take images of any size
-            return None
+        return self._denoiser.reach()
 
     def __call__(self, hu: Stack) -> Stack:
         """Denoise a slice or a stack of slices. An `InputWarning` tells of values that can't be HU of a body.

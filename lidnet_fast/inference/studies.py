@@ -20,6 +20,7 @@ from lidnet_fast.errors import InputError
 from lidnet_fast.files import as_private_as, is_temporary, lock, remove_temporary
 from lidnet_fast.inference.manifest import Manifest
 from lidnet_fast.models.envelope import Acquisition, Envelope
+from lidnet_fast.models.published import CONFIG, ONNX, WEIGHTS
 from lidnet_fast.progress import progress
 
 Study = DicomSeries | VolumeSeries
@@ -256,13 +257,17 @@ def one_ahead(function: Callable[[T], R], items: Iterable[T], pool: Executor) ->
         yield waiting.result()
 
 
-def fingerprint(file: Path) -> str:
-    """SHA-256 of a model file."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+def fingerprint(model: Path) -> str:
+    """SHA-256 of a model's file, or of what says how a published folder denoises."""
+    digest = hashlib.sha256()
+    for file in [model / CONFIG, model / WEIGHTS] if model.is_dir() else [model]:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def model_name(file: Path) -> str:
-    """What people call a model file: the name of its run, or its own."""
+    """What people call a model: the name of its run, of its published folder, or its own."""
     folder = file.resolve().parent
+    if file.name == ONNX:
+        return folder.name
     return folder.parent.name if folder.name in ("collaborate", "detector") else file.stem

@@ -146,6 +146,18 @@ class Envelope:
                 found.append(f"{name} {one} (trained on {', '.join(names)})")
         return found
 
+    def described(self) -> dict[str, str]:
+        """What is known, for people: name with unit -> range or names."""
+        ranges = {
+            "HU": self.hu,
+            "pixel spacing, mm": self.pixel_spacing,
+            "slice thickness, mm": self.slice_thickness,
+            **{f"noise in {tissue}, HU": ends for tissue, ends in self.noise.items()},
+        }
+        names = {"kernels": self.kernels, "body parts": self.body_parts}
+        texts = {name: _text(ends) for name, ends in ranges.items() if ends is not None}
+        return texts | {name: ", ".join(values) for name, values in names.items() if values}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain types, as a model file keeps them."""
         return asdict(self)

@@ -18,6 +18,8 @@ from lidnet_fast.models.denoisers import build_denoiser
 from lidnet_fast.models.detectors import LesionDetector, build_detector
 from lidnet_fast.models.envelope import Envelope
 from lidnet_fast.models.hu import HUDenoiser
+from lidnet_fast.models.onnx import OnnxDenoiser
+from lidnet_fast.models.published import is_published, read_published
 from lidnet_fast.models.registry import NetworkConfig, is_import_path
 from lidnet_fast.models.windowing import HUWindow
 
@@ -90,7 +92,7 @@ def load_network(
     """Rebuild a network, in eval mode.
 
     Args:
-        path: a file made by `save_network`.
+        path: a file made by `save_network`, or a published folder.
         kind: what it must be.
         expected: refuse a file of another network than this.
         trust_code: let the file name a class by import path. The module it names is imported, which runs its code.
@@ -110,7 +112,7 @@ def load_network(
 def _rebuild(
     path: Path, kind: Kind, expected: NetworkConfig | None, trust_code: bool
 ) -> tuple[nn.Module, HUWindow, Envelope | None]:
-    content = _read(path, kind)
+    content = read_network(path, kind)
     config = NetworkConfig(content["network"]["name"], content["network"]["options"])
     if expected is not None and config != expected:
         raise InputError(
@@ -171,14 +173,13 @@ _ENTRIES: dict[str, type | tuple[type, ...]] = {
 }
 
 
-def _read(path: Path, kind: Kind) -> dict[str, Any]:
-    """The checked content of a network file."""
-    if not path.is_file():
-        raise InputError(f"there is no checkpoint {path}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever its zip and pickle readers do
-        raise InputError(f"{path} is not a readable checkpoint ({type(error).__name__})") from error
+def read_network(path: Path, kind: Kind) -> dict[str, Any]:
+    """The checked content of a network's file, or of a published folder: what `save_network` wrote.
+
+    Raises:
+        InputError: as `load_network`.
+    """
+    content = read_published(path) if is_published(path) else _unpickled(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path} is not a {FORMAT} file")
     for key, kinds in _ENTRIES.items():
@@ -202,6 +203,17 @@ def _read(path: Path, kind: Kind) -> dict[str, Any]:
     return content
 
 
+def _unpickled(path: Path) -> Any:
+    if not path.is_file():
+        raise InputError(f"there is no checkpoint {path}")
+    if path.suffix == ".safetensors":
+        raise InputError(f"{path} holds weights alone. To fix: give the folder that `lidnet-fast publish` made")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever its zip and pickle readers do
+        raise InputError(f"{path} is not a readable checkpoint ({type(error).__name__})") from error
+
+
 def build_network(kind: Kind, config: NetworkConfig) -> nn.Module:
     """A new denoiser or detector, channels last; its initial weights come from torch's global generator."""
     build = build_denoiser if kind == "denoiser" else build_detector
@@ -217,21 +229,24 @@ def load_denoiser(path: Path | str, expected: NetworkConfig | None = None, *, tr
     """A trained denoiser, HU in and HU out, in eval mode and frozen.
 
     Args:
-        path: the folder of a run, or a `denoiser.pt`.
-        expected: as in `load_network`.
-        trust_code: as in `load_network`.
+        path: the folder of a run, a `denoiser.pt`, or what `lidnet-fast publish` made: the folder or its `model.onnx`.
+        expected: as in `load_network`; ONNX doesn't say what network it was.
+        trust_code: as in `load_network`; ONNX needs no code.
 
     Raises:
         InputError: see `load_network`.
     """
-    rebuilt = _rebuild(denoiser_file(path), "denoiser", expected, trust_code)
+    file = denoiser_file(path)
+    if file.suffix == ".onnx":
+        return OnnxDenoiser(file).eval()
+    rebuilt = _rebuild(file, "denoiser", expected, trust_code)
     return HUDenoiser(*rebuilt).eval().requires_grad_(False)
 
 
 def denoiser_file(path: Path | str) -> Path:
-    """The file of a trained denoiser; of a run's folder, that of its last phase."""
+    """The file of a trained denoiser; of a run's folder, that of its last phase; a published folder itself."""
     path = Path(path)
-    return path / "collaborate" / "denoiser.pt" if path.is_dir() else path
+    return path / "collaborate" / "denoiser.pt" if path.is_dir() and not is_published(path) else path
 
 
 def load_detector(path: Path, expected: NetworkConfig | None = None) -> LesionDetector:
@@ -266,7 +281,7 @@ def load_trained_detector(path: Path) -> TrainedDetector:
     """
     network, window, envelope = _rebuild(path, "detector", None, trust_code=False)
     assert isinstance(network, LesionDetector)
-    trained = _read(path, "detector").get("trained")
+    trained = read_network(path, "detector").get("trained")
     data = trained.get("data") if isinstance(trained, dict) else None
     crop = data.get("crop") if isinstance(data, dict) else None
     if crop is not None and not (type(crop) is int and crop >= 1):

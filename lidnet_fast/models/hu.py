@@ -1,9 +1,12 @@
 """A denoiser for users: HU in, HU out."""
 
+import copy
+
 from torch import Tensor, nn
 
 from lidnet_fast._plausibility import warn_of_hu
 from lidnet_fast.models.envelope import Envelope
+from lidnet_fast.models.footprint import Reach, bytes_per_pixel, find_reach
 from lidnet_fast.models.windowing import HUWindow
 
 
@@ -52,4 +55,26 @@ class HUDenoiser(nn.Module):
         if hu.dim() != 4 or hu.shape[1] != 1:
             raise ValueError(f"hu must be [N,1,H,W], got {list(hu.shape)}")
         warn_of_hu(hu)
+        return self.denoise(hu)
+
+    def denoise(self, hu: Tensor) -> Tensor:
+        """As `forward`, of what `forward` has checked."""
         return self.window.denoise(self.network, hu)
+
+    def bytes_per_pixel(self) -> int:
+        """Most memory that activations take at one time, for each pixel of the input; in eval mode.
+
+        Raises:
+            ValueError, RuntimeError: the network fails on a small image.
+        """
+        return bytes_per_pixel(self)
+
+    def reach(self) -> Reach | None:
+        """How far the network looks; None where what it makes of a pixel depends on the whole image or on its size.
+
+        Finding it takes seconds for a deep network.
+        """
+        try:
+            return find_reach(copy.deepcopy(self.network).cpu().eval())
+        except (ValueError, RuntimeError):  # it doesn't take images of any size
+            return None

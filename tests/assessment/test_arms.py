@@ -7,6 +7,8 @@ from lidnet_fast.assessment.scanner import Scan
 from lidnet_fast.errors import InputError
 from lidnet_fast.models.denoisers import SmallCNN
 from lidnet_fast.models.files import save_network
+from lidnet_fast.models.hu import HUDenoiser
+from lidnet_fast.models.onnx import TOLERANCE_HU, write_onnx
 from lidnet_fast.models.registry import NetworkConfig
 from lidnet_fast.models.windowing import HUWindow
 
@@ -90,3 +92,19 @@ def test_arms_that_fail(mine, name, said):
     (arm,) = model_arms([f"my_denoisers:{name}"], device="cpu")
     with pytest.raises(InputError, match=said):
         arm(torch.zeros(1, 8, 8), SCAN)
+
+
+@pytest.mark.slow
+def test_an_arm_of_onnx(tmp_path):
+    torch.manual_seed(0)
+    network = SmallCNN(channels=4)
+    torch.nn.init.normal_(network.body[-1].weight, std=0.1)
+    denoiser = HUDenoiser(network, HUWindow()).eval()
+    write_onnx(tmp_path / "model.onnx", denoiser)
+    (arm,) = model_arms([f"theirs={tmp_path / 'model.onnx'}"], device="cpu")
+    images = torch.rand(2, 33, 40) * 1000
+    with torch.no_grad():
+        expected = denoiser(images[:, None])[:, 0]
+    torch.testing.assert_close(arm(images, SCAN), expected, rtol=0, atol=TOLERANCE_HU)
+    with pytest.raises(InputError, match="there is no model"):
+        model_arms([str(tmp_path / "none.onnx")], device="cpu")

@@ -6,7 +6,7 @@ from torch import nn
 from lidnet_fast.errors import InputError
 from lidnet_fast.inference import slices
 from lidnet_fast.inference.slices import SliceDenoiser
-from lidnet_fast.inference.tiling import Reach
+from lidnet_fast.models.footprint import Reach
 from lidnet_fast.models.hu import HUDenoiser
 from lidnet_fast.models.windowing import HUWindow
 from tests.inference.conftest import random_network

@@ -4,7 +4,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from lidnet_fast.extractors import receptive_fields
-from lidnet_fast.inference.tiling import Reach, bytes_per_pixel, find_reach, in_tiles, spans
+from lidnet_fast.inference.tiling import in_tiles, spans
+from lidnet_fast.models.footprint import Reach, bytes_per_pixel, find_reach
 from tests.inference.conftest import random_network
 
 

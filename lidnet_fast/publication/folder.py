@@ -1,0 +1,102 @@
+"""From a trained denoiser to a folder that model hubs, other tools and `lidnet-fast denoise` read."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from lidnet_fast.data.store.reader import Store
+from lidnet_fast.errors import InputError
+from lidnet_fast.evaluation.arms import flatten
+from lidnet_fast.evaluation.compare import DENOISED
+from lidnet_fast.files import as_private_as, whole_path, write_text
+from lidnet_fast.models.files import denoiser_file, load_denoiser, read_network
+from lidnet_fast.models.onnx import write_onnx
+from lidnet_fast.models.published import CONFIG, ONNX, WEIGHTS, is_published, write_published
+from lidnet_fast.publication.card import Results, model_card
+from lidnet_fast.trainer.stored import read_stored
+from lidnet_fast.urls import is_url
+
+_SUMMED = (CONFIG, ONNX, WEIGHTS)
+"""All but the card, whose licence is to be filled in."""
+
+
+def publish(model: str | Path, out: str | Path, *, trust_code: bool = False) -> Path:
+    """Write `config.json`, `model.safetensors`, `model.onnx`, `README.md` (a model card) and `SHA256SUMS`.
+
+    The card says what the run knows: data and dose, if its store is still there, the metrics of `evaluate`, and the
+    envelope. No file holds a path or an id of a patient.
+
+    Args:
+        model: the folder of a run, or a `denoiser.pt`.
+        out: the new folder; it appears whole or not at all.
+        trust_code: import the class that the model file names by import path.
+
+    Returns:
+        `out`.
+
+    Raises:
+        InputError: `out` exists, the model can't be read, or ONNX can't express it: the message names the operator.
+    """
+    out = Path(out)
+    if out.exists():
+        raise InputError(f"{out}: exists already. To fix: choose a new folder")
+    file = denoiser_file(model)
+    if is_published(file) or file.suffix == ".onnx":
+        raise InputError(f"{model}: is published already. To fix: give the folder of a run, or a denoiser.pt")
+    denoiser = load_denoiser(file, trust_code=trust_code)
+    content = read_network(file, "denoiser")
+    run = file.resolve().parents[1] if file.parent.name == "collaborate" else None
+    trained = content.get("trained")
+    card = model_card(
+        out.resolve().name,
+        content["network"],
+        denoiser.window,
+        denoiser.envelope,
+        trained if isinstance(trained, dict) else {},
+        None if run is None else _data(run),
+        None if run is None else _results(run),
+    )
+    with as_private_as([file]), whole_path(out) as folder:
+        folder.mkdir()
+        write_published(folder, content)
+        write_onnx(folder / ONNX, denoiser)
+        write_text(folder / "README.md", card)
+        sums = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in _SUMMED]
+        write_text(folder / "SHA256SUMS", "".join(sums))
+    return out
+
+
+def _data(run: Path) -> Store | None:
+    """The run's store, where it is still on this machine."""
+    path = run / "config.yaml"
+    place = read_stored(path).get("data.store") if path.exists() else None
+    if not isinstance(place, str) or is_url(place):
+        return None
+    try:
+        return Store(place)
+    except InputError:
+        return None
+
+
+def _results(run: Path) -> Results | None:
+    """What `evaluate` wrote, or of a cell of a comparison (`STORE/seed0/DENOISER/arms/ARM`) the comparison's table."""
+    in_comparison = run.parent.name == "arms" and len(run.parents) > 4
+    path = (run.parents[4] if in_comparison else run) / "metrics.json"
+    if not path.is_file():
+        return None
+    arm = run.name if in_comparison else DENOISED
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if in_comparison:
+            wanted = (run.parents[3].name, run.parents[1].name)
+            (content,) = (one for one in content["tables"] if (one["store"], one["denoiser"]) == wanted)
+        rows = {name: _row(values) for name, values in content["arms"].items()}
+        return Results({arm: rows.pop(arm), **rows}, arm)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path}: has no results of this model. To fix: evaluate it again") from error
+
+
+def _row(values: dict[str, Any]) -> dict[str, Any]:
+    """One arm's flat metrics; JSON has lists for (mean, low, high)."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in flatten(values).items()}
