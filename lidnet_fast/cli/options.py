@@ -4,7 +4,7 @@ import argparse
 import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from lidnet_fast.errors import InputError
 from lidnet_fast.strangers_text import printable
@@ -76,7 +76,7 @@ def run_parser(command: str, description: str, defaults: str | None = None):  # 
     parser = command_parser(command, description, usage=usage, epilog=epilog, add_help=False)
     from jsonargparse import set_parsing_settings
 
-    from lidnet_fast.trainer.config import RunConfig
+    from lidnet_fast.trainer.config import LoggerName, RunConfig
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     nowhere = {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS}  # it is no key of the configuration
@@ -86,7 +86,11 @@ def run_parser(command: str, description: str, defaults: str | None = None):  # 
     )
     parser.add_argument("--config", action="config", help="YAML file; later options override it")
     own = {action.dest for action in parser._actions}
-    parser.add_class_arguments(RunConfig)
+    parser.add_class_arguments(RunConfig, skip={"loggers"})
+    words = "where the curves go: csv (always), tensorboard, and wandb and mlflow, each with its package"
+    parser.add_argument(
+        "--loggers", nargs="+", choices=get_args(LoggerName), default=RunConfig().loggers, metavar="NAME", help=words
+    )
     show_help.hidden = {action.dest for action in parser._actions} - own - SET_BY_MOST_RUNS
     if defaults is not None:
         parser.default_config_files = [str(Path(__file__).parents[1] / "trainer" / "configs" / defaults)]
@@ -109,8 +113,6 @@ class _Help(argparse.Action):
 
 def add_device(parser, precision):  # type: ignore[no-untyped-def]
     """Where a command's networks run and in which arithmetic, as the configuration of a run has it."""
-    from typing import get_args
-
     from lidnet_fast.device import Device, Precision
 
     add = parser.add_argument

@@ -25,6 +25,7 @@ from lidnet_fast.multitask import check_weighting
 from lidnet_fast.urls import is_url, without_secrets
 
 T = TypeVar("T")
+LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
 _Rule = dict[str, tuple[str, Callable[[float], bool]]]
 
 
@@ -241,6 +242,8 @@ class RunConfig(_Checked):
     """Steps between two checkpoints; an interrupted run resumes from the last."""
     log_every: int = field(default=10, metadata=_AT_LEAST_1)
     """Steps between two points of the training curves."""
+    loggers: list[LoggerName] = field(default_factory=lambda: ["csv", "tensorboard"])
+    """Where the curves go: csv (always), tensorboard, wandb, mlflow."""
     window: HUWindow = field(default_factory=HUWindow)
     data: DataConfig = field(default_factory=DataConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)

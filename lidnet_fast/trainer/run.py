@@ -17,7 +17,6 @@ import torch
 import yaml
 from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 
 from lidnet_fast import backend, progress
@@ -41,6 +40,7 @@ from lidnet_fast.trainer.config import (
     to_dict,
 )
 from lidnet_fast.trainer.datamodule import PatchData, split_patches, stream_seed
+from lidnet_fast.trainer.loggers import check_loggers, finish, phase_loggers
 from lidnet_fast.trainer.objective import JointObjective, check_extractor
 from lidnet_fast.trainer.phase import Phase, outermost_sequentials
 from lidnet_fast.trainer.phases import CollaboratePhase, DenoiserPhase, DetectorPhase
@@ -55,6 +55,7 @@ _FREE_KEYS = {
     "devices",  # nothing beyond rounding; see `PatchData.load_state_dict`
     "num_nodes",
     "log_every",
+    "loggers",
     "checkpoint_every",
     "data.workers",
     "collaborate.cache_mib",  # nothing beyond rounding, and that only between some cache and none
@@ -208,6 +209,8 @@ class Run:
                 raise
             except InputError as error:
                 raise _own_words(error) from error
+            finally:
+                finish(trainer.loggers)
         phase.finish()
 
     def _trainer(self, folder: Path, steps: int, resumed: bool) -> L.Trainer:
@@ -226,10 +229,7 @@ class Run:
             val_check_interval=min(config.evaluation.validate_every, steps),
             num_sanity_val_steps=0,
             log_every_n_steps=config.log_every,
-            logger=[
-                CSVLogger(folder, name="logs", version=version, flush_logs_every_n_steps=config.log_every),
-                TensorBoardLogger(folder, name="logs", version=version),
-            ],
+            logger=phase_loggers(config.loggers, folder, version, config.log_every, _record(config)),
             callbacks=[
                 ModelCheckpoint(
                     dirpath=folder,
@@ -300,6 +300,7 @@ def curves(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
 def _begun(config: RunConfig) -> RunConfig:
     """Check everything, make the folder this run's, and decide the precision."""
     check_available(config)
+    check_loggers(config.loggers)
     out = Path(config.out)
     earlier = _earlier_config(out)
     native = choose_precision(config.precision, choose_device(config.device))
