@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.kernels.ptx.executor import Executed, ExecutionError, execute
+from tests.kernels.ptx.executor import DeviceAssertionError, Executed, ExecutionError, execute
 from tests.kernels.ptx.memory import GlobalMemory, MemoryAccessError, Uninitialised
 from tests.kernels.ptx.program import parse
 
@@ -32,12 +32,12 @@ KERNEL = """
 LOAD, STORE = "ld.global.b32 {%r4}, [%rd4];", "st.global.b32 [%rd5], {%r4};"
 
 
-def run(body, source=None, result=None, blocks=2, uninitialised=None):
+def run(body, source=None, result=None, blocks=2, uninitialised=None, constants=""):
     """What the kernel of `body` stores for each thread of all blocks, and what it did."""
     source = torch.arange(blocks * THREADS, dtype=torch.int32) if source is None else source
     result = torch.full((blocks * THREADS,), -7, dtype=torch.int32) if result is None else result
     memory, counts = GlobalMemory([source, result], uninitialised or Uninitialised()), Executed()
-    program = parse(KERNEL % (THREADS, THREADS, body))
+    program = parse(constants + KERNEL % (THREADS, THREADS, body))
     execute(program, [source.data_ptr(), result.data_ptr()], range(blocks), memory, 1024, counts)
     return result, counts
 
@@ -120,6 +120,13 @@ def test_comparisons_of_nan(opcode, of_nan):
     assert run(body)[0].unique().tolist() == [of_nan]
 
 
+def test_comparisons_of_bfloat16():
+    body = (
+        f"mov.b16 %rs1, 0xBF80; mov.b16 %rs2, 0x3F80; setp.ltu.bf16 %p1, %rs1, %rs2; selp.b32 %r4, 1, 0, %p1; {STORE}"
+    )
+    assert run(body)[0].unique().tolist() == [1]  # -1 and 1
+
+
 def test_bfloat16_is_rounded_to_nearest_even():
     values = torch.randn(2 * THREADS) * torch.logspace(-30, 30, 2 * THREADS)
     values[:3] = torch.tensor([torch.inf, 1.00390625, 3.3961775e38])  # a tie, and what rounds to infinity
@@ -165,6 +172,30 @@ def test_traffic_is_counted():
     strided = torch.zeros(2 * THREADS * 8, dtype=torch.int32)
     body = f"mul.wide.s32 %rd6, %r3, 32; add.s64 %rd7, %rd1, %rd6; ld.global.b32 {{%r4}}, [%rd7]; {STORE}"
     assert run(body, strided)[1].sectors_loaded == 2 * THREADS
+
+
+def test_assertions_end_a_launch_with_their_message():
+    text = ", ".join(map(str, b"no threads here"))
+    constants = f".global .align 1 .b8 assertMessage_0[16] = {{{text}}};\n"
+    body = f"""
+    setp.lt.s32 %p1, %r1, LIMIT;
+    @!%p1 bra $FAIL;
+    mov.b32 %r4, 5;
+    {STORE}
+    ret;
+$FAIL:
+    {{ // callseq 0, 0
+    .param .b64 param0;
+    mov.b64 %rd6, assertMessage_0;
+    cvta.global.u64 %rd7, %rd6;
+    st.param.b64 [param0], %rd7;
+    call.uni __assertfail, (param0, param1, param2, param3, param4);
+    }} // callseq 0
+    trap;
+    """
+    assert run(body.replace("LIMIT", str(THREADS)), constants=constants)[0].unique().tolist() == [5]
+    with pytest.raises(DeviceAssertionError, match=r"^no threads here$"):
+        run(body.replace("LIMIT", "9"), constants=constants)
 
 
 FAULTS = {

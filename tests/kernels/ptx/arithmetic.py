@@ -145,6 +145,7 @@ OPERATIONS: dict[tuple[str, ...], Callable[..., Array]] = {
     ("not",): lambda a: ~a,
     ("mov",): lambda a: a,
     ("cvta", "to", "global"): lambda a: a,
+    ("cvta", "global"): lambda a: a,
     ("mul", "lo"): lambda a, b: _product(a, b, "lo"),
     ("mul", "hi"): lambda a, b: _product(a, b, "hi"),
     ("mul", "wide"): lambda a, b: _product(a, b, "wide"),

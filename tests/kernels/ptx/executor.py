@@ -29,6 +29,10 @@ class ExecutionError(RuntimeError):
     """The kernel did what no kernel may, or something that isn't modelled."""
 
 
+class DeviceAssertionError(AssertionError):
+    """An assertion of the kernel's failed; the message is the kernel's."""
+
+
 @dataclass
 class Executed:
     """What a launch did."""
@@ -66,6 +70,7 @@ def execute(
         counts: what the launch did is added to it.
 
     Raises:
+        DeviceAssertionError: for an assertion of the kernel's that fails.
         ExecutionError: for threads that part at a barrier or a shuffle, and for what isn't modelled.
         MemoryAccessError: for an access outside, misaligned, of uninitialised memory, or to what another block stores.
     """
@@ -197,6 +202,8 @@ class _Lanes:
     def _read(self, operand: str, dtype: np.dtype) -> Array:
         if operand.startswith("%"):
             return as_type(self._registers[operand], dtype)
+        if operand in self._program.texts:  # its place among them, in place of an address
+            return np.full(self._count, list(self._program.texts).index(operand), dtype)
         return np.full(self._count, 0 if operand == "global_smem" else _immediate(operand, dtype), dtype)
 
     def _write(self, register: str, values: Array) -> None:
@@ -215,6 +222,10 @@ class _Lanes:
         kind = opcode[0]
         if kind == "ld" and opcode[1] == "param":
             self._load_parameter(now)
+        elif kind == "st" and opcode[1] == "param":
+            self._write(operands[0].strip("[]"), self._read(operands[1], TYPES[opcode[-1]]))
+        elif kind == "call":
+            self._fail(now)
         elif kind in ("ld", "st"):
             self._access(now)
         elif kind in ("ldmatrix", "stmatrix"):
@@ -225,7 +236,10 @@ class _Lanes:
             dtype = TYPES[opcode[-1]]
             if len(operands) != 3:
                 raise ExecutionError(f"not modelled: {now.text}")
-            self._write(operands[0], compare(opcode[1], self._read(operands[1], dtype), self._read(operands[2], dtype)))
+            values = [self._read(operand, dtype) for operand in operands[1:]]
+            if opcode[-1] == "bf16":  # whose bits numpy can't compare
+                values = [convert(x, "bf16", "f32", set()) for x in values]
+            self._write(operands[0], compare(opcode[1], *values))
         elif kind == "selp":
             dtype = TYPES[opcode[-1]]
             chosen = np.where(self._registers[operands[3]], *(self._read(x, dtype) for x in operands[1:3]))
@@ -236,6 +250,13 @@ class _Lanes:
             self._pack(now)
         else:
             self._compute(now)
+
+    def _fail(self, now: Instruction) -> None:
+        """The one call that is modelled: __assertfail(message, ...)."""
+        if not now.text.startswith("call.uni __assertfail, (param0"):
+            raise ExecutionError(f"not modelled: {now.text}")
+        message = int(self._registers["param0"][self._running][0])
+        raise DeviceAssertionError(list(self._program.texts.values())[message])
 
     def _load_parameter(self, now: Instruction) -> None:
         dtype = np.dtype(f"u{TYPES[now.opcode[-1]].itemsize}")

@@ -57,9 +57,9 @@ def running_ptx(sampled: Mapping[str, int] | None = None) -> Iterator[Launches]:
 
     def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         backend = make_backend(TARGET)
-        bound, specialization, options = create_function_from_signature(self.signature, self.params, backend)(
-            *args, debug=False, **kwargs
-        )
+        kwargs["debug"] = bool(self.debug)  # whether assertions are compiled
+        binder = create_function_from_signature(self.signature, self.params, backend)
+        bound, specialization, options = binder(*args, **kwargs)
         options, signature, constexprs, attributes = self._pack_args(backend, kwargs, bound, specialization, options)
         key = (self, str(signature), str(constexprs), str(attributes), str(kwargs))
         if key not in _programs:

@@ -17,12 +17,16 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Program:
-    """A kernel. Labels name the index of the instruction that follows; parameters are named in their order."""
+    """A kernel. Labels name the index of the instruction that follows; parameters are named in their order.
+
+    Texts are the constants that assertions name, by their symbols.
+    """
 
     instructions: list[Instruction]
     labels: dict[str, int]
     parameters: list[str]
     threads: int  # of a block, along x
+    texts: dict[str, str]
 
 
 _INSTRUCTION = re.compile(
@@ -50,21 +54,24 @@ def parse(ptx: str) -> Program:
             opcode = tuple(re.split(r"\.|::", found["opcode"]))
             operands = tuple(_operands(found["operands"]))
             instructions.append(Instruction(statement, found["predicate"], found["not"] == "!", opcode, operands))
-    return Program(instructions, labels, parameters, int(threads[1]))
+    texts = {
+        name: bytes(map(int, values.split(","))).decode()
+        for name, values in re.findall(r"\.global [^;]*?\.b8 (assert\w+)\[\d+\] = \{([^}]*)\};", text)
+    }
+    return Program(instructions, labels, parameters, int(threads[1]), texts)
 
 
 def _statements(body: str) -> list[str]:
     """Labels and what ends in a semicolon; the braces of scopes (inline assembly, the body's own) are dropped."""
     statements = []
     for line in re.sub(r"(\$\w+:)", r"\1;", body).split(";"):
-        statement = line.strip()
+        # Directives end with their line (.loc) or their semicolon (.reg).
+        statement = re.sub(r"^(?:\s*\.(?:loc|file|pragma)[^\n]*(?:\n\s*|$))+", "", line).strip()
         # A scope's brace stands at a statement's start or end; an operand's is inside, in a pair.
         while statement.startswith(("{", "}")):
             statement = statement[1:].strip()
         while statement.endswith("}") and statement.count("}") > statement.count("{"):
             statement = statement[:-1].strip()
-        # Directives end with their line (.loc) or their semicolon (.reg).
-        statement = re.sub(r"^(?:\.(?:loc|file|pragma)[^\n]*(?:\n\s*|$))+", "", statement).strip()
         if statement.startswith(".section"):
             break
         if statement:
