@@ -159,7 +159,7 @@ def of_volume(kind: str) -> Problem:
 
     def definition(inputs, targets, reduction):
         pooling = (rois, None, [1.0], (BINS, BINS, BINS), SAMPLES, True)
-        losses = reference.roi_perceptual_losses(inputs, targets, *pooling, "mse")
+        losses = reference.roi_perceptual_loss(inputs, targets, *pooling, "mse")
         return losses if reduction == "none" else losses.mean()
 
     peers = {"grid_sample": grid_sample, "compiled": torch.compile(grid_sample)}

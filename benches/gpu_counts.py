@@ -16,7 +16,7 @@ import torch
 import triton
 from boxes import as_rois, proposals
 
-from lidnet_fast.kernels import roi_perceptual
+from lidnet_fast.kernels import check_boxes, roi_perceptual
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.kernels.ptx.launch import running_ptx
@@ -33,9 +33,11 @@ def counts(boxes: int, channels_last: bool, shape: tuple[int, ...] = (4, 256, 12
         features = features.contiguous(memory_format=torch.channels_last)
     rois = as_rois(proposals((512, 512), shape[0], boxes)).float().contiguous()
     arguments = ([features], [features], rois, None, [0.25], [7, 7], 2, True, "mse")
+    lists = [rois[rois[:, 0] == image, 1:].contiguous() for image in range(shape[0])]
     with running_ptx(SAMPLED) as launches:
-        roi_perceptual.roi_perceptual_losses(*arguments)
-        roi_perceptual.roi_perceptual_losses_backward(torch.ones(boxes), *arguments)
+        check_boxes.check_boxes(lists, torch.ones(boxes), shape[0], 1e30, [], ["boxes", "weights"], torch.float32)
+        roi_perceptual.roi_perceptual_loss(*arguments, None, "mean")
+        roi_perceptual.roi_perceptual_loss_backward(torch.ones(()), *arguments, None, "mean")
     table = {}
     for kernel, executed in launches.executed.items():
         per_warp = executed.instructions.total() / executed.warps

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -78,7 +79,7 @@ def parity() -> dict[str, Any]:
         (gradient,) = torch.autograd.grad(losses, leaf, upstream.to(losses.dtype))
         wide = input.double().requires_grad_()
         pooling = (boxes.double(), None, [1 / STRIDE], (7, 7), 2, True)
-        expected = reference.roi_perceptual_losses([wide], [target.double()], *pooling, "mse")
+        expected = reference.roi_perceptual_loss([wide], [target.double()], *pooling, "mse")
         (expected_gradient,) = torch.autograd.grad(expected, wide, upstream)
         errors = {
             "losses": relative_error(losses, expected.detach()),
@@ -199,7 +200,33 @@ def behaviours() -> dict[str, bool]:
         "ROI perceptual": behaviour(roi_step, [*features(2, 64, 64, torch.float32, False), boxes]),
         "pixel losses": behaviour(pixel_step, list(images(2, 1, 181, 203))),
     }
-    return {f"{name}: {what}": ok for name, results in steps.items() for what, ok in results.items()}
+    results = {f"{name}: {what}": ok for name, results in steps.items() for what, ok in results.items()}
+    return results | {"at most 8 launches": 0 < launches(boxes) <= 8, "bad boxes are asserted": asserts_boxes()}
+
+
+def launches(boxes: Tensor) -> int:
+    """Kernels that a ROI perceptual loss and its gradient launch."""
+    input, target = features(2, 64, 64, torch.float32, False)
+    input.requires_grad_()
+    roi_perceptual_loss(input, target, boxes.float(), spatial_scale=0.25).backward()
+    input.grad = None
+    with torch.profiler.profile() as profile:
+        roi_perceptual_loss(input, target, boxes.float(), spatial_scale=0.25).backward()
+        torch.cuda.synchronize()
+    return sum(event.count for event in profile.key_averages() if "LaunchKernel" in event.key)
+
+
+def asserts_boxes() -> bool:
+    """Whether a box of NaN ends a process, whose CUDA is of no use from then on, with a message."""
+    program = """if True:
+        import torch
+        from lidnet_fast import roi_perceptual_loss
+        features = torch.zeros(1, 4, 8, 8, device="cuda")
+        roi_perceptual_loss(features, features, torch.tensor([[0, 1, torch.nan, 2, 2]], device="cuda"))
+        torch.cuda.synchronize()
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    return done.returncode != 0 and "boxes must have finite coordinates" in done.stdout + done.stderr
 
 
 def median_ms(run: Callable[[int], Any]) -> float:

@@ -26,7 +26,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 import lidnet_fast
-from lidnet_fast.kernels import roi_perceptual, roi_windows
+from lidnet_fast.kernels import check_boxes, roi_perceptual, roi_windows
 
 RESOURCES = Path(__file__).parents[1] / "tests" / "kernels" / "resources.json"
 TARGETS = {
@@ -61,11 +61,12 @@ def compiled(target: GPUTarget) -> Iterator[dict[str, Any]]:
     def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         if target.backend == "hip":
             kwargs.pop("maxnreg", None)
+        kwargs["debug"] = bool(self.debug)  # whether assertions are compiled
         binder = create_function_from_signature(self.signature, self.params, backend)
-        bound, specialization, options = binder(*args, debug=False, **kwargs)
+        bound, specialization, options = binder(*args, **kwargs)
         options, signature, constexprs, attrs = self._pack_args(backend, kwargs, bound, specialization, options)
         source = ASTSource(self, signature, constexprs, attrs)
-        backward = bound.get("grad_losses") is not None
+        backward = bound.get("grad_loss") is not None
         name = self.__name__ + (" backward" if backward else "")
         kernels[name] = triton.compile(source, target=target, options=options.__dict__)
 
@@ -92,8 +93,10 @@ def launch(dtype: torch.dtype, channels_last: bool = False, levels: int = 1, vol
         True,
         "mse",
     )
-    roi_perceptual.roi_perceptual_losses(*arguments)
-    roi_perceptual.roi_perceptual_losses_backward(torch.empty(256), *arguments)
+    areas, rules = [1e3 * 4**level for level in range(1, levels)], ["boxes must", "box_weights must"]
+    check_boxes.check_boxes([rois], torch.empty(256), 2, 1e30, areas, rules, torch.float32)
+    roi_perceptual.roi_perceptual_loss(*arguments)
+    roi_perceptual.roi_perceptual_loss_backward(torch.empty(256), *arguments)
     images, size = torch.empty(2, 1, *extent, dtype=dtype), (40,) * len(extent)
     corners = torch.empty(8, 1 + len(extent), dtype=torch.int64)
     windows = roi_windows.roi_windows(images, corners, size)

@@ -30,7 +30,7 @@ _CELLS = 128  # whose weights are computed at once
 _COMPILER = {} if torch.version.hip else {"maxnreg": 128}
 
 
-def roi_perceptual_losses(
+def roi_perceptual_loss(
     inputs: Sequence[Tensor],
     targets: Sequence[Tensor],
     rois: Tensor,
@@ -40,18 +40,20 @@ def roi_perceptual_losses(
     sampling_ratio: int,
     aligned: bool,
     criterion: str,
+    box_weights: Tensor | None = None,
+    reduction: str = "none",
 ) -> Tensor:
-    """The loss of each box: Tensor[K] in the dtype of `rois`. Arguments as in the op's schema in `lidnet_fast.ops`."""
+    """In the dtype of `rois`. Arguments as in the op's schema in `lidnet_fast.ops`."""
     call = _Call(inputs, targets, rois, box_levels, spatial_scales, output_size, sampling_ratio, aligned, criterion)
     if call.boxes.count == 0:
-        return rois.new_empty(0)
+        return rois.new_empty(0) if reduction == "none" else rois.new_zeros(())
     partial = rois.new_empty(call.boxes.count, call.channel_blocks)
-    call.difference(partial, None)
-    return partial.sum(1)
+    call.difference(partial, None, box_weights, reduction)
+    return partial.sum(1) if reduction == "none" else partial.sum()
 
 
-def roi_perceptual_losses_backward(
-    grad_losses: Tensor,
+def roi_perceptual_loss_backward(
+    grad_loss: Tensor,
     inputs: Sequence[Tensor],
     targets: Sequence[Tensor],
     rois: Tensor,
@@ -61,14 +63,16 @@ def roi_perceptual_losses_backward(
     sampling_ratio: int,
     aligned: bool,
     criterion: str,
+    box_weights: Tensor | None = None,
+    reduction: str = "none",
 ) -> list[Tensor]:
-    """The gradient of sum(grad_losses * losses) in each input, in its dtype and strides."""
+    """The gradient of the loss, or of sum(grad_loss * losses), in each input, in its dtype and strides."""
     call = _Call(inputs, targets, rois, box_levels, spatial_scales, output_size, sampling_ratio, aligned, criterion)
     gradients = [torch.empty_like(input) for input in inputs]
     if call.boxes.count == 0 or call.boxes.images == 0:
         return [gradient.zero_() for gradient in gradients]
     derivatives = rois.new_empty(call.boxes.count, call.bins, call.padded_channels)
-    call.difference(derivatives, grad_losses.contiguous())
+    call.difference(derivatives, grad_loss.contiguous(), box_weights, reduction)
     call.gather(derivatives, gradients)
     return gradients
 
@@ -104,18 +108,20 @@ class _Call:
         # Of the derivatives, so that reading them needs no mask.
         self.padded_channels = self.channel_blocks * self.block
 
-    def difference(self, output: Tensor, grad_losses: Tensor | None) -> None:
+    def difference(self, output: Tensor, grad_loss: Tensor | None, box_weights: Tensor | None, reduction: str) -> None:
         with on_device(output):
             _difference_kernel[(self.boxes.count * self.channel_blocks,)](
                 self.inputs,
                 self.targets,
                 self.boxes,
-                grad_losses,
+                grad_loss,
+                box_weights,
                 output,
                 self.channel_blocks,
                 self.padded_channels,
                 POOLING=self.pooling,
                 CRITERION=self.criterion,
+                REDUCTION=reduction,
                 BLOCK_C=self.block,
                 BLOCK_X=triton.next_power_of_2(self.pooling.bins[2]),
                 **_COMPILER,
@@ -182,7 +188,8 @@ def _box_difference(
     input,
     target,
     boxes,
-    grad_losses,
+    grad_loss,
+    box_weights,
     output,
     box,
     block,
@@ -191,6 +198,7 @@ def _box_difference(
     number: tl.constexpr,
     POOLING: tl.constexpr,
     CRITERION: tl.constexpr,
+    REDUCTION: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_X: tl.constexpr,
 ):
@@ -216,10 +224,14 @@ def _box_difference(
     base = image * stride[0] + (c.to(tl.int64) * stride[1])[:, None]
     target_base = image * target_stride[0] + (c.to(tl.int64) * target_stride[1])[:, None]
     # In `dtype`: a plain 1.0 over a number would be float32.
-    values = tl.full((), 1.0, dtype) / (channels * bins[0] * bins[1] * bins[2])
+    factor = tl.full((), 1.0, dtype) / (channels * bins[0] * bins[1] * bins[2])
+    if box_weights is not None:
+        factor *= tl.load(box_weights + box)
+    if REDUCTION == "mean":
+        factor /= boxes.count
+    if grad_loss is not None:
+        factor *= tl.load(grad_loss + (box if REDUCTION == "none" else 0))
     total = tl.zeros((BLOCK_C, BLOCK_X), dtype)
-    if grad_losses is not None:
-        factor = tl.load(grad_losses + box) * values
 
     for z in range(bins[0]):
         for y in range(bins[1]):
@@ -246,7 +258,7 @@ def _box_difference(
                                 input.maps, target.maps, base + at, target_base + target_at, read, dtype
                             )
             d = pooled / count
-            if grad_losses is None:
+            if grad_loss is None:
                 if CRITERION == "mse":
                     value = d * d
                 elif CRITERION == "l1":
@@ -270,8 +282,8 @@ def _box_difference(
                 # In the padding's channels too, where they are 0.
                 place = (row * padded_channels)[None, :] + c[:, None]
                 tl.store(output + place, factor * derivative, mask=(x < bins[2])[None, :])
-    if grad_losses is None:
-        tl.store(output + box * channel_blocks + block, tl.sum(total) * values)
+    if grad_loss is None:
+        tl.store(output + box * channel_blocks + block, tl.sum(total) * factor)
 
 
 @triton.jit
@@ -279,12 +291,14 @@ def _difference_kernel(
     inputs,
     targets,
     boxes,
-    grad_losses,
+    grad_loss,
+    box_weights,
     output,
     channel_blocks,
     padded_channels,
     POOLING: tl.constexpr,
     CRITERION: tl.constexpr,
+    REDUCTION: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_X: tl.constexpr,
 ):
@@ -298,7 +312,8 @@ def _difference_kernel(
                 inputs[number],
                 targets[number],
                 boxes,
-                grad_losses,
+                grad_loss,
+                box_weights,
                 output,
                 box,
                 block,
@@ -307,6 +322,7 @@ def _difference_kernel(
                 number,
                 POOLING,
                 CRITERION,
+                REDUCTION,
                 BLOCK_C,
                 BLOCK_X,
             )

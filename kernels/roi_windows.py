@@ -8,7 +8,6 @@ they hold, reads stay inside.
 
 from collections.abc import Sequence
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -46,36 +45,50 @@ def _launch(
     planes: int,
 ) -> None:
     images, channels, *sides = shape
-    volumes = len(sides) == 3
-    sides, lengths = [([1, *axis] if not volumes else list(axis)) for axis in (sides, size)]
+    axes = len(sides)
+    sides, lengths = ([1] * (3 - axes) + list(of_axes) for of_axes in (sides, size))
     blocks = triton.cdiv(result[0, 0].numel(), _BLOCK)
-    if not volumes:  # the kernels read [windows, 4]
-        corners = torch.cat((corners[:, :1], torch.zeros_like(corners[:, :1]), corners[:, 1:]), 1)
-    grid = (planes * channels * blocks,)
+    arguments = (images, channels, len(corners), blocks, *sides, *lengths)
     with on_device(source):
-        kernel[grid](
-            source, corners.contiguous(), result, images, channels, len(corners), blocks, *sides, *lengths, BLOCK=_BLOCK
-        )
+        kernel[(planes * channels * blocks,)](source, corners.contiguous(), result, *arguments, AXES=axes, BLOCK=_BLOCK)
 
 
 @triton.jit
-def _first(corner, axis: tl.constexpr, most):
-    """A window's image (axis 0) or its first cell along an axis, inside [0, most]."""
-    return tl.minimum(tl.maximum(tl.load(corner + axis), 0), most)
+def _first(corner, axis: tl.constexpr, most, AXES: tl.constexpr):
+    """A window's image (axis 0), or its first cell along z, y or x (1, 2, 3), inside [0, most]."""
+    if AXES == 3 or axis == 0:
+        return tl.minimum(tl.maximum(tl.load(corner + axis), 0), most)
+    if axis == 1:  # images have one slice
+        return tl.load(corner) * 0
+    return tl.minimum(tl.maximum(tl.load(corner + axis - 1), 0), most)
 
 
 @triton.jit
 def _cut_kernel(
-    images, corners, windows, count, channels, number, blocks, depth, height, width, d, h, w, BLOCK: tl.constexpr
+    images,
+    corners,
+    windows,
+    count,
+    channels,
+    number,
+    blocks,
+    depth,
+    height,
+    width,
+    d,
+    h,
+    w,
+    AXES: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     program = tl.program_id(0)
     block, channel, window = program % blocks, program // blocks % channels, program // blocks // channels
     cell = block * BLOCK + tl.arange(0, BLOCK)
-    corner = corners + window.to(tl.int64) * 4
-    image = _first(corner, 0, count - 1)
-    z = _first(corner, 1, depth - d) + cell // (h * w)
-    y = _first(corner, 2, height - h) + cell // w % h
-    x = _first(corner, 3, width - w) + cell % w
+    corner = corners + window.to(tl.int64) * (1 + AXES)
+    image = _first(corner, 0, count - 1, AXES)
+    z = _first(corner, 1, depth - d, AXES) + cell // (h * w)
+    y = _first(corner, 2, height - h, AXES) + cell // w % h
+    x = _first(corner, 3, width - w, AXES) + cell % w
     mask = cell < d * h * w
     plane = images + (image * channels + channel) * depth * height * width
     pixels = tl.load(plane + (z * height + y) * width + x, mask=mask)
@@ -84,7 +97,21 @@ def _cut_kernel(
 
 @triton.jit
 def _add_kernel(
-    grads, corners, gradient, count, channels, number, blocks, depth, height, width, d, h, w, BLOCK: tl.constexpr
+    grads,
+    corners,
+    gradient,
+    count,
+    channels,
+    number,
+    blocks,
+    depth,
+    height,
+    width,
+    d,
+    h,
+    w,
+    AXES: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     program = tl.program_id(0)
     block, channel, image = program % blocks, program // blocks % channels, program // blocks // channels
@@ -96,13 +123,13 @@ def _add_kernel(
     # Of the window at hand; int64 through the pointers' own arithmetic.
     corner, plane = corners, grads + channel.to(tl.int64) * (d * h * w)
     for _ in range(number):
-        if _first(corner, 0, count - 1) == image:
-            in_z = z - _first(corner, 1, depth - d)
-            in_y = y - _first(corner, 2, height - h)
-            in_x = x - _first(corner, 3, width - w)
+        if _first(corner, 0, count - 1, AXES) == image:
+            in_z = z - _first(corner, 1, depth - d, AXES)
+            in_y = y - _first(corner, 2, height - h, AXES)
+            in_x = x - _first(corner, 3, width - w, AXES)
             held = inside & (in_z >= 0) & (in_z < d) & (in_y >= 0) & (in_y < h) & (in_x >= 0) & (in_x < w)
             total += tl.load(plane + (in_z * h + in_y) * w + in_x, mask=held, other=0.0).to(compute)
-        corner += 4
+        corner += 1 + AXES
         plane += channels * d * h * w
     plane = gradient + (program // blocks).to(tl.int64) * (depth * height * width)
     tl.store(plane + pixel, total.to(gradient.dtype.element_ty), mask=inside)

@@ -3,8 +3,9 @@
 Types, shapes, dtypes, devices and options are checked everywhere, before any kernel runs. Values of boxes and weights
 are read on CPU tensors only, where the error names the row. Reading them would synchronise an accelerator, and can't
 be done while torch.compile or torch.export traces. On CUDA, and in what was traced, an assertion is queued ahead of the
-op instead (torch._assert_async); it says that some box is bad, but not which. On other accelerators nothing looks at
-the values. Kernels rely on neither: they clamp a batch index into [0, N) and never read outside the features.
+op instead (by the op `check_boxes`, or torch._assert_async); it says that some box is bad, but not which. On other
+accelerators nothing looks at the values. Kernels rely on neither: they clamp a batch index into [0, N) and never read
+outside the features.
 """
 
 import math
@@ -16,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from lidnet_fast._plausibility import has_values, warn_of_boxes
-from lidnet_fast._tensors import compute_dtype, in_forward_mode
+from lidnet_fast._plausibility import has_values
+from lidnet_fast._tensors import in_forward_mode
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -30,13 +31,13 @@ Boxes = Tensor | Sequence[Tensor]
 def check_float(name: str, tensor: Tensor) -> None:
     """`tensor` is a floating-point Tensor."""
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}{_to_tensor(name, tensor)}")
+        raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}{to_tensor_remedy(name, tensor)}")
     if tensor.dtype not in FLOAT_DTYPES:
         remedy = "" if tensor.is_complex() else f". To fix: {name}.float()"
         raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {tensor.dtype}{remedy}")
 
 
-def _to_tensor(name: str, value: Any) -> str:
+def to_tensor_remedy(name: str, value: Any) -> str:
     """The remedy for arrays and lists, which aren't Tensors."""
     if hasattr(value, "__array__"):
         return f". To fix: torch.as_tensor({name})"
@@ -125,77 +126,6 @@ def check_pyramid(inputs: Mapping[str, Tensor], image_sizes: Sequence[tuple[int,
         powers = ", ".join(f"{name!r}: 2^{stride}" for name, stride in zip(inputs, strides, strict=True))
         raise ValueError(f"inputs must be levels of doubling strides, finest first, got {powers}")
     return height
-
-
-def as_rois(
-    boxes: Boxes, input: Tensor, spatial_scale: float = 1.0, *, outside: str = "keep", doubt: str = ""
-) -> Tensor:
-    """Boxes checked against `input` and brought to one form: contiguous, in the dtype of the arithmetic, detached.
-
-    Warns of boxes that hardly lie where they were meant to.
-
-    Args:
-        boxes: For `input` [N, C, H, W] Tensor[K, 5] of (batch index, x1, y1, x2, y2), or N Tensors [L_i, 4] of
-            (x1, y1, x2, y2); for [N, C, D, H, W] Tensor[K, 7] of (batch index, x1, y1, z1, x2, y2, z2), or N Tensors
-            [L_i, 6].
-        input: Gives the batch size, the device and, by `compute_dtype`, the dtype.
-        spatial_scale: What the op multiplies coordinates by; they must stay finite.
-        outside: "keep" or "ignore"; the second needs no warning of boxes outside.
-        doubt: As in `warn_of_boxes`.
-
-    Returns:
-        Tensor[K, 5] or Tensor[K, 7].
-    """
-    images, width = input.shape[0], 2 * input.ndim - 3
-    dtype = compute_dtype(input.dtype)
-    if isinstance(boxes, Tensor):
-        _check_box_tensor("boxes", boxes, width, input)
-        rois = boxes.detach().to(dtype).contiguous()
-        ends = _check_box_values(rois, images, spatial_scale, None)
-        if ends is not None:
-            warn_of_boxes(rois, ends, input.shape[2:], spatial_scale, outside=outside == "keep", doubt=doubt)
-        return rois
-    if not isinstance(boxes, Sequence):
-        raise TypeError(
-            f"boxes must be a Tensor[K, {width}] or a list of Tensor[L, {width - 1}], got {type(boxes).__name__}"
-            f"{_to_tensor('boxes', boxes)}"
-        )
-    if len(boxes) != images:
-        raise ValueError(
-            f"boxes must be a list of {images} Tensors, one per image, got {len(boxes)}; an image without boxes has "
-            f"torch.zeros(0, {width - 1})"
-        )
-    parts = [torch.empty((0, width), dtype=dtype, device=input.device)]
-    for number, of_image in enumerate(boxes):
-        _check_box_tensor(f"boxes[{number}]", of_image, width - 1, input)
-        corners = of_image.detach().to(dtype)
-        parts.append(torch.cat((corners.new_full((corners.shape[0], 1), number), corners), dim=1))
-    rois = torch.cat(parts)
-    ends = _check_box_values(rois, images, spatial_scale, [of_image.shape[0] for of_image in boxes])
-    if ends is not None:
-        warn_of_boxes(rois, ends, input.shape[2:], spatial_scale, outside=outside == "keep", doubt=doubt)
-    return rois
-
-
-def as_box_weights(box_weights: Tensor | None, rois: Tensor) -> Tensor | None:
-    """Weights of the boxes checked against `rois` [K, 5] or [K, 7]: Tensor[K] in its dtype, or None."""
-    if box_weights is None:
-        return None
-    check_float("box_weights", box_weights)
-    if box_weights.ndim != 1:
-        raise ValueError(f"box_weights must have 1 dimension, got shape {tuple(box_weights.shape)}")
-    if box_weights.shape[0] != rois.shape[0]:
-        raise ValueError(f"box_weights must have one value per box, {rois.shape[0]}, got {box_weights.shape[0]}")
-    if box_weights.device != rois.device:
-        raise ValueError(f"box_weights must be on the device of the features, {rois.device}, got {box_weights.device}")
-    check_constant("box_weights", box_weights)
-    finite = box_weights.isfinite()
-    if not _values_can_be_read(box_weights):
-        _assert_on_device(finite.all(), "box_weights must be finite")
-    elif not bool(finite.all()):
-        row = int((~finite).nonzero()[0])
-        raise ValueError(f"box_weights[{row}] must be finite, got {box_weights[row].item()}")
-    return box_weights.to(rois.dtype)
 
 
 def as_output_size(output_size: int | Sequence[int], dimensions: int = 2, name: str = "output_size") -> tuple[int, ...]:
@@ -292,7 +222,8 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _check_box_tensor(name: str, boxes: Tensor, width: int, input: Tensor) -> None:
+def check_box_tensor(name: str, boxes: Tensor, width: int, input: Tensor) -> None:
+    """Boxes are floating-point [boxes, width] on the device of `input`, and nothing is differentiated in them."""
     check_float(name, boxes)
     if boxes.ndim != 2 or boxes.shape[1] != width:
         kind = "images" if input.ndim == 4 else "volumes"
@@ -307,17 +238,61 @@ def _check_box_tensor(name: str, boxes: Tensor, width: int, input: Tensor) -> No
     check_constant(name, boxes)
 
 
-def _check_box_values(
+def check_box_weights(box_weights: Tensor, boxes: int, device: torch.device) -> None:
+    """Weights are floating-point [boxes] on the device, and nothing is differentiated in them."""
+    check_float("box_weights", box_weights)
+    if box_weights.ndim != 1:
+        raise ValueError(f"box_weights must have 1 dimension, got shape {tuple(box_weights.shape)}")
+    if box_weights.shape[0] != boxes:
+        raise ValueError(f"box_weights must have one value per box, {boxes}, got {box_weights.shape[0]}")
+    if box_weights.device != device:
+        raise ValueError(f"box_weights must be on the device of the features, {device}, got {box_weights.device}")
+    check_constant("box_weights", box_weights)
+
+
+WEIGHTS_RULE = "box_weights must be finite"
+
+
+def boxes_rule(axes: int) -> str:
+    """What `check_box_values` asks of boxes along so many axes, in words."""
+    return f"boxes must have finite coordinates, {_order(axes)} and integer batch indices of the input"
+
+
+def largest_coordinate(dtype: torch.dtype, spatial_scale: float) -> float:
+    """What coordinates have to be less than, so that they stay finite once times `spatial_scale`."""
+    return torch.finfo(dtype).max / max(spatial_scale, 1.0)
+
+
+def _order(axes: int) -> str:
+    return " and ".join(f"{axis}2 >= {axis}1" for axis in "xyz"[:axes])
+
+
+def check_weight_values(box_weights: Tensor) -> None:
+    """Weights [K] are finite."""
+    finite = box_weights.isfinite()
+    if not _values_can_be_read(box_weights):
+        _assert_on_device(finite.all(), WEIGHTS_RULE)
+    elif not bool(finite.all()):
+        row = int((~finite).nonzero()[0])
+        raise ValueError(f"box_weights[{row}] must be finite, got {box_weights[row].item()}")
+
+
+def check_box_values(
     rois: Tensor, images: int, spatial_scale: float, lengths: Sequence[int] | None
 ) -> tuple[list[float], list[float]] | None:
-    """The values of `rois` [K, 5] or [K, 7]; `lengths` is how many boxes each image gave, if they came as a list.
+    """Boxes [K, 5] or [K, 7] have finite coordinates, in order, and the batch index of an image.
+
+    Args:
+        rois: The boxes.
+        images: In the batch.
+        spatial_scale: What the op multiplies coordinates by; they must stay finite.
+        lengths: How many boxes each image gave, if they came as a list.
 
     Returns:
         The least and the largest value of each column, where they can be read and there are some.
     """
-    largest = torch.finfo(rois.dtype).max / max(spatial_scale, 1.0)
-    axes = "xyz"[: rois.shape[1] // 2]
-    index, lower, upper = rois[:, 0], rois[:, 1 : 1 + len(axes)], rois[:, 1 + len(axes) :]
+    largest, axes = largest_coordinate(rois.dtype, spatial_scale), rois.shape[1] // 2
+    index, lower, upper = rois[:, 0], rois[:, 1 : 1 + axes], rois[:, 1 + axes :]
     # The rules below, of the columns' ends alone, in half the time; NaN fails every comparison.
     if has_values(rois) and len(rois):
         least, most = (ends.tolist() for ends in torch.aminmax(rois, dim=0))
@@ -328,9 +303,8 @@ def _check_box_values(
     ordered, finite = upper >= lower, rois[:, 1:].abs() < largest
     present = (index >= 0) & (index < images) & (index == index.floor())
     sound = ordered.all() & finite.all() & present.all()
-    rule = " and ".join(f"{axis}2 >= {axis}1" for axis in axes)
     if not _values_can_be_read(rois):
-        _assert_on_device(sound, f"boxes must have finite coordinates, {rule} and integer batch indices of the input")
+        _assert_on_device(sound, boxes_rule(axes))
         return None
     if bool(sound):
         return None
@@ -343,9 +317,9 @@ def _check_box_values(
         name = f"boxes[{image}][{row - sum(lengths[:image])}]"
     if not bool(wrong[row]):
         raise ValueError(f"{name} must have an integer batch index in [0, {images}), got {index[row].item()}")
-    corners = ", ".join(f"{axis}{end}" for end in (1, 2) for axis in axes)
+    corners = ", ".join(f"{axis}{end}" for end in (1, 2) for axis in "xyz"[:axes])
     scaled = "" if spatial_scale == 1 else f" (once times spatial_scale, {spatial_scale})"
-    need = rule if bool(finite[row]) else f"finite coordinates{scaled}"
+    need = _order(axes) if bool(finite[row]) else f"finite coordinates{scaled}"
     raise ValueError(f"{name} must have {need}, got ({corners}) = {tuple(rois[row, 1:].tolist())}")
 
 

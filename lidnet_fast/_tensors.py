@@ -1,6 +1,9 @@
 """What definitions and ops alike ask of tensors."""
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 
@@ -12,3 +15,37 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 def in_forward_mode() -> bool:
     """Whether tensors may have tangents now: within torch.autograd.forward_ad.dual_level, torch.func.jvp or jacfwd."""
     return forward_ad._current_level >= 0
+
+
+def reduce_boxes(losses: Tensor, box_weights: Tensor | None, reduction: str, counted: Tensor | None = None) -> Tensor:
+    """Weights the losses [K] of the boxes and reduces them: "none" [w_k l_k], "sum" their sum, "mean" the sum over K.
+
+    Boxes that aren't `counted`, bool [K], have a loss of 0 and no part in K. Without boxes the sum and the mean are 0
+    and stay connected to the graph.
+    """
+    if counted is not None:
+        losses = torch.where(counted, losses, 0)
+    if box_weights is not None:
+        losses = losses * box_weights
+    if reduction == "none":
+        return losses
+    if reduction == "sum":
+        return losses.sum()
+    return losses.sum() / (max(losses.shape[0], 1) if counted is None else counted.sum().clamp(min=1))
+
+
+def upload(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Tensors of the CPU on a device, in one copy; on CUDA from pinned memory, so that nothing waits for it."""
+    if device.type == "cpu":
+        return list(tensors)
+    room = [-(-tensor.nbytes // 16) * 16 for tensor in tensors]  # as a view of any dtype may begin
+    packed = torch.empty(sum(room), dtype=torch.uint8, device="cpu", pin_memory=device.type == "cuda")
+    for place, tensor in zip(packed.split(room), tensors, strict=True):
+        _as(place, tensor).copy_(tensor)
+    packed = packed.to(device, non_blocking=True)
+    return [_as(place, tensor) for place, tensor in zip(packed.split(room), tensors, strict=True)]
+
+
+def _as(place: Tensor, tensor: Tensor) -> Tensor:
+    """The bytes of `place` as a tensor's dtype and shape."""
+    return place[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)

@@ -101,6 +101,15 @@ def implementation(op: str, device: torch.device) -> Callable[..., Any]:
     Raises:
         ValueError: As `current`.
     """
+    return kernel(op, device) or definition(op)
+
+
+def kernel(op: str, device: torch.device) -> Callable[..., Any] | None:
+    """torch.ops.lidnet_fast.<op> where it is to compute the op on tensors of `device`, else None.
+
+    Raises:
+        ValueError: As `current`.
+    """
     if current() == "fused" or device.type == "meta":
         from lidnet_fast import ops
 
@@ -109,7 +118,7 @@ def implementation(op: str, device: torch.device) -> Callable[..., Any]:
         for kind, computed in ops.KERNELS.items():
             if kind.split(",")[0] == device.type and op in computed and _has_kernels(kind):
                 return getattr(torch.ops.lidnet_fast, op)
-    return definition(op)
+    return None
 
 
 def definition(op: str) -> Callable[..., Any]:

@@ -11,15 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from . import functional as fast
-from ._checks import Boxes, _is_batched, as_box_weights, as_rois, check_choice, check_float, check_pair, check_positive
+from ._checks import Boxes, _is_batched, check_choice, check_float, check_pair, check_positive
 from ._plausibility import boxes_inside
-from ._tensors import compute_dtype
+from ._tensors import compute_dtype, reduce_boxes, upload
 from .extractors.cache import FeatureCache
 from .extractors.layers import LayerExtractor, spatial_scale
+from .extractors.parts import Part, parts_of
 from .extractors.windowed import WindowBatch, WindowedExtractor
 from .extractors.windows import Plan
 from .functional import MultiLossOutput
-from .functional._pooling import Pooling, reduce_boxes
+from .functional._boxes import as_box_weights, check_boxes
+from .functional._pooling import Pooling
 from .functional.roi import OUTSIDE, compare_boxes
 
 __all__ = ["MultiLoss", "ROIPerceptualLoss"]
@@ -196,7 +198,7 @@ class ROIPerceptualLoss(nn.Module):
             pairs.append(self._accepted(image[None], target[None], name, target_name))
         denoised, normal_dose = ([pair[side][0] for pair in pairs] for side in range(2))
         starts = np.cumsum([0, *(len(of_image) for of_image in boxes)])
-        weights = as_box_weights(box_weights, denoised[0].new_empty(starts[-1], dtype=compute_dtype(denoised[0].dtype)))
+        weights = as_box_weights(box_weights, starts[-1], denoised[0].device, compute_dtype(denoised[0].dtype))
         parts, rows = [], []
         for shape in dict.fromkeys(image.shape for image in denoised):
             members = [number for number, image in enumerate(denoised) if image.shape == shape]
@@ -223,13 +225,13 @@ class ROIPerceptualLoss(nn.Module):
     ) -> "_BoxLosses":
         denoised, normal_dose = self._accepted(denoised, normal_dose, "denoised", "normal_dose")
         rois = _rois_on_host(boxes, denoised, self.outside)
-        weights = as_box_weights(box_weights, denoised.new_empty(len(rois), dtype=rois.dtype))
+        weights = as_box_weights(box_weights, len(rois), denoised.device, rois.dtype)
         if sample_ids is not None and len(sample_ids) != len(denoised):
             raise ValueError(f"sample_ids must have one for each image, {len(denoised)}, got {len(sample_ids)}")
         self.extractor.warn_of_images(normal_dose, "normal_dose")
         counted = None
         if self.outside == "ignore":
-            counted = boxes_inside(rois, denoised.shape[2:]).to(denoised.device)
+            (counted,) = upload([boxes_inside(rois, denoised.shape[2:])], denoised.device)
         return _BoxLosses(self._losses(denoised, normal_dose, rois, sample_ids), weights, counted)
 
     def _accepted(self, denoised: Tensor, normal_dose: Tensor, name: str, target_name: str) -> tuple[Tensor, Tensor]:
@@ -278,56 +280,35 @@ class ROIPerceptualLoss(nn.Module):
         self, denoised: Tensor, normal_dose: Tensor, rois: Tensor, sample_ids: Sequence[Hashable] | None
     ) -> Tensor:
         """The loss of each box, [K], all layers together."""
-        if not len(rois):  # an empty part of the images keeps the loss in their graph
-            nothing = torch.empty(0, denoised.ndim - 1, dtype=torch.int64, device="cpu")
-            return fast.roi_windows(denoised, nothing, (1,) * (denoised.ndim - 2)).flatten().to(rois.dtype)
-        cached = self.cache is not None and sample_ids is not None
-        plan = self._plan(rois, denoised.shape[2:], len(denoised), share_kinds=not cached)
-        parts: list[Tensor] = []
-        rows: list[int] = []
-        if plan.windows:
-            parts, rows = self._in_windows(plan, denoised, normal_dose, rois, sample_ids)
-        if plan.whole:
-            images = sorted(plan.whole)
-            of_whole = np.flatnonzero(plan.window_of_box < 0)
-            local = rois[of_whole]
-            local[:, 0] = torch.from_numpy(np.searchsorted(images, _array(local[:, 0]))).to(local.dtype)
-            chosen = slice(None) if len(images) == len(denoised) else torch.tensor(images, device=denoised.device)
-            inputs = self.extractor.features(denoised[chosen])
-            with torch.no_grad():
-                targets = self.extractor.features(normal_dose[chosen])
-            parts.append(self._compare(inputs, targets, dict.fromkeys(inputs, local), denoised.shape[2:]))
-            rows += of_whole.tolist()
-        return _in_order(parts, rows)
-
-    def _in_windows(
-        self, plan: Plan, denoised: Tensor, normal_dose: Tensor, rois: Tensor, sample_ids: Sequence[Hashable] | None
-    ) -> tuple[list[Tensor], list[int]]:
-        """Losses of the boxes in windows, kind by kind, and which boxes they are of."""
-        assert self.windows is not None
         size = denoised.shape[2:]
-        losses, rows = [], []
-        for numbers, batch in self.windows.batches(plan, denoised):
-            inputs = self.windows.features(denoised, batch)
+        if not len(rois):  # an empty part of the images keeps the loss in their graph
+            nothing = torch.empty(0, denoised.ndim - 1, dtype=torch.int64, device=denoised.device)
+            return fast.roi_windows(denoised, nothing, (1,) * (denoised.ndim - 2)).flatten().to(rois.dtype)
+        if self.cache is None:
+            sample_ids = None
+        plan = self._plan(rois, size, len(denoised), share_kinds=sample_ids is None)
+        parts, order = parts_of(plan, rois, denoised, self.layer_weights, self.windows)
+        losses = []
+        for part in parts:
+            inputs = self._features(part, denoised)
             with torch.no_grad():
-                if self.cache is None or sample_ids is None:
-                    targets = self.windows.features(normal_dose, batch)
+                if part.batch is None or sample_ids is None:
+                    targets = self._features(part, normal_dose)
                 else:
+                    windows = [plan.windows[number] for number in part.windows]
                     kind = denoised.device.type
                     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else denoised.dtype
-                    keys = [
-                        (sample_ids[plan.windows[n].image], plan.windows[n].stretches, size, dtype) for n in numbers
-                    ]
-                    targets = self._cached(normal_dose, batch, keys)
-            of_kind = np.flatnonzero(np.isin(plan.window_of_box, numbers))
-            window = torch.from_numpy(np.searchsorted(numbers, plan.window_of_box[of_kind]))
-            local = {}
-            for layer, origins in batch.origins.items():
-                shift = (origins[window].double() * self.windows.stride(layer)).flip(1).to(rois.dtype)
-                local[layer] = torch.hstack((window[:, None], rois[of_kind, 1:] - torch.hstack((shift, shift))))
-            losses.append(self._compare(inputs, targets, local, size))
-            rows += of_kind.tolist()
-        return losses, rows
+                    keys = [(sample_ids[window.image], window.stretches, size, dtype) for window in windows]
+                    targets = self._cached(normal_dose, part.batch, keys)
+            losses.append(self._compare(inputs, targets, part.rois, size))
+        return torch.cat(losses)[order]
+
+    def _features(self, part: Part, images: Tensor) -> dict[str, Tensor]:
+        if part.batch is not None:
+            assert self.windows is not None
+            return self.windows.features(images, part.batch)
+        assert part.images is not None
+        return self.extractor.features(images if len(part.images) == len(images) else images[part.images])
 
     def _cached(self, normal_dose: Tensor, batch: WindowBatch, keys: Sequence[Hashable]) -> dict[str, Tensor]:
         assert self.cache is not None and self.windows is not None
@@ -349,16 +330,16 @@ class ROIPerceptualLoss(nn.Module):
         self,
         inputs: Mapping[str, Tensor],
         targets: Mapping[str, Tensor],
-        rois: Mapping[str, Tensor],
+        rois: Sequence[Tensor],
         image_size: Sequence[int],
     ) -> Tensor:
         """The loss of each box from the features that hold it."""
         losses = []
-        for layer, weight in self.layer_weights.items():
+        for (layer, weight), of_layer in zip(self.layer_weights.items(), rois, strict=True):
             features = inputs[layer]
             scale = self._scale(layer, features.shape[2:], image_size)
             pooling = Pooling(None, [scale], self.output_size, self.sampling_ratio, self.aligned)
-            local = rois[layer].to(features.device, compute_dtype(features.dtype))
+            local = of_layer.to(compute_dtype(features.dtype))
             losses.append(weight * compare_boxes([features], [targets[layer]], local, pooling, self.criterion))
         together = torch.stack(losses)
         return (together if self.variances is None else together / self.variances[:, None]).sum(0)
@@ -453,7 +434,7 @@ _leave_out_of_graphs._dynamo_marked_constant = True  # type: ignore[attr-defined
 
 
 def _rois_on_host(boxes: Boxes, images: Tensor, outside: str) -> Tensor:
-    """`as_rois` on the CPU, wherever boxes and images are."""
+    """Boxes checked, in one form and on the CPU, wherever boxes and images are."""
     for part in (boxes,) if isinstance(boxes, Tensor) else boxes if isinstance(boxes, Sequence) else ():
         if isinstance(part, Tensor) and (part.is_meta or _is_batched(part)):
             hidden = "meta tensors don't have" if part.is_meta else "torch.vmap hides"
@@ -465,7 +446,8 @@ def _rois_on_host(boxes: Boxes, images: Tensor, outside: str) -> Tensor:
         boxes = boxes.cpu()
     elif isinstance(boxes, Sequence):
         boxes = [of_image.cpu() if isinstance(of_image, Tensor) else of_image for of_image in boxes]
-    return as_rois(boxes, torch.empty((), dtype=images.dtype, device="cpu").expand(images.shape), outside=outside)
+    on_host = torch.empty((), dtype=images.dtype, device="cpu").expand(images.shape)
+    return check_boxes(boxes, on_host, outside=outside).rois
 
 
 def _array(values: Tensor) -> np.ndarray:
@@ -491,7 +473,8 @@ def _brief(value: object) -> str:
 def _in_order(losses: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
     """The losses in the order of the boxes; the parts, one after the other, hold those of the boxes `rows`."""
     together = torch.cat(list(losses))
-    return together[torch.tensor(rows, dtype=torch.int64, device=together.device).argsort()]
+    (order,) = upload([torch.tensor(rows, dtype=torch.int64, device="cpu").argsort()], together.device)
+    return together[order]
 
 
 def _layer_weights(layers: str | int | Sequence[str | int] | Mapping[str | int, float]) -> dict[str, float]:

@@ -157,8 +157,8 @@ def test_a_fresh_process_compiles_every_op_to_one_graph_with_a_kernel_in_it():
         "combine_gradients": "combine_gradients",
         "roi_align": "roi_align",
         "multiscale_roi_align": "roi_align",
-        "roi_perceptual_loss": "roi_perceptual_losses",
-        "multiscale_roi_perceptual_loss": "roi_perceptual_losses",
+        "roi_perceptual_loss": "roi_perceptual_loss",
+        "multiscale_roi_perceptual_loss": "roi_perceptual_loss",
         "roi_windows": "roi_windows",
     }
 

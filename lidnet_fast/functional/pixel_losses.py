@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from lidnet_fast import backend
-from lidnet_fast._checks import Boxes, as_rois, check_choice, check_finite, check_pair, check_positive, has_tangent
+from lidnet_fast._checks import Boxes, check_choice, check_finite, check_pair, check_positive, has_tangent
 from lidnet_fast._plausibility import warn_of_range
 from lidnet_fast._tensors import in_forward_mode
 
 from ._autocast import promote, without_autocast
+from ._boxes import check_boxes
 
 # Term -> the smallest image side that it is defined for: its filter's size; for ms_ssim the window still has to fit
 # after four halvings, as pytorch-msssim demands.
@@ -185,7 +186,7 @@ def _check_images(
             f"roi_weight {float(roi_weight):g} needs boxes. To fix: give boxes (without lesions empty ones, "
             "Tensor[0, 4] for each image), or no roi_weight"
         )
-    return as_rois(boxes, input)
+    return check_boxes(boxes, input).rois
 
 
 def _implementation(op: str, input: Tensor, terms: Sequence[str]) -> Callable[..., Any]:

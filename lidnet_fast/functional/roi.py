@@ -9,9 +9,7 @@ from lidnet_fast import backend
 from lidnet_fast._checks import (
     LAYOUTS,
     Boxes,
-    as_box_weights,
     as_output_size,
-    as_rois,
     check_bool,
     check_choice,
     check_corners,
@@ -25,9 +23,11 @@ from lidnet_fast._checks import (
     check_sampling_ratio,
 )
 from lidnet_fast._plausibility import boxes_inside
+from lidnet_fast._tensors import reduce_boxes
 
 from ._autocast import promote, without_autocast
-from ._pooling import Pooling, level_scale, pool_pyramid, reduce_boxes
+from ._boxes import CheckedBoxes, check_boxes
+from ._pooling import Pooling, level_areas, level_scale
 
 CRITERIA = ("mse", "l1", "smooth_l1", "charbonnier")
 REDUCTIONS = ("none", "sum", "mean")
@@ -97,13 +97,11 @@ def roi_perceptual_loss(
     check_pair(input, target, volumes=True)
     check_positive("spatial_scale", spatial_scale)
     check_choice("outside", outside, OUTSIDE)
-    rois = as_rois(boxes, input, spatial_scale, outside=outside, doubt=_DOUBT_OF_SCALE)
-    weights = as_box_weights(box_weights, rois)
     check_bool("aligned", aligned)
     bins = check_pooling(output_size, sampling_ratio, criterion, reduction, dimensions=input.ndim - 2)
-    counted = _counted(rois, input, float(spatial_scale), outside)
+    checked = check_boxes(boxes, input, spatial_scale, box_weights=box_weights, outside=outside, doubt=_DOUBT_OF_SCALE)
     pooling = Pooling(None, [float(spatial_scale)], bins, int(sampling_ratio), aligned)
-    return reduce_boxes(compare_boxes([input], [target], rois, pooling, criterion), weights, reduction, counted)
+    return _loss([input], [target], checked, pooling, criterion, reduction, outside)
 
 
 def multiscale_roi_perceptual_loss(
@@ -163,19 +161,22 @@ def multiscale_roi_perceptual_loss(
         check_pair(level, targets[name], f"inputs[{name!r}]", f"targets[{name!r}]")
     check_choice("outside", outside, OUTSIDE)
     image_height = check_pyramid(inputs, image_sizes)
-    rois = as_rois(boxes, first, level_scale(first, image_height), outside=outside, doubt=_DOUBT_OF_SIZES)
-    weights = as_box_weights(box_weights, rois)
     check_positive("canonical_scale", canonical_scale)
     check_int("canonical_level", canonical_level)
     check_bool("aligned", aligned)
     bins = check_pooling(output_size, sampling_ratio, criterion, reduction)
-    levels = list(inputs.values())
-    pooling = pool_pyramid(
-        levels, rois, image_height, bins, int(sampling_ratio), aligned, float(canonical_scale), int(canonical_level)
+    levels, scales = list(inputs.values()), [level_scale(level, image_height) for level in inputs.values()]
+    checked = check_boxes(
+        boxes,
+        first,
+        scales[0],
+        box_weights=box_weights,
+        level_areas=level_areas(scales, float(canonical_scale), int(canonical_level)),
+        outside=outside,
+        doubt=_DOUBT_OF_SIZES,
     )
-    counted = _counted(rois, first, pooling.spatial_scales[0], outside)
-    losses = compare_boxes(levels, [targets[name] for name in inputs], rois, pooling, criterion)
-    return reduce_boxes(losses, weights, reduction, counted)
+    pooling = Pooling(checked.levels, scales, bins, int(sampling_ratio), aligned)
+    return _loss(levels, [targets[name] for name in inputs], checked, pooling, criterion, reduction, outside)
 
 
 def roi_align(
@@ -210,10 +211,10 @@ def roi_align(
     """
     check_features("input", input, volumes=True)
     check_positive("spatial_scale", spatial_scale)
-    rois = as_rois(boxes, input, spatial_scale, doubt=_DOUBT_OF_SCALE)
     check_sampling_ratio(sampling_ratio)
     check_bool("aligned", aligned)
     bins = as_output_size(output_size, input.ndim - 2)
+    rois = check_boxes(boxes, input, spatial_scale, doubt=_DOUBT_OF_SCALE).rois
     return _pool([input], rois, Pooling(None, [float(spatial_scale)], bins, int(sampling_ratio), aligned))
 
 
@@ -252,15 +253,14 @@ def multiscale_roi_align(
     """
     first = check_levels(inputs, same_channels=True)
     image_height = check_pyramid(inputs, image_sizes)
-    rois = as_rois(boxes, first, level_scale(first, image_height), doubt=_DOUBT_OF_SIZES)
     check_sampling_ratio(sampling_ratio)
     check_positive("canonical_scale", canonical_scale)
     check_int("canonical_level", canonical_level)
     bins = as_output_size(output_size)
-    levels = list(inputs.values())
-    scale, level = float(canonical_scale), int(canonical_level)
-    pooling = pool_pyramid(levels, rois, image_height, bins, int(sampling_ratio), False, scale, level)
-    return _pool(levels, rois, pooling)
+    levels, scales = list(inputs.values()), [level_scale(level, image_height) for level in inputs.values()]
+    areas = level_areas(scales, float(canonical_scale), int(canonical_level))
+    checked = check_boxes(boxes, first, scales[0], level_areas=areas, doubt=_DOUBT_OF_SIZES)
+    return _pool(levels, checked.rois, Pooling(checked.levels, scales, bins, int(sampling_ratio), False))
 
 
 def roi_windows(images: Tensor, corners: Tensor, size: Sequence[int]) -> Tensor:
@@ -312,18 +312,36 @@ def _pool(inputs: list[Tensor], rois: Tensor, pooling: Pooling) -> Tensor:
 
 
 def compare_boxes(
-    inputs: list[Tensor], targets: list[Tensor], rois: Tensor, pooling: Pooling, criterion: str
+    inputs: list[Tensor],
+    targets: list[Tensor],
+    rois: Tensor,
+    pooling: Pooling,
+    criterion: str,
+    box_weights: Tensor | None = None,
+    reduction: str = "none",
 ) -> Tensor:
-    """The loss of each box, [K], of arguments that are checked."""
+    """The loss of arguments that are checked, or of each box, [K]."""
     with without_autocast(inputs[0]):
-        return backend.implementation("roi_perceptual_losses", inputs[0].device)(
-            _dense(inputs, inputs), _dense(targets, inputs), rois, *pooling, criterion
+        return backend.implementation("roi_perceptual_loss", inputs[0].device)(
+            _dense(inputs, inputs), _dense(targets, inputs), rois, *pooling, criterion, box_weights, reduction
         )
 
 
-def _counted(rois: Tensor, finest: Tensor, spatial_scale: float, outside: str) -> Tensor | None:
-    """Which boxes count, bool [K], None for all of them."""
-    return None if outside == "keep" else boxes_inside(rois, finest.shape[2:], spatial_scale)
+def _loss(
+    inputs: list[Tensor],
+    targets: list[Tensor],
+    boxes: CheckedBoxes,
+    pooling: Pooling,
+    criterion: str,
+    reduction: str,
+    outside: str,
+) -> Tensor:
+    if outside == "keep":
+        return compare_boxes(inputs, targets, boxes.rois, pooling, criterion, boxes.weights, reduction)
+    counted = boxes_inside(boxes.rois, inputs[0].shape[2:], pooling.spatial_scales[0])
+    return reduce_boxes(
+        compare_boxes(inputs, targets, boxes.rois, pooling, criterion), boxes.weights, reduction, counted
+    )
 
 
 def _dense(features: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:

@@ -14,6 +14,8 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 from torch.utils import _pytree
 
+from lidnet_fast._tensors import in_forward_mode
+
 library = torch.library.Library("lidnet_fast", "DEF")
 
 # The key of the tensors that torch.autograd.grad batches; torch.vmap's have another.
@@ -86,8 +88,11 @@ def differentiate(
         if torch._C._are_functorch_transforms_active():
             with enable_single_level_autograd_function():
                 output = function.apply(lengths, *flat)
-        else:
+        elif _may_be_differentiated(flat):
             output = function.apply(lengths, *flat)
+        else:
+            with torch._C._AutoDispatchBelowAutograd():
+                output = op(*arguments)
         return list(output) if returns_list else output
 
     def run_each(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
@@ -112,6 +117,12 @@ def differentiate(
     library.impl(name, run, "Autograd")
     library.impl(name, run_each_gradient, "Batched")
     torch.library.register_vmap(f"lidnet_fast::{name}", run_each, lib=library)
+
+
+def _may_be_differentiated(arguments: Iterable[Any]) -> bool:
+    if in_forward_mode():
+        return True
+    return torch.is_grad_enabled() and any(isinstance(part, Tensor) and part.requires_grad for part in arguments)
 
 
 def keep(ctx: Any, *tensors: Tensor | None) -> None:

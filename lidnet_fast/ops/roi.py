@@ -1,4 +1,4 @@
-"""RoIAlign, the ROI perceptual loss of each box and windows around lesions."""
+"""RoIAlign, the ROI perceptual loss, checks of boxes and windows around lesions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lidnet_fast._constants import CHARBONNIER_EPS
+from lidnet_fast._tensors import reduce_boxes
 
 from ._library import define, differentiate, keep, library, refuse_second_derivative, refuse_tangents
 
@@ -15,15 +16,24 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _POOLING = (
     "Tensor rois, Tensor? box_levels, float[] spatial_scales, SymInt[] output_size, int sampling_ratio, bool aligned"
 )
-_ARGUMENTS = f"Tensor[] inputs, Tensor[] targets, {_POOLING}, str criterion"
+_OF_BOXES = f"Tensor[] inputs, Tensor[] targets, {_POOLING}, str criterion"
+_OF_LOSS = f"{_OF_BOXES}, Tensor? box_weights, str reduction"
+
+# What `functional.check_boxes` asks of boxes and weights, asserted on the device; `rules` are what is said where they
+# don't hold. Boxes are of all images, with a batch index, or of each image. Levels are empty without `level_areas`.
+define(
+    "check_boxes(Tensor[] boxes, Tensor? box_weights, SymInt images, float largest, float[] level_areas, str[] rules, "
+    "ScalarType dtype) -> (Tensor rois, Tensor box_levels)"
+)
 
 define(f"roi_align(Tensor[] inputs, {_POOLING}) -> Tensor")
 # It needs the inputs' shapes (all levels', one after the other), but not the inputs, which may be freed before.
 define(f"roi_align_backward(Tensor grad_pooled, {_POOLING}, SymInt[] shapes, bool channels_last) -> Tensor[]")
-# The loss per box, before weights and reduction: those are a few plain operations on K values, and leave every upstream
-# gradient to autograd.
-define(f"roi_perceptual_losses({_ARGUMENTS}) -> Tensor")
-define(f"roi_perceptual_losses_backward(Tensor grad_losses, {_ARGUMENTS}) -> Tensor[]")
+define(f"roi_perceptual_loss({_OF_LOSS}) -> Tensor")
+define(f"roi_perceptual_loss_backward(Tensor grad_loss, {_OF_LOSS}) -> Tensor[]")
+# The loss of each box on the CPU; weights and reductions are a few plain operations there.
+define(f"roi_perceptual_losses({_OF_BOXES}) -> Tensor")
+define(f"roi_perceptual_losses_backward(Tensor grad_losses, {_OF_BOXES}) -> Tensor[]")
 define("roi_windows(Tensor images, Tensor corners, SymInt[] size) -> Tensor")
 define("roi_windows_backward(Tensor grad_windows, Tensor corners, SymInt[] shape) -> Tensor")
 
@@ -98,52 +108,83 @@ differentiate("roi_align", _save_shapes, _spread, _pooled_tangent)
 differentiate("roi_align_backward", _save_pooling, _pool, _spread_tangent)
 
 
-@torch.library.register_fake("lidnet_fast::roi_perceptual_losses")
+@torch.library.register_fake("lidnet_fast::check_boxes")
+def _(boxes: list[Tensor], *options: Any) -> tuple[Tensor, Tensor]:
+    *_, level_areas, _, dtype = options
+    count = sum(of_image.shape[0] for of_image in boxes)
+    rois = boxes[0].new_empty((count, boxes[0].shape[1] | 1), dtype=dtype)
+    return rois, rois.new_empty(count if level_areas else 0, dtype=torch.int64)
+
+
+def _save_nothing(ctx: Any, arguments: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(*output)
+
+
+def _constant(ctx: Any, *_: Any) -> tuple[None, ...]:
+    return (None,) * 7
+
+
+def _constant_tangent(ctx: Any, boxes: Sequence[Tensor | None], box_weights: Tensor | None, *_: Any) -> Any:
+    refuse_tangents("check_boxes", boxes=boxes, box_weights=box_weights)
+
+
+differentiate("check_boxes", _save_nothing, _constant, _constant_tangent)
+
+
+@torch.library.impl(library, "check_boxes", "CUDA")
+def _(*arguments: Any) -> tuple[Tensor, Tensor]:
+    from lidnet_fast.kernels.check_boxes import check_boxes
+
+    return check_boxes(*arguments)
+
+
+@torch.library.register_fake("lidnet_fast::roi_perceptual_loss")
 def _(inputs: list[Tensor], targets: list[Tensor], rois: Tensor, *options: Any) -> Tensor:
-    return rois.new_empty(rois.shape[0])
+    return rois.new_empty(rois.shape[0] if options[-1] == "none" else ())
 
 
-@torch.library.register_fake("lidnet_fast::roi_perceptual_losses_backward")
-def _(grad_losses: Tensor, inputs: list[Tensor], *arguments: Any) -> list[Tensor]:
+@torch.library.register_fake("lidnet_fast::roi_perceptual_loss_backward")
+def _(grad_loss: Tensor, inputs: list[Tensor], *arguments: Any) -> list[Tensor]:
     return [torch.empty_like(input) for input in inputs]
 
 
 def _save_features(ctx: Any, arguments: tuple[Any, ...], output: Tensor) -> None:
-    features, targets, rois, box_levels, *ctx.options = arguments
-    keep(ctx, rois, box_levels, *features, *targets)
+    features, targets, rois, box_levels, *ctx.options, box_weights, ctx.reduction = arguments
+    keep(ctx, rois, box_levels, box_weights, *features, *targets)
 
 
 def _save_upstream(ctx: Any, arguments: tuple[Any, ...], output: list[Tensor]) -> None:
-    _, *losses_arguments = arguments
-    _save_features(ctx, tuple(losses_arguments), output[0])
+    _, *loss_arguments = arguments
+    _save_features(ctx, tuple(loss_arguments), output[0])
 
 
 def _saved_arguments(ctx: Any) -> tuple[Any, ...]:
-    rois, box_levels, *features = ctx.saved_tensors
+    rois, box_levels, box_weights, *features = ctx.saved_tensors
     levels = len(features) // 2
-    return features[:levels], features[levels:], rois, box_levels, *ctx.options
+    return features[:levels], features[levels:], rois, box_levels, *ctx.options, box_weights, ctx.reduction
 
 
-def _losses_backward(ctx: Any, grad_losses: Tensor) -> tuple[Any, ...]:
-    gradients = torch.ops.lidnet_fast.roi_perceptual_losses_backward(grad_losses, *_saved_arguments(ctx))
-    return (gradients, *(None for _ in range(8)))
+def _loss_backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:
+    gradients = torch.ops.lidnet_fast.roi_perceptual_loss_backward(grad_loss, *_saved_arguments(ctx))
+    return (gradients, *(None for _ in range(10)))
 
 
-def _losses_tangent(
-    ctx: Any, of_inputs: Sequence[Tensor | None], of_targets: Sequence[Tensor | None], rois: Tensor | None, *_: Any
+def _loss_tangent(
+    ctx: Any, of_inputs: Sequence[Tensor | None], of_targets: Sequence[Tensor | None], rois: Tensor | None, *others: Any
 ) -> Tensor:
-    refuse_tangents("roi_perceptual_loss", target=of_targets, boxes=rois)
+    refuse_tangents("roi_perceptual_loss", target=of_targets, boxes=rois, box_weights=others[-2])
     return _along(_saved_arguments(ctx), of_inputs)
 
 
 def _along(arguments: tuple[Any, ...], directions: Sequence[Tensor | None]) -> Tensor:
-    """The derivative of each box's loss when the inputs move in these directions: Tensor[K].
+    """The derivative of the loss when the inputs move in these directions.
 
-    Pooling is linear, so it is the mean of the criterion's slope at the pooled difference times the pooled direction.
+    Pooling is linear, so each box's is the mean of the criterion's slope at the pooled difference times the pooled
+    direction.
     """
     from lidnet_fast import backend
 
-    inputs, targets, rois, box_levels, scales, *options, criterion = arguments
+    inputs, targets, rois, box_levels, scales, *options, criterion, box_weights, reduction = arguments
     pool = backend.implementation("roi_align", inputs[0].device)
     losses = torch.zeros_like(rois[:, 0])
     for level, direction in enumerate(directions):
@@ -156,7 +197,7 @@ def _along(arguments: tuple[Any, ...], directions: Sequence[Tensor | None]) -> T
         )
         of_level = (_slope(pooled, criterion) * moved).flatten(1).mean(1)
         losses = losses + (of_level if box_levels is None else torch.where(box_levels == level, of_level, 0.0))
-    return losses
+    return reduce_boxes(losses, box_weights, reduction)
 
 
 def _slope(difference: Tensor, criterion: str) -> Tensor:
@@ -173,33 +214,49 @@ def _slope(difference: Tensor, criterion: str) -> Tensor:
 def _unspread(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
     if any(ctx.needs[1]):
         refuse_second_derivative(_REMEDY)
-    return (_along(_saved_arguments(ctx), gradients), *(None for _ in range(9)))
+    return (_along(_saved_arguments(ctx), gradients), *(None for _ in range(11)))
 
 
-def _losses_backward_tangent(
-    ctx: Any, of_grad_losses: Tensor | None, of_inputs: Sequence[Tensor | None], *_: Any
+def _loss_backward_tangent(
+    ctx: Any, of_grad_loss: Tensor | None, of_inputs: Sequence[Tensor | None], *_: Any
 ) -> tuple[Tensor, ...]:
     if any(tangent is not None for tangent in of_inputs):
         refuse_second_derivative(_REMEDY)
-    return tuple(torch.ops.lidnet_fast.roi_perceptual_losses_backward(of_grad_losses, *_saved_arguments(ctx)))
+    return tuple(torch.ops.lidnet_fast.roi_perceptual_loss_backward(of_grad_loss, *_saved_arguments(ctx)))
 
 
-differentiate("roi_perceptual_losses", _save_features, _losses_backward, _losses_tangent)
-differentiate("roi_perceptual_losses_backward", _save_upstream, _unspread, _losses_backward_tangent)
+differentiate("roi_perceptual_loss", _save_features, _loss_backward, _loss_tangent)
+differentiate("roi_perceptual_loss_backward", _save_upstream, _unspread, _loss_backward_tangent)
 
 
-@torch.library.impl(library, "roi_perceptual_losses", "CUDA")
+@torch.library.impl(library, "roi_perceptual_loss", "CPU")
 def _(*arguments: Any) -> Tensor:
-    from lidnet_fast.kernels.roi_perceptual import roi_perceptual_losses
+    *of_boxes, box_weights, reduction = arguments
+    return reduce_boxes(torch.ops.lidnet_fast.roi_perceptual_losses.default(*of_boxes), box_weights, reduction)
 
-    return roi_perceptual_losses(*arguments)
+
+@torch.library.impl(library, "roi_perceptual_loss_backward", "CPU")
+def _(grad_loss: Tensor, *arguments: Any) -> list[Tensor]:
+    *of_boxes, box_weights, reduction = arguments
+    boxes = of_boxes[2].shape[0]
+    if reduction == "mean":
+        grad_loss = grad_loss / max(boxes, 1)
+    grad_losses = grad_loss.expand(boxes) if box_weights is None else grad_loss * box_weights
+    return torch.ops.lidnet_fast.roi_perceptual_losses_backward.default(grad_losses, *of_boxes)
 
 
-@torch.library.impl(library, "roi_perceptual_losses_backward", "CUDA")
+@torch.library.impl(library, "roi_perceptual_loss", "CUDA")
+def _(*arguments: Any) -> Tensor:
+    from lidnet_fast.kernels.roi_perceptual import roi_perceptual_loss
+
+    return roi_perceptual_loss(*arguments)
+
+
+@torch.library.impl(library, "roi_perceptual_loss_backward", "CUDA")
 def _(*arguments: Any) -> list[Tensor]:
-    from lidnet_fast.kernels.roi_perceptual import roi_perceptual_losses_backward
+    from lidnet_fast.kernels.roi_perceptual import roi_perceptual_loss_backward
 
-    return roi_perceptual_losses_backward(*arguments)
+    return roi_perceptual_loss_backward(*arguments)
 
 
 @torch.library.register_fake("lidnet_fast::roi_windows")

@@ -9,7 +9,7 @@ run outside autocast.
 from .gradients import combine_gradients, gradient_gramian
 from .multi_loss import multi_loss, multi_loss_jacobian
 from .roi_align import roi_align
-from .roi_perceptual import roi_perceptual_losses
+from .roi_perceptual import roi_perceptual_loss
 from .roi_windows import roi_windows
 
 __all__ = [
@@ -18,6 +18,6 @@ __all__ = [
     "multi_loss",
     "multi_loss_jacobian",
     "roi_align",
-    "roi_perceptual_losses",
+    "roi_perceptual_loss",
     "roi_windows",
 ]

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lidnet_fast._constants import CHARBONNIER_EPS
+from lidnet_fast._tensors import reduce_boxes
 
 from .roi_align import roi_align
 
@@ -30,7 +31,7 @@ def _charbonnier(difference: Tensor) -> Tensor:
 CRITERIA = {"mse": _squared, "l1": _absolute, "smooth_l1": _smooth_l1, "charbonnier": _charbonnier}
 
 
-def roi_perceptual_losses(
+def roi_perceptual_loss(
     inputs: Sequence[Tensor],
     targets: Sequence[Tensor],
     rois: Tensor,
@@ -40,6 +41,8 @@ def roi_perceptual_losses(
     sampling_ratio: int,
     aligned: bool,
     criterion: str,
+    box_weights: Tensor | None = None,
+    reduction: str = "none",
 ) -> Tensor:
     """The definition behind `lidnet_fast.functional.roi_perceptual_loss`: pool both on the box's level and compare.
 
@@ -53,9 +56,12 @@ def roi_perceptual_losses(
         sampling_ratio: Samples per bin and axis.
         aligned: Whether boxes are in pixel-edge coordinates.
         criterion: A key of `CRITERIA`.
+        box_weights: w, Tensor[K] in the dtype of `rois`, or None for ones.
+        reduction: As in `reduce_boxes`, like the result.
 
     Returns:
-        l_k, the mean of the criterion over the pooled differences of box k: Tensor[K] in the dtype of `rois`.
+        Of l_k, the mean of the criterion over the pooled differences of box k: [w_k l_k], their sum, or that over K;
+        in the dtype of `rois`.
     """
     losses = rois.new_zeros(rois.shape[0])
     for number, (input, target, scale) in enumerate(zip(inputs, targets, spatial_scales, strict=True)):
@@ -64,4 +70,4 @@ def roi_perceptual_losses(
         pooled_input, pooled_target = (roi_align([maps.to(rois.dtype)], *options) for maps in (input, target))
         of_level = CRITERIA[criterion](pooled_input - pooled_target).flatten(1).mean(1)
         losses = of_level if index is None else losses.index_copy(0, index, of_level)
-    return losses
+    return reduce_boxes(losses, box_weights, reduction)

@@ -103,9 +103,15 @@ def recording(*places: tuple[object, str]) -> Iterator[list[Tensor]]:
 
 
 @pytest.fixture(autouse=True)
-def launches():
+def launches(request, monkeypatch):
     """What the executor of PTX knows of the launches, or None where kernels are interpreted or run on a GPU."""
     if torch.cuda.is_available() or os.environ.get("LIDNET_FAST_TRITON") != "ptx":
+        if not torch.cuda.is_available() and request.node.get_closest_marker("interpreter"):
+            from triton.runtime import interpreter
+
+            # It leaves assertions out unless it is told to.
+            asserting = interpreter.InterpreterOptions(debug=True, sanitize_overflow=False)
+            monkeypatch.setattr(interpreter.interpreter_builder, "options", asserting)
         yield None
     else:
         from tests.kernels.ptx.launch import running_ptx

@@ -66,6 +66,7 @@ struct Machine {
   std::string skipped;             // the place, file:line, of a __syncthreads that is left out
   std::set<std::string> barriers;  // places seen
   std::string error;
+  int launches = 0;
   std::mt19937 random{0};
 
   std::vector<Thread> threads;
@@ -201,6 +202,7 @@ inline void run_block() {
 template <typename Body>
 void launch(int64_t blocks, int threads, Body&& body) {
   if (blocks < 1 || blocks > INT32_MAX || threads % 32 != 0 || threads > 1024) return fail("a grid that can't be launched");
+  ++machine.launches;
   machine.body = body;
   machine.grid.x = static_cast<unsigned>(blocks);
   machine.threads.resize(threads);

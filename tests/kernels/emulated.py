@@ -1,5 +1,6 @@
 """Builds the CUDA kernels for the CPU, emulated (cuda_emulation.h), as the operators torch.ops.lidnet_fast_emulated."""
 
+import functools
 import hashlib
 import importlib.util
 import os
@@ -81,10 +82,11 @@ def compile_and_link(command: Sequence[str], folder: Path) -> Path:
     return library
 
 
+@functools.cache
 def load(path: Path) -> ModuleType:
     """Registers the library's operators, with the schemas of the package's own; returns its controls.
 
-    They are `reset`, `error` and `barriers`, see cuda_emulation.cpp.
+    They are `reset`, `error`, `barriers` and `launches`, see cuda_emulation.cpp.
     """
     for name in ops.KERNELS["cuda, C++"]:
         schema = str(getattr(torch.ops.lidnet_fast, name).default._schema)

@@ -56,12 +56,12 @@ def check(
         aligned,
         criterion,
     )
-    losses = kernels.roi_perceptual_losses(*arguments).cpu()
-    gradients = [g.cpu() for g in kernels.roi_perceptual_losses_backward(upstream.to(device), *arguments)]
+    losses = kernels.roi_perceptual_loss(*arguments).cpu()
+    gradients = [g.cpu() for g in kernels.roi_perceptual_loss_backward(upstream.to(device), *arguments)]
 
     leaves = [x.detach().double().requires_grad_() for x in inputs]
     pooling = (rois.double(), levels, scales, size, ratio, aligned)
-    expected = reference.roi_perceptual_losses(leaves, [target.double() for target in targets], *pooling, criterion)
+    expected = reference.roi_perceptual_loss(leaves, [target.double() for target in targets], *pooling, criterion)
     expected_gradients = torch.autograd.grad(expected, leaves, upstream.double(), allow_unused=True)
 
     assert losses.dtype == rois.dtype
@@ -143,8 +143,8 @@ def test_no_boxes(device, shape):
     axes = len(shape) - 2
     boxes = torch.zeros(0, 1 + 2 * axes, device=device)
     arguments = ([input], [target], boxes, None, [SCALE], [2] * axes, 2, True, "mse")
-    assert kernels.roi_perceptual_losses(*arguments).shape == (0,)
-    (gradient,) = kernels.roi_perceptual_losses_backward(torch.zeros(0, device=device), *arguments)
+    assert kernels.roi_perceptual_loss(*arguments).shape == (0,)
+    (gradient,) = kernels.roi_perceptual_loss_backward(torch.zeros(0, device=device), *arguments)
     assert torch.equal(gradient, torch.zeros_like(input))
 
 
@@ -152,7 +152,7 @@ def test_repeats_bitwise(device):
     input, target = features(2, 20, 10, 13)
     upstream = torch.randn(len(BOXES), device=device)
     arguments = ([input.to(device)], [target.to(device)], BOXES.to(device), None, [SCALE], [3, 3], 2, True, "l1")
-    first, second = (kernels.roi_perceptual_losses_backward(upstream, *arguments)[0] for _ in range(2))
+    first, second = (kernels.roi_perceptual_loss_backward(upstream, *arguments)[0] for _ in range(2))
     assert torch.equal(first, second)
 
 
@@ -170,7 +170,7 @@ def test_memory(recorded, watched, volume):
     upstream = torch.ones(len(boxes))
     arguments = ([input], [target], boxes, None, [SCALE], size, 2, True, "mse")
     with recorded(*ALLOCATIONS) as allocated, watched(lambda: [input, target, boxes, upstream, *allocated]) as traffic:
-        (gradient,) = kernels.roi_perceptual_losses_backward(upstream, *arguments)
+        (gradient,) = kernels.roi_perceptual_loss_backward(upstream, *arguments)
     bins, taps = len(boxes) * size[0] ** len(size), 2 ** (2 * len(size))
     derivatives = bins * 16 * 4
     weights = len(boxes) * sum(bins * side for bins, side in zip(size, shape[2:], strict=True)) * 4
@@ -189,4 +189,4 @@ def test_boxes_that_make_no_sense_stay_inside_the_tensors(recorded, watched):
     upstream = torch.ones(len(boxes))
     arguments = ([input], [target], boxes, None, [1.0], [2, 2], 2, True, "mse")
     with recorded(*ALLOCATIONS) as allocated, watched(lambda: [input, target, boxes, upstream, *allocated]):
-        kernels.roi_perceptual_losses_backward(upstream, *arguments)
+        kernels.roi_perceptual_loss_backward(upstream, *arguments)

@@ -39,7 +39,10 @@ MUTANTS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["test_roi_perceptual_triton", "test_roi_windows_triton", "test_triton_ptx"])
+@pytest.mark.parametrize(
+    "module",
+    ["test_check_boxes_triton", "test_roi_perceptual_triton", "test_roi_windows_triton", "test_triton_ptx"],
+)
 def test_passes_as_ptx(module):
     """In a process of its own, whose Triton compiles."""
     if torch.cuda.is_available():

@@ -33,7 +33,7 @@ def losses_and_gradient(input, target, boxes, upstream, *arguments, **options):
 def expected_losses_and_gradient(input, target, boxes, upstream, size=7, scale=1.0, ratio=2, criterion="mse"):
     leaf = input.detach().double().requires_grad_()
     pooling = (boxes.double(), None, [scale], (size, size), ratio, True)
-    losses = reference.roi_perceptual_losses([leaf], [target.double()], *pooling, criterion)
+    losses = reference.roi_perceptual_loss([leaf], [target.double()], *pooling, criterion)
     return losses.detach(), torch.autograd.grad(losses, leaf, upstream.double())[0]
 
 
@@ -134,13 +134,14 @@ def op_arguments(dtype=torch.float32):
     return [b.requires_grad_(), a.requires_grad_()], [d, c], rois, torch.tensor([0, 1, 1, 0]), [1.0, *OPTIONS[0]]
 
 
+@pytest.mark.parametrize(("weights", "reduction"), [(None, "none"), (torch.arange(1.0, 5), "mean")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_opcheck(dtype):
-    arguments = (*op_arguments(dtype), *OPTIONS[1:])
-    opcheck(torch.ops.lidnet_fast.roi_perceptual_losses.default, arguments)
+def test_opcheck(dtype, weights, reduction):
+    arguments = (*op_arguments(dtype), *OPTIONS[1:], weights, reduction)
+    opcheck(torch.ops.lidnet_fast.roi_perceptual_loss.default, arguments)
     inputs = [x.detach() for x in arguments[0]]
-    upstream = torch.randn(len(BOXES))
-    opcheck(torch.ops.lidnet_fast.roi_perceptual_losses_backward.default, (upstream, inputs, *arguments[1:]))
+    upstream = torch.randn(len(BOXES) if reduction == "none" else ())
+    opcheck(torch.ops.lidnet_fast.roi_perceptual_loss_backward.default, (upstream, inputs, *arguments[1:]))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +164,7 @@ def test_the_kernel_checks_what_compiled_code_could_not(change, message):
     for place, value in change.items():
         arguments[place] = value
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.lidnet_fast.roi_perceptual_losses(*arguments)
+        torch.ops.lidnet_fast.roi_perceptual_loss(*arguments, None, "none")
 
 
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
@@ -197,7 +198,7 @@ def test_export(assert_near):
 
     input, target = features(2, 3, 9, 12)
     program = torch.export.export(Loss(), (input, target, BOXES))
-    assert "lidnet_fast.roi_perceptual_losses" in program.graph_module.print_readable(print_output=False)
+    assert "lidnet_fast.roi_perceptual_loss" in program.graph_module.print_readable(print_output=False)
     other = [x + 1 for x in (input, -target)]
     assert_near(program.module()(*other, BOXES), Loss()(*other, BOXES), torch.float32)
 
@@ -231,5 +232,5 @@ def test_vmap_of_one_argument(batched, assert_near):
 
 
 def test_devices_without_kernels_run_on_the_definition():
-    assert backend.implementation("roi_perceptual_losses", torch.device("cpu")) is not reference.roi_perceptual_losses
-    assert backend.implementation("roi_perceptual_losses", torch.device("mps")) is reference.roi_perceptual_losses
+    assert backend.implementation("roi_perceptual_loss", torch.device("cpu")) is not reference.roi_perceptual_loss
+    assert backend.implementation("roi_perceptual_loss", torch.device("mps")) is reference.roi_perceptual_loss

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import roi_align
 
 from lidnet_fast import roi_perceptual_loss
-from lidnet_fast._checks import as_box_weights, as_rois
+from lidnet_fast.functional._boxes import check_boxes
 
 SCALE = 0.25
 BOXES = torch.tensor(
@@ -352,9 +352,9 @@ def test_no_value_is_read_on_cuda(dimensions, as_list):
     with FakeTensorMode(), Calls() as calls:
         input = torch.empty(2, 3, *[8] * dimensions, device="cuda")
         boxes = torch.empty(4, 1 + 2 * dimensions, device="cuda", dtype=torch.float64)
-        rois = as_rois([boxes[:3, 1:], boxes[3:, 1:]] if as_list else boxes, input)
-        weights = as_box_weights(torch.empty(4, device="cuda"), rois)
-    assert (rois.shape, rois.dtype, rois.device) == (boxes.shape, torch.float32, input.device)
+        boxes = [boxes[:3, 1:], boxes[3:, 1:]] if as_list else boxes
+        rois, weights, _ = check_boxes(boxes, input, box_weights=torch.empty(4, device="cuda"))
+    assert (rois.shape, rois.dtype, rois.device) == ((4, 1 + 2 * dimensions), torch.float32, input.device)
     assert weights.shape == (4,)
     assert calls.names.count("_assert_async") == 2
     assert not {"_local_scalar_dense", "nonzero"} & set(calls.names)
@@ -365,8 +365,7 @@ def test_vmapped_boxes_reach_the_op():
     boxes, weights = BOX.expand(5, 1, 5), torch.ones(5, 1)
 
     def checked(boxes, weights):
-        rois = as_rois(boxes, GOOD)
-        return rois, as_box_weights(weights, rois)
+        return check_boxes(boxes, GOOD, box_weights=weights)[:2]
 
     rois, kept = torch.vmap(checked)(boxes, weights)
     assert torch.equal(rois, boxes)

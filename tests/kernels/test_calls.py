@@ -1,0 +1,180 @@
+"""Whole calls take the way that they take on CUDA, on a GPU that is pretended (pretended.py)."""
+
+import pytest
+import torch
+from torch import nn
+
+from lidnet_fast import ROIPerceptualLoss, multi_loss, multiscale_roi_perceptual_loss, roi_perceptual_loss
+from lidnet_fast.extractors import windows
+
+from .emulated import build, load
+
+pytest.importorskip("triton")
+from .pretended import on_held, pretending
+
+pytestmark = [
+    pytest.mark.interpreter,
+    pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here, and none is pretended"),
+]
+BOXES = torch.tensor(
+    [[0, 1.5, 2, 20, 17], [0, 3, 4, 18, 15], [1, 0, 0, 26, 20], [1, -4, 5, 9, 40], [2, 3, 3, 9, 8], [3, 1, 1, 9, 8]]
+)
+LISTS = [BOXES[BOXES[:, 0] == image, 1:] for image in range(4)]
+WEIGHTS = torch.linspace(0.5, 2, len(BOXES))
+
+
+def of_features(place, boxes, **options):
+    input, target = torch.randn(2, 4, 3, 8, 9, generator=torch.Generator().manual_seed(0))
+    input = place(input).requires_grad_()
+    return roi_perceptual_loss(input, place(target), boxes, 2, spatial_scale=0.5, **options), [input]
+
+
+def of_pyramid(place, boxes, **options):
+    generator = torch.Generator().manual_seed(0)
+    inputs, targets = (
+        {str(level): place(torch.randn(4, 3, 8 >> level, 16 >> level, generator=generator)) for level in range(3)}
+        for _ in range(2)
+    )
+    leaves = [level.requires_grad_() for level in inputs.values()]
+    sizes = [(16, 32)] * 4
+    return multiscale_roi_perceptual_loss(inputs, targets, boxes, sizes, 2, canonical_scale=8, **options), leaves
+
+
+CALLS = {
+    "boxes of a Tensor": lambda place: of_features(place, place(BOXES)),
+    "boxes of a list": lambda place: of_features(place, [place(of_image) for of_image in LISTS]),
+    "weights": lambda place: of_features(place, place(BOXES), box_weights=place(WEIGHTS)),
+    "weights, sum": lambda place: of_features(place, place(BOXES), box_weights=place(WEIGHTS), reduction="sum"),
+    "pyramid": lambda place: of_pyramid(place, place(BOXES)),
+    "pyramid, list, weights": lambda place: of_pyramid(place, [place(x) for x in LISTS], box_weights=place(WEIGHTS)),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_a_loss_and_its_gradient_take_eight_launches(call):
+    """One of them is autograd's, of the first upstream gradient; and nothing waits for the device."""
+    loss, leaves = call(lambda tensor: tensor)
+    loss.backward()
+    with pretending() as pretence:
+        on_device, leaves_there = call(pretence.on_device)
+        on_device.backward()
+    assert on_device.device.type == "cuda"
+    assert torch.allclose(on_device.held, loss, rtol=1e-5)
+    for there, here in zip(leaves_there, leaves, strict=True):
+        assert torch.allclose(there.grad.held, here.grad, atol=1e-7)
+    assert pretence.launches.total() <= 8, pretence.launches
+    assert (pretence.uploads, pretence.waits) == (0, {})
+
+
+@pytest.fixture(scope="module")
+def emulation():
+    try:
+        return load(build())
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+
+
+def test_pixel_losses_with_boxes_take_eight_launches(emulation):
+    weights = {"l1": 1.0, "mse": 0.5, "charbonnier": 0.3, "ssim": 0.2, "edge": 0.1, "tv": 0.1}
+    pair = torch.rand(2, 4, 1, 14, 40, generator=torch.Generator().manual_seed(0))
+
+    def call(place):
+        input, target = (place(images.clone()) for images in pair)
+        boxes = [place(of_image) for of_image in LISTS]
+        loss = multi_loss(input.requires_grad_(), target, weights, boxes=boxes, roi_weight=3.0)
+        loss.backward()
+        return loss.total.detach(), input.grad
+
+    expected = call(torch.clone)
+    emulation.reset()
+    with pretending(multi_loss=on_held(torch.ops.lidnet_fast_emulated.multi_loss)) as pretence:
+        got = call(pretence.on_device)
+    for there, here in zip(got, expected, strict=True):
+        assert torch.allclose(there.held, here, rtol=1e-4, atol=1e-7)
+    assert emulation.launches() + pretence.launches.total() <= 8, pretence.launches
+    assert (pretence.uploads, pretence.waits) == (0, {})
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+def test_boxes_that_are_ignored(weights, reduction):
+    boxes = torch.cat((BOXES[:-1], torch.tensor([[3, 200, 200, 220, 220.0]])))
+    expected, _ = of_features(lambda x: x, boxes, box_weights=weights, outside="ignore", reduction=reduction)
+    with pretending() as pretence:
+        place = pretence.on_device
+        options = {"box_weights": None if weights is None else place(weights), "reduction": reduction}
+        loss, _ = of_features(place, place(boxes), outside="ignore", **options)
+    assert torch.allclose(loss.held, expected.detach(), rtol=1e-5)
+    assert not pretence.waits
+
+
+BAD = {
+    "nan": {"boxes": BOXES.index_fill(1, torch.tensor([2]), torch.nan)},
+    "unordered": {"boxes": BOXES.flip(1).index_fill(1, torch.tensor([0]), 0)},
+    "batch index": {"boxes": BOXES.index_fill(1, torch.tensor([0]), 4)},
+    "unordered in a list": {"boxes": [*LISTS[:3], LISTS[3].flip(1)]},
+    "weight": {"boxes": BOXES, "box_weights": WEIGHTS.log().index_fill(0, torch.tensor([3]), torch.inf)},
+}
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
+def test_the_device_asserts_what_the_cpu_checks(bad):
+    with pytest.raises(ValueError, match="must"):
+        of_features(lambda x: x, **bad)
+    with pretending() as pretence, pytest.raises(Exception, match=r"box(es|_weights) must (have|be) finite"):
+        of_features(
+            pretence.on_device,
+            **{
+                name: [pretence.on_device(x) for x in value] if isinstance(value, list) else pretence.on_device(value)
+                for name, value in bad.items()
+            },
+        )
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 4, 3, padding=1), nn.ReLU()
+    )
+
+
+PERCEPTUAL = {
+    "windows of two kinds": ([[10, 12, 18, 20], [0, 0, 9, 9]], {}),
+    "windows and a whole image": ([[10, 12, 18, 20], [0, 0, 60, 60]], {}),
+    "whole images": ([[10, 12, 18, 20], [20, 20, 30, 30]], {"halo": "whole"}),
+    "two layers": ([[10, 12, 18, 20], [20, 20, 30, 30]], {"layers": ["1", "4"]}),
+    "ignored": ([[10, 12, 18, 20], [90, 90, 99, 99]], {"outside": "ignore"}),
+    "weights": ([[10, 12, 18, 20], [0, 0, 9, 9]], {"weights": torch.tensor([2.0, 3.0])}),
+    "nothing": ([], {}),
+}
+
+
+@pytest.mark.parametrize(("boxes", "options"), PERCEPTUAL.values(), ids=PERCEPTUAL)
+def test_the_perceptual_loss_of_images_waits_for_nothing(boxes, options, monkeypatch):
+    """Boxes are on the CPU; all that is planned from them goes to the device in one copy."""
+    monkeypatch.setattr(windows, "COST_PER_CALL", 0)  # so that windows of so small images pay
+    options = {"layers": "4", "output_size": 2, **options}
+    weights = options.pop("weights", None)
+    loss = ROIPerceptualLoss(network(), save_extractor=False, **options)
+    pair = torch.rand(2, 2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    rois = torch.tensor([[number % 2, *box] for number, box in enumerate(boxes)]).view(-1, 5).float()
+
+    def call(place):
+        denoised, normal_dose = (place(images) for images in pair)
+        value = loss(denoised.requires_grad_(), normal_dose, rois, None if weights is None else place(weights))
+        value.backward()
+        return value.detach(), denoised.grad
+
+    if "halo" not in options and boxes:
+        assert loss.plan((64, 64), rois, 2).windows
+    expected = call(torch.clone)
+    with pretending() as pretence:
+        for module in loss.modules():
+            for store in (module._parameters, module._buffers):
+                for name, tensor in store.items():
+                    store[name] = None if tensor is None else pretence.on_device(tensor)
+        got = call(pretence.on_device)
+    for there, here in zip(got, expected, strict=True):
+        assert torch.allclose(there.held, here, atol=1e-6)
+    assert not pretence.waits
+    assert pretence.uploads <= (2 if "outside" in options else 1)
