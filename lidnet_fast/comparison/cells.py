@@ -4,6 +4,7 @@ Everything lies in one folder, and every piece of work in a folder of its own in
 
     STORE/seed0/study                    an embedded study's phantoms
     STORE/seed0/detector, judges/NAME    trained once for all denoisers and arms
+    STORE/seed0/critics/NAME             the detector of arms that begin with another one
     STORE/seed0/references               records of low and normal dose
     STORE/seed0/DENOISER/warm-up         trained once for all arms
     STORE/seed0/DENOISER/arms/ARM        the cell: a run, as `train` makes it, and its record
@@ -110,6 +111,7 @@ class Plan:
         self.shared[name, seed] = JudgeReferences(
             f"{title}: references", folder / "references", trained, plain, judges, comparison.split
         )
+        critics: dict[str, TrainDetector] = {}
         for denoiser in comparison.denoisers:
             title = f"{name}, seed {seed}, {denoiser}"
             place = folder / denoiser / "warm-up"
@@ -118,8 +120,22 @@ class Plan:
             for arm in comparison.arms:
                 place = folder / denoiser / "arms" / arm
                 run = _at(comparison.configured(name, seed, store, denoiser, arm), place)
-                needs = (*trained, warm_up)
-                task = TrainArm(f"{title}: {arm}", place, needs, run, judges, comparison.split, detector, warm_up, arm)
+                start = detector
+                if run.detector != plain.detector:
+                    critic = folder / "critics" / run.detector.name
+                    start = critics.setdefault(
+                        run.detector.name,
+                        TrainDetector(
+                            f"{name}, seed {seed}: critic {run.detector.name}",
+                            critic,
+                            made,
+                            _at(replace(plain, detector=run.detector), critic),
+                        ),
+                    )
+                    if start.run.detector != run.detector:
+                        raise InputError(f"arms begin with two detectors of the name {run.detector.name}: use one")
+                needs = (*trained, start, warm_up)
+                task = TrainArm(f"{title}: {arm}", place, needs, run, judges, comparison.split, start, warm_up, arm)
                 self.cells.append(Cell(name, seed, denoiser, arm, task))
 
 

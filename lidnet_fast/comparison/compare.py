@@ -18,9 +18,12 @@ from lidnet_fast.errors import InputError
 from lidnet_fast.evaluation.arms import write_metrics
 from lidnet_fast.evaluation.results import JUDGE, build_report, print_results
 from lidnet_fast.files import as_private_as
+from lidnet_fast.report.charts import FROC_TICKS
 from lidnet_fast.report.data import Column, Forest, Metric, Report, mean_of
 from lidnet_fast.report.page import write_report
 from lidnet_fast.runtime import machine_facts
+
+_FROC_POINTS = 129
 
 
 def compare(
@@ -118,7 +121,7 @@ def _report(plan: Plan, table: Table, missing: Sequence[str], costs: Mapping[str
         first.run,
         table.rows(),
         joined_examples(table.records),
-        {arm: _froc(record) for arm, record in table.records.items()},
+        {arm: _froc(record) for arm, record in table.records.items() if len(record.lesion_image)},
         {
             "detector": first.detector.folder / "detector",
             "warm-up": first.warm_up.folder / "denoiser",
@@ -141,15 +144,12 @@ def _forests(table: Table, shown: Sequence[Column]) -> list[Forest]:
 
     def forest(title: str, chosen: Sequence[Column], pairs: Mapping[str, tuple[str, str]]) -> Forest:
         rows = {
-            column.group: {name: value for name, pair in pairs.items() if (value := differences[pair].get(column.key))}
-            for column in chosen
+            column.group: {name: differences[pair].get(column.key) for name, pair in pairs.items()} for column in chosen
         }
-        return Forest(title, chosen[0].label, chosen[0].unit, {group: row for group, row in rows.items() if row})
+        return Forest(title, chosen[0].label, chosen[0].unit, rows)
 
     over = {arm: (arm, baseline) for arm in equipped}
-    made = [
-        forest(f"{columns[0].label} gained over {baseline}", columns, over) for columns in (found, image) if equipped
-    ]
+    made = [forest(f"{some[0].label} gained over {baseline}", some, over) for some in (found, image) if equipped]
     if len(equipped) > 1:
         last = {f"over {arm}": (equipped[-1], arm) for arm in table.trained[:-1]}
         made.append(forest(f"AP@.5 of {equipped[-1]}", found, last))
@@ -157,9 +157,12 @@ def _forests(table: Table, shown: Sequence[Column]) -> list[Forest]:
 
 
 def _froc(record: Record) -> tuple[np.ndarray, np.ndarray]:
+    """The frozen judge's FROC curve where the report shows it."""
     ones = np.ones((1, len(record.patient)))
-    false_positives, sensitivity = froc_curve(record.detectors[JUDGE], ones, ones[:, record.lesion_image])
-    return false_positives[0], sensitivity[0]
+    (false_positives,), (sensitivity,) = froc_curve(record.detectors[JUDGE], ones, ones[:, record.lesion_image])
+    last = np.append(np.diff(false_positives) > 0, True)
+    shown = np.geomspace(FROC_TICKS[0], FROC_TICKS[-1], _FROC_POINTS)
+    return shown, np.interp(shown, false_positives[last], sensitivity[last])
 
 
 def _print(table: Table, plan: Plan) -> None:
@@ -169,6 +172,8 @@ def _print(table: Table, plan: Plan) -> None:
     means = {arm: {key: mean_of(value) for key, value in row.items()} for arm, row in table.rows().items()}
     print_results(means, title, shown)
     *others, last = table.trained
+    if not others:
+        return
     gains: dict[str, Mapping[str, Metric]] = {
         f"{last} minus {other}": table.differences()[last, other] for other in others
     }

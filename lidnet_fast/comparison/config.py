@@ -23,7 +23,7 @@ DEVELOPMENT_SEEDS = 100
 """Seeds from here on are for choosing: they are judged on validation patients, and the others on test patients."""
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
-_CHANGES = ("collaborate", "balance", "ema_decay")
+_CHANGES = ("collaborate", "balance", "ema_decay", "detector")
 _SET_HERE = {"seed": "seeds", "data.store": "stores"}
 
 
@@ -42,7 +42,8 @@ class Matrix:
         default_factory=lambda: dict.fromkeys(("mse", "whole-map", "lesion-weighted", "lidnet"))
     )
     """Name -> what differs from the configuration after the warm-up; null: the arm of that name in
-    `lidnet_fast/comparison/arms.yaml`. The first is the baseline."""
+    `lidnet_fast/comparison/arms.yaml`. The first is the baseline. An arm with a `detector` of its own begins with that
+    one, trained on normal dose."""
     seeds: list[int] = field(default_factory=lambda: [0])
     """Each trains everything anew, with other samples, noise and initial weights. Seeds from 100 on are for choosing,
     and are judged on validation patients."""
@@ -141,7 +142,7 @@ class Comparison:
         """
         study = self.study(name)
         path = self.matrix.stores.get(name, str(store))
-        run = replace(self.run, seed=seed, data=replace(self.run.data, store=path))
+        run = replace(self.run, seed=seed, independent_judge=None, data=replace(self.run.data, store=path))
         if study is not None:
             run = replace(run, window=study.window)
         if denoiser is not None:
@@ -151,10 +152,7 @@ class Comparison:
     def _denoiser(self, name: str) -> dict[str, Any]:
         if not self.matrix.denoisers:
             return {}
-        changes = {"name": name, **(self.matrix.denoisers[name] or {})}
-        if changes["name"] != self.run.denoiser.name:
-            changes.setdefault("options", {})  # those of another network
-        return changes
+        return _network_changes(self.run.denoiser, {"name": name, **(self.matrix.denoisers[name] or {})})
 
     def _arm(self, name: str) -> Mapping[str, Any]:
         changes = self.matrix.arms[name]
@@ -169,7 +167,12 @@ class Comparison:
                     f"arm {name!r} sets {key}, but arms share what is trained before the joint phase: they may set "
                     f"{', '.join(_CHANGES)}"
                 )
-        return changes
+        if "detector" not in changes:
+            return changes
+        detector = changes["detector"]
+        if not isinstance(detector, Mapping) or not detector.keys() <= {"name", "options"}:
+            raise InputError(f"arm {name!r}: its detector may have a name and options, got {detector!r}")
+        return {**changes, "detector": _network_changes(self.run.detector, detector)}
 
     def _check_parts(self) -> None:
         for denoiser in self.denoisers:
@@ -180,10 +183,11 @@ class Comparison:
             build_network("denoiser", without_weights(one.network))
         for arm in self.arms:
             try:
-                overridden(self.run, self._arm(arm))
+                critic = overridden(self.run, self._arm(arm)).detector.network
+                build_network("detector", without_weights(critic))
             except InputError as error:
                 raise error if arm in str(error) else InputError(f"arm {arm!r}: {error}") from error
-        for network in [self.run.detector.network, *self.judges.values()]:
+        for network in self.judges.values():
             build_network("detector", without_weights(network))
         for name, store in self.matrix.stores.items():
             config = self.configured(name, self.matrix.seeds[0], Path(store))
@@ -243,6 +247,12 @@ def demo_of(run: RunConfig, seeds: int, *, quick: bool = False) -> Comparison:
 def built_in_arms() -> dict[str, dict[str, Any]]:
     """The arms that every comparison knows: name -> what each changes of the configuration."""
     return yaml.safe_load(files("lidnet_fast.comparison").joinpath("arms.yaml").read_text(encoding="utf-8"))
+
+
+def _network_changes(network: NetworkConfig, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes of a network's group; another network doesn't take over the options."""
+    other = changes.get("name", network.name) != network.name
+    return {**({"options": {}} if other else {}), **changes}
 
 
 def _check_names(what: str, names: Sequence[str]) -> None:

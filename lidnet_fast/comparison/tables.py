@@ -77,8 +77,8 @@ def collect(plan: Plan) -> tuple[list[Table], list[str]]:
     tables = []
     for (store, denoiser), cells in progress(list(groups.items()), "statistics"):
         files = _files(plan, store, cells)
-        seeds = [seed for seed in plan.comparison.matrix.seeds if files and all(seed in of for of in files.values())]
-        if seeds:
+        seeds = [seed for seed in plan.comparison.matrix.seeds if all(seed in of for of in files.values())]
+        if seeds and any(arm in files for arm in plan.comparison.arms):
             same_people = plan.comparison.study(store) is None
             tables.append(_table(store, denoiser, seeds, files, same_people))
     return tables, missing

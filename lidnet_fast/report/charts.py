@@ -161,17 +161,21 @@ def tradeoff_chart(report: Report, x_key: str, y_key: str, style: Style) -> str:
 
 def forest_chart(forest: Forest, style: Style) -> str:
     """Differences with their intervals, one below the other, around a line at zero."""
-    spans = [_span(value) for rows in forest.rows.values() for value in rows.values()]
+    groups = {
+        group: {name: _span(value) for name, value in rows.items() if mean_of(value) is not None}
+        for group, rows in forest.rows.items()
+    }
+    spans = [span for rows in groups.values() for span in rows.values()]
     if not spans:
         return _figure(forest.title, '<p class="empty">No data</p>', "")
     axis = linear_axis(np.array([0.0, *(end for span in spans for end in span)]), _FOREST_LEFT, RIGHT)
     body, y = "", 4.0
-    for group, rows in forest.rows.items():
+    for group, rows in groups.items():
         y += _ROW
         body += f'<text class="heading" x="2" y="{y:.1f}">{escape(group)}</text>'
-        for name, value in rows.items():
+        for name, span in rows.items():
             y += _ROW
-            x1, x, x2 = axis(_span(value))
+            x1, x, x2 = axis(span)
             colour = style(name) or "plain"
             body += f'<text class="name {colour}" x="12" y="{y:.1f}">{escape(name)}</text><g class="{colour}">'
             body += f'<path class="bar" d="M{x1:.1f} {y - 4:.1f}H{x2:.1f}"/>'

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import yaml
 
+MINE = {"detector": {"name": "retinanet_small"}, "collaborate": {"objective": {"roi_weight": 5.0}}}
+
 
 def write_config(path: Path, store: Path) -> Path:
     content = {
         "stores": {"phantoms": str(store)},
         "denoisers": {"small": {"options": {"channels": 8}}, "tiny": {"name": "small", "options": {"channels": 4}}},
-        "arms": {"mse": None, "mine": {"collaborate": {"objective": {"roi_weight": 5.0}}}, "lidnet": None},
+        "arms": {"mse": None, "mine": MINE, "lidnet": None},
         "seeds": [0, 1],
         "judges": {"retina": {"name": "retinanet_small"}},
         "device": "cpu",

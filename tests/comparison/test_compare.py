@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lidnet_fast.evaluation.compare import evaluate_run
 from lidnet_fast.inference import load_denoiser
 from tests.comparison.commands import run, start
 
@@ -21,7 +22,7 @@ def tables(out: Path) -> list[dict]:
     return json.loads((out / "metrics.json").read_text())["tables"]
 
 
-def test_it_writes_what_it_promises_and_trains_each_network_once(compared: Path, config: Path) -> None:
+def test_it_writes_what_it_promises_and_trains_each_network_once(compared: Path, tmp_path: Path) -> None:
     small, tiny = tables(compared)
     assert (small["denoiser"], tiny["denoiser"]) == ("small", "tiny")
     assert list(small["arms"]) == ARMS
@@ -45,10 +46,15 @@ def test_it_writes_what_it_promises_and_trains_each_network_once(compared: Path,
     assert float(row["value"]) == pytest.approx(small["differences"]["lidnet minus mse"][row["metric"]][0])
     report = (compared / "phantoms" / "small" / "report.html").read_text()
     assert all(name in report for name in [*ARMS, "retina", "AP@.5 gained over mse", "phantoms, seed 0: detector"])
-    assert sorted(path.parent.name for path in compared.rglob("logs/part*")) == ["logs"] * (2 * (2 + 2 * (1 + 3)))
+    # For each seed a detector, a judge and a critic; for each denoiser the warm-up and three arms.
+    assert len(list(compared.rglob("logs/part*"))) == 2 * (3 + 2 * (1 + 3))
 
     cell = compared / "phantoms" / "seed1" / "tiny" / "arms" / "lidnet"
-    assert load_denoiser(cell).network is not None  # a cell is a run
+    assert load_denoiser(cell).network is not None
+    evaluate_run(cell, out=tmp_path)  # a cell is a run
+    evaluated = json.loads((tmp_path / "metrics.json").read_text())["arms"]["denoised"]
+    assert evaluated["psnr"] == pytest.approx(tiny["seeds"]["1"]["lidnet"]["psnr"])
+    assert evaluated["cotrained"]["ap50"] == pytest.approx(tiny["seeds"]["1"]["lidnet"]["cotrained_ap50"], abs=1e-6)
 
 
 def test_processes_share_a_folder_and_resume_each_others_cells(compared: Path, config: Path, tmp_path: Path) -> None:

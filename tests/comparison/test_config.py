@@ -16,6 +16,8 @@ from lidnet_fast.trainer.config import RunConfig, overridden
         (["--arms", "{mse: , lidnit: }"], "unknown arm 'lidnit'; did you mean 'lidnet'?"),
         (["--arms", "{mse: }"], "arms: at least two are needed"),
         (["--arms", "{mse: , mine: {denoiser: {steps: 3}}}"], "arm 'mine' sets denoiser"),
+        (["--arms", "{mse: , mine: {detector: {steps: 3}}}"], "arm 'mine': its detector may have a name and options"),
+        (["--arms", "{mse: , mine: {detector: {name: retinanet}}}"], "arm 'mine': unknown detector 'retinanet'"),
         (["--arms", "{mse: , mine: {collaborate: {objective: {roi_wait: 3}}}}"], "arm 'mine': "),
         (["--arms", "{mse: , mine: {collaborate: {objective: {roi_weight: -3}}}}"], "arm 'mine': "),
         (["--arms", "{mse: , a/b: {}}"], "arms: 'a/b' becomes a folder's name"),

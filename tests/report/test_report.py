@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lidnet_fast.report import Arm, Column, Curve, Panel, Report, ScoreMaps, write_report
-from lidnet_fast.report.charts import condense, froc_chart, linear_axis, log_axis, tradeoff_chart
+from lidnet_fast.report import Arm, Column, Curve, Forest, Panel, Report, ScoreMaps, write_report
+from lidnet_fast.report.charts import condense, forest_chart, froc_chart, linear_axis, log_axis, tradeoff_chart
 from lidnet_fast.report.images import difference_limit, difference_png, gray_png, lesion_crop, packed_hu
 from lidnet_fast.report.page import ArmStyle, best_texts, format_metric, render
 
@@ -318,6 +318,24 @@ def test_tradeoff_without_interval_or_points() -> None:
     assert svg.count("<circle") == 2 and "nan" not in svg
     arms = [Arm("MSE", {"psnr": nan, "ap": 0.6}), Arm("LIDnet", {"ap": 0.7})]
     assert "No data" in tradeoff_chart(make_report(arms=arms), "psnr", "ap", ArmStyle(arms))
+
+
+def test_forest_draws_intervals_to_scale_around_zero() -> None:
+    rows = {"frozen judge": {"LIDnet": (0.2, 0.1, 0.3), "MSE": -0.1}, "other judge": {"LIDnet": None}}
+    style = ArmStyle(make_report().arms)
+    figure = Page(forest_chart(Forest("Gains", "AP@0.5", "", rows), style))
+    dots = [float(attrs["cx"]) for tag, attrs in figure.tags if tag == "circle"]
+    (zero,) = [float(attrs["x1"]) for tag, attrs in figure.tags if attrs.get("class") == "axis"]
+    bars = [attrs["d"] for tag, attrs in figure.tags if attrs.get("class") == "bar"]
+    left, right = (float(x) for x in re.findall(r"[MH]([\d.]+)", bars[0]))
+    assert len(dots) == 2
+    assert dots[1] < zero < left < dots[0] < right
+    assert (dots[0] - zero) == pytest.approx(2 * (zero - dots[1]), abs=0.3)
+    assert (right - left) == pytest.approx(dots[0] - zero, abs=0.3)
+    assert {"LIDnet", "frozen judge", "other judge"} <= set(figure.texts["text"])
+    page = render(make_report(forests=[Forest("Gains", "AP@0.5", "", rows)]))
+    assert "<h2>Gains</h2>" in page
+    assert "No data" in forest_chart(Forest("Gains", "AP@0.5", "", {"judge": {"LIDnet": None}}), style)
 
 
 def test_colours_are_one_per_arm_and_kept_from_other_series() -> None:
