@@ -8,6 +8,7 @@ Everything lies in one folder, and every piece of work in a folder of its own in
     STORE/seed0/references               records of low and normal dose
     STORE/seed0/DENOISER/warm-up         trained once for all arms
     STORE/seed0/DENOISER/arms/ARM        the cell: a run, as `train` makes it, and its record
+    STORE/seed0/DENOISER/bounds/ARM/...  judges trained on the cell's images
 
 A file next to each (`detector.lock`) is locked by the process that works there. Its lock ends with the process, so that
 another goes on where a killed one stopped.
@@ -15,7 +16,7 @@ another goes on where a killed one stopped.
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,7 +25,16 @@ import yaml
 from filelock import FileLock, Timeout
 
 from lidnet_fast.comparison.config import Comparison
-from lidnet_fast.comparison.work import JudgeReferences, MakeStudy, Task, TrainArm, TrainDetector, TrainJudge, WarmUp
+from lidnet_fast.comparison.work import (
+    JudgeReferences,
+    MakeStudy,
+    Task,
+    TrainArm,
+    TrainBound,
+    TrainDetector,
+    TrainJudge,
+    WarmUp,
+)
 from lidnet_fast.device import choose_device, choose_precision
 from lidnet_fast.errors import InputError
 from lidnet_fast.evaluation.results import JUDGE
@@ -32,6 +42,9 @@ from lidnet_fast.files import is_temporary, make_folder, write_text
 from lidnet_fast.models.registry import NetworkConfig
 from lidnet_fast.progress import overall_progress
 from lidnet_fast.trainer.config import CollaborateConfig, DenoiserConfig, ObjectiveConfig, RunConfig
+
+WAYS = {"scratch": 1.0, "tuned": 0.2}
+"""How a judge is trained on an arm's images -> its learning rate, as a share of the detector phase's."""
 
 _CONFIG, _LOCK = "compare.yaml", "compare.lock"
 _POLL_SECONDS = 1.0
@@ -46,6 +59,8 @@ class Cell:
     denoiser: str
     arm: str
     task: TrainArm
+    bounds: dict[tuple[str, str], TrainBound]
+    """(judge, way of training) -> the judge trained on this cell's images."""
 
 
 class Plan:
@@ -83,14 +98,14 @@ class Plan:
     @cached_property
     def tasks(self) -> list[Task]:
         """All pieces of work, each after those that it needs."""
-        return _ordered([*self.shared.values(), *(cell.task for cell in self.cells)])
+        return _ordered([*self.shared.values(), *_work_of(self.cells)])
 
     def share(self, number: int, shares: int) -> list[Task]:
         """The pieces of work of one of so many equal shares of the cells, counted from 1."""
         first, last = ((k * len(self.cells)) // shares for k in (number - 1, number))
         mine = self.cells[first:last]
         references = dict.fromkeys((cell.store, cell.seed) for cell in mine)
-        return _ordered([*(self.shared[key] for key in references), *(cell.task for cell in mine)])
+        return _ordered([*(self.shared[key] for key in references), *_work_of(mine)])
 
     def _add(self, name: str, seed: int) -> None:
         comparison, folder = self.comparison, self.out / name / f"seed{seed}"
@@ -136,7 +151,35 @@ class Plan:
                         raise InputError(f"arms begin with two detectors of the name {run.detector.name}: use one")
                 needs = (*trained, start, warm_up)
                 task = TrainArm(f"{title}: {arm}", place, needs, run, judges, comparison.split, start, warm_up, arm)
-                self.cells.append(Cell(name, seed, denoiser, arm, task))
+                bounds = self._bounds(task, judges, plain, folder / denoiser / "bounds" / arm)
+                self.cells.append(Cell(name, seed, denoiser, arm, task, bounds if comparison.matrix.bound else {}))
+
+    def _bounds(
+        self,
+        cell: TrainArm,
+        judges: Mapping[str, tuple[TrainDetector | TrainJudge, NetworkConfig]],
+        plain: RunConfig,
+        folder: Path,
+    ) -> dict[tuple[str, str], TrainBound]:
+        bounds = {}
+        for judge, (trained, network) in judges.items():
+            for way, share in WAYS.items():
+                place = folder / f"{judge}-{way}"
+                detector = replace(
+                    plain.detector,
+                    name=network.name,
+                    options=network.options,
+                    learning_rate=plain.detector.learning_rate * share,
+                )
+                run = _at(replace(plain, detector=detector), place)
+                begin = trained if way == "tuned" else None
+                title = f"{cell.name}: {judge} {way}"
+                bounds[judge, way] = TrainBound(title, place, (cell,), run, {}, cell.split, cell, begin)
+        return bounds
+
+
+def _work_of(cells: Sequence[Cell]) -> list[Task]:
+    return [*(cell.task for cell in cells), *(bound for cell in cells for bound in cell.bounds.values())]
 
 
 def do_all(tasks: Sequence[Task]) -> None:

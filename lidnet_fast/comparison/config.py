@@ -50,6 +50,9 @@ class Matrix:
     judges: dict[str, NetworkConfig] = field(default_factory=dict)
     """Name -> detector that is trained on normal dose and only judges: no denoiser is trained through it. The
     configuration's `independent_judge` is one more, under the name "independent"."""
+    bound: bool = False
+    """Train every judge on every arm's images too, from the start and fine-tuned: what a detector could find there at
+    best, and which share of what is to be gained an arm gains."""
 
 
 @dataclass(frozen=True)

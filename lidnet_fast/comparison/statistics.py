@@ -25,8 +25,8 @@ Floats = NDArray[np.float64]
 
 REPLICATES = 1000
 
-_AT_ONCE = 50
-"""Replicates that are computed together: a bound on memory."""
+_AT_ONCE = 10
+"""Replicates that are computed together: few enough for the cache."""
 
 _RECALLS = np.linspace(0, 1, 101)
 
@@ -55,6 +55,12 @@ class Estimate:
 
     def __sub__(self, other: "Estimate") -> "Estimate":
         return Estimate(self.value - other.value, self.replicates - other.replicates, self.units)
+
+    def share_of(self, whole: "Estimate") -> "Estimate":
+        """This as a share of another; it doesn't exist where that isn't positive."""
+        positive = np.where(whole.replicates > 0, whole.replicates, np.nan)
+        replicates = self.replicates / positive
+        return Estimate(self.value / whole.value if whole.value > 0 else np.nan, replicates, self.units)
 
     def metric(self) -> Metric:
         """(value, low, high) of the 95 % interval; the value alone of one unit, None where it doesn't exist."""

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,12 @@ from typing import Any
 from lidnet_fast.comparison.cells import Cell, Plan
 from lidnet_fast.comparison.records import Record
 from lidnet_fast.comparison.statistics import Estimate, draws, estimate, plain_metrics
-from lidnet_fast.comparison.work import Task, record_file
+from lidnet_fast.comparison.work import BOUND, Task, record_file
 from lidnet_fast.evaluation.results import (
     COTRAINED_COLUMNS,
     IMAGE_COLUMNS,
     INDEPENDENT_WORDS,
+    JUDGE,
     JUDGE_COLUMNS,
     detector_columns,
 )
@@ -51,13 +52,12 @@ class Table:
 
     def differences(self) -> dict[tuple[str, str], dict[str, Metric]]:
         """(later arm, earlier arm) -> metric -> paired difference, for all pairs in the order of the arms."""
-        return {
-            (later, earlier): _metrics(
-                {key: value - self.arms[earlier][key] for key, value in self.arms[later].items()}
-            )
-            for place, later in enumerate(self.trained)
-            for earlier in self.trained[:place]
-        }
+        pairs = [(later, earlier) for place, later in enumerate(self.trained) for earlier in self.trained[:place]]
+        return {(later, earlier): _metrics(_minus(self.arms[later], self.arms[earlier])) for later, earlier in pairs}
+
+
+def _minus(one: Mapping[str, Estimate], other: Mapping[str, Estimate]) -> dict[str, Estimate]:
+    return {key: value - other[key] for key, value in one.items() if key in other}
 
 
 def _metrics(estimates: Mapping[str, Estimate]) -> dict[str, Metric]:
@@ -80,7 +80,9 @@ def collect(plan: Plan) -> tuple[list[Table], list[str]]:
         seeds = [seed for seed in plan.comparison.matrix.seeds if all(seed in of for of in files.values())]
         if seeds and any(arm in files for arm in plan.comparison.arms):
             same_people = plan.comparison.study(store) is None
-            tables.append(_table(store, denoiser, seeds, files, same_people))
+            table = _table(store, denoiser, seeds, files, same_people)
+            _add_bounds(table, [cell for cell in cells if cell.seed in seeds], same_people)
+            tables.append(table)
     return tables, missing
 
 
@@ -115,10 +117,52 @@ def _table(
     return Table(store, denoiser, seeds, arms, first, by_seed)
 
 
-def columns(judges: Sequence[str]) -> list[Column]:
+def _add_bounds(table: Table, cells: Sequence[Cell], same_people: bool) -> None:
+    """Add what judges trained on an arm's images find there, and the share of the closable gap that an arm closes.
+
+    The gap of a judge is between what it finds in the baseline's images and the most that any detector of its kind,
+    trained on any arm's images, found in these: what low dose doesn't hold, no loss can bring back.
+    """
+    baseline, *equipped = table.trained
+    records: dict[tuple[str, str, str], list[Record]] = {}
+    for cell in cells:
+        for (judge, way), task in cell.bounds.items():
+            if task.done and cell.arm in table.arms:
+                record = Record.load(record_file(task.folder, cell.arm))
+                records.setdefault((cell.arm, judge, way), []).append(record)
+    best: dict[str, Estimate] = {}
+    for (arm, judge, way), of_seeds in records.items():
+        if len(of_seeds) == len(table.seeds):
+            drawn = draws([record.patient for record in of_seeds], same_people)
+            found = estimate(of_seeds, drawn)[f"{BOUND}_ap50"]
+            table.arms[arm][f"{judge}_{way}_ap50"] = found
+            if judge not in best or found.value > best[judge].value:
+                best[judge] = found
+    for judge, most in best.items():
+        key = f"{judge}_ap50"
+        gap = most - table.arms[baseline][key]
+        for arm in equipped:
+            gained = table.arms[arm][key] - table.arms[baseline][key]
+            table.arms[arm][f"{judge}_closed"] = gained.share_of(gap)
+
+
+def columns(judges: Iterable[str]) -> list[Column]:
     """The columns of a comparison's tables."""
     independent = [column for name in judges for column in detector_columns(name, name, INDEPENDENT_WORDS)]
     return [*IMAGE_COLUMNS, *JUDGE_COLUMNS, *independent, *COTRAINED_COLUMNS]
+
+
+def bound_columns(judges: Iterable[str]) -> list[Column]:
+    """The columns of judges' bounds."""
+    return [
+        Column(f"{judge}_{key}", label, number, "", True, words, f"{title}, bound")
+        for judge, title in {JUDGE: "frozen judge", **{name: name for name in judges}}.items()
+        for key, label, number, words in (
+            ("scratch_ap50", "start", ".3f", "AP@0.5 of a detector of this kind, trained on the arm's images."),
+            ("tuned_ap50", "tuned", ".3f", "AP@0.5 of this judge, fine-tuned on the arm's images."),
+            ("closed", "closed", ".0%", "Gain over the baseline, as a share of what any detector shows can be gained."),
+        )
+    ]
 
 
 def as_json(table: Table) -> dict[str, Any]:

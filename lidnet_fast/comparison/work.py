@@ -25,6 +25,9 @@ from lidnet_fast.runtime import recorded_cost
 from lidnet_fast.trainer.config import RunConfig
 from lidnet_fast.trainer.run import Run, check_folder
 
+BOUND = "bound"
+"""A bound's detector in its record."""
+
 Advance = Callable[[int], None]
 """Says how much of a piece of work is done, in training steps."""
 
@@ -217,6 +220,39 @@ class TrainArm(_Judging):
             return [network_arm(self.arm, denoiser, {**judges, COTRAINED: cotrained})]
 
         self._judge(arms)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainBound(_Judging):
+    """A judge trained on one arm's images: what a detector of its kind could find there at best."""
+
+    cell: TrainArm
+    begin: _Training | None
+    """The judge that is fine-tuned; None to train from the start."""
+
+    @property
+    def done(self) -> bool:
+        """Whether the record is there."""
+        return self._has(self.cell.arm, BOUND)
+
+    @property
+    def steps(self) -> int:
+        """Those of a detector's phase."""
+        return self.run.detector.steps
+
+    def check(self) -> None:
+        """Refuse another run's folder."""
+        if self.folder.exists():
+            check_folder(self.run)
+
+    def work(self, advance: Advance) -> None:
+        """Train and judge."""
+        trained = load_denoiser(self.cell.folder / "collaborate" / "denoiser.pt", self.cell.run.denoiser.network)
+        run = Run(self.run, [_Steps(advance)])
+        detector = run.train_detector_on(trained.network, None if self.begin is None else self.begin.network)
+        device = choose_device(self.run.device)
+        found = {BOUND: detector.requires_grad_(False).to(device)}
+        self._judge(lambda judges: [network_arm(self.cell.arm, trained.to(device), found)])
 
 
 def record_file(folder: Path, arm: str) -> Path:

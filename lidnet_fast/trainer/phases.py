@@ -21,11 +21,24 @@ from lidnet_fast.trainer.phase import Phase, averaged_weights, scheduled_adamw
 
 
 class DetectorPhase(Phase):
-    """Trains a detector on normal-dose images."""
+    """Trains a detector on normal-dose images, or on what a denoiser makes of low-dose ones.
 
-    def __init__(self, detector: LesionDetector, config: RunConfig) -> None:
+    Args:
+        detector: is trained.
+        config: of the run.
+        denoiser: stays as it is; None for normal dose.
+    """
+
+    def __init__(self, detector: LesionDetector, config: RunConfig, denoiser: nn.Module | None = None) -> None:
         super().__init__(config)
-        self.detector = detector
+        self.detector, self.denoiser = detector, denoiser
+
+    def _images(self, batch: Batch) -> Tensor:
+        """What the detector sees, windowed."""
+        if self.denoiser is None:
+            return self.window.clamp(self.window.scale(batch["normal_dose"]))
+        with torch.no_grad(), evaluated(self.denoiser):
+            return self.window.clamp(self.window.scale(self.window.denoise(self.denoiser, batch["low_dose"])))
 
     def trained_parts(self) -> list[nn.Module]:
         """The backbone; proposals and targets differ in number with every batch."""
@@ -38,11 +51,10 @@ class DetectorPhase(Phase):
         super().prepare_networks()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """The detector's own losses on normal dose."""
+        """The detector's own losses."""
 
         def backward(part: Batch, share: float) -> dict[str, Tensor]:
-            images = self.window.clamp(self.window.scale(part["normal_dose"]))
-            terms = self.detector.losses(images, part["boxes"])
+            terms = self.detector.losses(self._images(part), part["boxes"])
             total = self.check_finite(torch.stack(list(terms.values())).sum(), "detector", batch_idx)
             self.manual_backward(share * total)
             return {**terms, "total": total}
@@ -52,8 +64,8 @@ class DetectorPhase(Phase):
         self.report("detector", terms, len(batch["normal_dose"]))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """AP on normal dose."""
-        self.validate_detections(self.detector, self.window.scale(batch["normal_dose"]), batch)
+        """AP on images like those of training."""
+        self.validate_detections(self.detector, self._images(batch), batch)
 
     def configure_optimizers(self) -> Any:
         """AdamW with the cosine schedule."""

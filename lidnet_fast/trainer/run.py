@@ -95,12 +95,25 @@ class Run:
         network = self.config.independent_judge
         return None if network is None else self._train_detector("independent_judge", network)
 
-    def _train_detector(self, phase: str, network: NetworkConfig) -> LesionDetector:
+    def train_detector_on(self, denoiser: nn.Module, begin: Path | None) -> LesionDetector:
+        """Train the detector on what a denoiser makes of low dose, in the place of the detector phase.
+
+        Args:
+            denoiser: windowed low dose to windowed normal dose; it stays as it is.
+            begin: file of a detector to go on from; None to train from the start.
+        """
+        return self._train_detector("detector", self.config.detector.network, denoiser, begin)
+
+    def _train_detector(
+        self, phase: str, network: NetworkConfig, denoiser: nn.Module | None = None, begin: Path | None = None
+    ) -> LesionDetector:
         detector = self._new_network("detector", network, phase)
+        if begin is not None:
+            detector.load_state_dict(load_network(begin, "detector", network)[0].state_dict())
         assert isinstance(detector, LesionDetector)
         self._fit(
             phase,
-            lambda: DetectorPhase(detector, self.config),
+            lambda: DetectorPhase(detector, self.config, denoiser),
             {"detector": (detector, network)},
             phase,
             self.config.detector,

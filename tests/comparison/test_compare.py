@@ -46,6 +46,8 @@ def test_it_writes_what_it_promises_and_trains_each_network_once(compared: Path,
     assert float(row["value"]) == pytest.approx(small["differences"]["lidnet minus mse"][row["metric"]][0])
     report = (compared / "phantoms" / "small" / "report.html").read_text()
     assert all(name in report for name in [*ARMS, "retina", "AP@.5 gained over mse", "phantoms, seed 0: detector"])
+    overview = (compared / "report.html").read_text()
+    assert all(name in overview for name in ("phantoms, small: lidnet", "phantoms, tiny: mse", "lidnet over mse"))
     # For each seed a detector, a judge and a critic; for each denoiser the warm-up and three arms.
     assert len(list(compared.rglob("logs/part*"))) == 2 * (3 + 2 * (1 + 3))
 
@@ -127,3 +129,17 @@ def test_a_judge_can_be_added_later(compared: Path, config: Path, tmp_path: Path
     (small,) = tables(out)
     assert {"retina_ap50", "faster_ap50"} <= set(small["arms"]["lidnet"])
     assert len(list(out.rglob("logs/part*"))) == len(list(compared.rglob("logs/part*"))) + 1
+
+
+def test_bounds_train_judges_on_the_arms_images(compared: Path, config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bound"
+    shutil.copytree(compared, out)
+    options = ["--bound", "true", "--seeds", "[0]", "--arms", "{mse: , lidnet: }", "--judges", "{}"]
+    done = run(config, out, *options, "--denoisers", "{small: {options: {channels: 8}}}")
+    assert done.returncode == 0, done.stderr
+    (small,) = tables(out)
+    for arm in ("mse", "lidnet"):
+        assert {"judge_scratch_ap50", "judge_tuned_ap50"} <= set(small["arms"][arm])
+    assert "judge_closed" in small["arms"]["lidnet"]
+    assert len(list(out.rglob("logs/part*"))) == len(list(compared.rglob("logs/part*"))) + 2 * 2
+    assert "frozen judge, bound" in (out / "report.html").read_text()

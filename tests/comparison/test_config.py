@@ -94,6 +94,13 @@ def test_the_arms_share_the_pixel_terms_and_controls_have_nothing_of_the_detecto
     assert overridden(config, built_in_arms()["lidnet"]) == config
 
 
+def test_the_experiments_configuration_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = Path(__file__).parents[2] / "configs" / "compare.yaml"
+    with pytest.raises(SystemExit):
+        cli.main(["compare", "--config", str(config), "--out", str(tmp_path / "out"), "--collect"])
+    assert "so there are no cells to collect" in capsys.readouterr().err  # what is said once all else is checked
+
+
 def test_the_demo_is_a_comparison_of_the_chest_study() -> None:
     run = replace(RunConfig(), seed=3)
     whole, quick = demo_of(run, 2), demo_of(run, 1, quick=True)

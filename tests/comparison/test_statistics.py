@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import t as student_t
 
 from lidnet_fast.comparison.records import IMAGE_METRICS, LESION_METRICS, Record
-from lidnet_fast.comparison.statistics import draws, estimate
+from lidnet_fast.comparison.statistics import Estimate, draws, estimate
 
 PATIENTS, SAMPLES = 12, 4
 
@@ -88,6 +88,12 @@ def test_what_is_missing_is_none() -> None:
     assert estimates["lesion_psnr"].metric() is None
     one_patient = [record(np.ones((1, SAMPLES)))]
     assert estimate(one_patient, draws([one_patient[0].patient]))["psnr"].metric() == 1.0
+
+
+def test_a_share_is_paired_and_exists_where_there_is_something_to_share() -> None:
+    gained, gap = Estimate(0.1, np.array([0.05, 0.1, 0.2]), 5), Estimate(0.4, np.array([0.2, 0.4, 0.8]), 5)
+    assert gained.share_of(gap).metric() == pytest.approx((0.25, 0.25, 0.25))
+    assert gained.share_of(Estimate(-0.1, np.array([-0.1, 0.0, 0.1]), 5)).metric() is None
 
 
 def test_draws_repeat() -> None:
