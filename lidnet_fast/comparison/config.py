@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from importlib.resources import files
 from itertools import combinations
 from pathlib import Path
@@ -145,12 +146,18 @@ class Comparison:
         """
         study = self.study(name)
         path = self.matrix.stores.get(name, str(store))
-        run = replace(self.run, seed=seed, independent_judge=None, data=replace(self.run.data, store=path))
-        if study is not None:
-            run = replace(run, window=study.window)
-        if denoiser is not None:
-            run = overridden(run, {"denoiser": self._denoiser(denoiser)})
-        return run if arm is None else overridden(run, self._arm(arm))
+        run = self._runs[denoiser, arm]
+        run = replace(run, seed=seed, independent_judge=None, data=replace(run.data, store=path))
+        return run if study is None else replace(run, window=study.window)
+
+    @cached_property
+    def _runs(self) -> dict[tuple[str | None, str | None], RunConfig]:
+        """(denoiser, arm) -> its configuration; None for the configuration's own."""
+        runs: dict[tuple[str | None, str | None], RunConfig] = {(None, None): self.run}
+        for denoiser in self.denoisers:
+            runs[denoiser, None] = run = overridden(self.run, {"denoiser": self._denoiser(denoiser)})
+            runs |= {(denoiser, arm): overridden(run, self._arm(arm)) for arm in self.arms}
+        return runs
 
     def _denoiser(self, name: str) -> dict[str, Any]:
         if not self.matrix.denoisers:
