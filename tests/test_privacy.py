@@ -3,6 +3,7 @@
 import gzip
 import re
 import socket
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +52,10 @@ OUTPUTS = {
     "`publish`: all of it": ["published"],
     "`evaluate`: `metrics.json`": ["run/metrics.json"],
     "`evaluate`: `report.html`": ["run/report.html"],
+    "`compare`: `compare.yaml`, `report.html`": ["compared/compare.yaml", "compared/report.html"],
+    "`compare`: `metrics.json`, `metrics.csv`, records of cells (`*.npz`)": [
+        *("compared/metrics.json", "compared/metrics.csv", "compared/**/*.npz")
+    ],
     "`assess --store`: `assess.json`, `assess.html`": ["assessed/assess.json", "assessed/assess.html"],
     "`assess --store`: `noise_power.npz`": ["assessed/noise_power.npz"],
     "`assess --store --export`": ["scans"],
@@ -107,6 +112,8 @@ def make_everything(root: Path, write_series) -> None:
     run("train --data.store {root}/store --out {root}/run --loggers tensorboard wandb", *SMALL)
     run("evaluate {root}/run --device cpu --images other={root}/nifti/low_dose")
     run("publish {root}/run {root}/published")
+    stores = "{mine: {root}/store}"
+    run("compare --out {root}/compared --arms", "{mse: null, lidnet: null}", "--stores", stores, *SMALL)
     assess = "assess --store {root}/store --realisations 10 --doses 0.5 --cases 1 --case-realisations 1 --device cpu"
     run(f"{assess} --model {{root}}/run --out {{root}}/assessed")
     run(f"{assess} --export {{root}}/scans")
@@ -136,6 +143,9 @@ def rows() -> Iterator[tuple[str, list[bool]]]:
 
 
 def content(path: Path) -> bytes:
+    if path.suffix == ".npz":
+        with zipfile.ZipFile(path) as arrays:
+            return b"".join(arrays.read(name) for name in arrays.namelist())
     return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
 
 

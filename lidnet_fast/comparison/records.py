@@ -42,8 +42,8 @@ class Findings:
 class Record:
     """Results of one way of restoring, sample by sample."""
 
-    patient: NDArray[np.str_]
-    """[N] whom a sample is of."""
+    patient: NDArray[np.int32]
+    """[N] whom a sample is of: a number, since ids have no place in results."""
     images: Mapping[str, NDArray[np.float64]]
     """Metric of `ImageScores` -> [N]."""
     lesion_image: NDArray[np.int32]
@@ -62,7 +62,7 @@ class Record:
     """[d,6] what the first detector found in them: number of the example, box, score."""
 
     @classmethod
-    def of(cls, evaluation: Evaluation, arm: str, patients: Sequence[str]) -> "Record":
+    def of(cls, evaluation: Evaluation, arm: str, patients: Sequence[int]) -> "Record":
         """One arm's results of an evaluation; `patients` says whom its samples are of."""
         scores = evaluation.quality[arm].scores
         inside = [(image, lesion) for image, one in enumerate(scores) for lesion in one.lesions]
@@ -76,7 +76,7 @@ class Record:
             )
         ]
         return cls(
-            patient=np.array(patients),
+            patient=np.array(patients, np.int32),
             images={name: np.array([getattr(one, name) for one in scores]) for name in IMAGE_METRICS},
             lesion_image=np.array([image for image, _ in inside], np.int32),
             lesion_box=np.concatenate([one.numpy() for one in boxes]).astype(np.float32).reshape(-1, 4),

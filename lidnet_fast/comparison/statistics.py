@@ -35,7 +35,7 @@ _RECALLS = np.linspace(0, 1, 101)
 class Draw:
     """What the replicates drew of one seed."""
 
-    patients: NDArray[np.str_]
+    patients: NDArray[np.int32]
     """[P], sorted."""
     replicate: NDArray[np.int64]
     """[M] which replicate; one that drew the seed twice comes twice."""
@@ -73,12 +73,12 @@ class Estimate:
         return self.value, self.value - half, self.value + half
 
 
-def draws(patients: Sequence[NDArray[np.str_]], same_people: bool = False, replicates: int = REPLICATES) -> list[Draw]:
+def draws(patients: Sequence[NDArray[np.int32]], same_people: bool = False, replicates: int = REPLICATES) -> list[Draw]:
     """Draw the replicates.
 
     Args:
-        patients: for each seed, whom its samples are of; a name may come again.
-        same_people: a name means the same person in every seed.
+        patients: for each seed, whom its samples are of; one may come again.
+        same_people: a number means the same person in every seed.
         replicates: their number.
 
     Returns:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import lightning as L
+import numpy as np
 
 from lidnet_fast.comparison.records import Record
 from lidnet_fast.data.phantoms.study import Study, make_study
@@ -159,8 +160,9 @@ class _Judging(Task):
         with recorded_cost(self.folder / "evaluation" / "cost.json"):
             shown = arms(judges)
             evaluation = evaluate(self.run, shown, device, split=self.split)
-            series = Store(self.run.data.store).series
-            patients = [series[sample[0]].patient_id for sample in evaluation.samples]
+            ids = [info.patient_id for info in Store(self.run.data.store).series]
+            _, number = np.unique(ids, return_inverse=True)
+            patients = [number[sample[0]] for sample in evaluation.samples]
             for arm in shown:
                 Record.of(evaluation, arm.name, patients).save(record_file(self.folder, arm.name))
 

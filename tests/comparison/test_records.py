@@ -86,8 +86,8 @@ def evaluated(samples: int = 6) -> Evaluation:
 
 def test_a_record_keeps_what_it_was_made_of(tmp_path: Path) -> None:
     evaluation = evaluated()
-    Record.of(evaluation, "one", list("aabbcc")).save(tmp_path / "one.npz")
-    Record.of(evaluation, "two", list("aabbcc")).save(tmp_path / "two.npz")
+    Record.of(evaluation, "one", [0, 0, 1, 1, 2, 2]).save(tmp_path / "one.npz")
+    Record.of(evaluation, "two", [0, 0, 1, 1, 2, 2]).save(tmp_path / "two.npz")
     assert Record.detectors_in(tmp_path / "one.npz") == ["judge", "other"]
     records = {arm: Record.load(tmp_path / f"{arm}.npz") for arm in ("one", "two")}
     for arm, record in records.items():
@@ -103,7 +103,7 @@ def test_a_record_keeps_what_it_was_made_of(tmp_path: Path) -> None:
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     path = tmp_path / "cell.npz"
-    Record.of(evaluated(), "one", list("aabbcc")).save(path)
+    Record.of(evaluated(), "one", [0, 0, 1, 1, 2, 2]).save(path)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match=r"cell\.npz is not the record of a cell"):
         Record.load(path)

@@ -14,7 +14,7 @@ def record(psnr: np.ndarray) -> Record:
     """A record of one metric [patients, samples], without lesions."""
     none = np.empty(0, np.int32)
     return Record(
-        patient=np.repeat([f"patient {n:02d}" for n in range(len(psnr))], psnr.shape[1]),
+        patient=np.repeat(np.arange(len(psnr), dtype=np.int32), psnr.shape[1]),
         images={**dict.fromkeys(IMAGE_METRICS, np.zeros(psnr.size)), "psnr": psnr.ravel()},
         lesion_image=none,
         lesion_box=np.empty((0, 4), np.float32),
@@ -97,7 +97,7 @@ def test_a_share_is_paired_and_exists_where_there_is_something_to_share() -> Non
 
 
 def test_draws_repeat() -> None:
-    patients = [np.array(list("aabbc")), np.array(list("xyzzz"))]
+    patients = [np.array([0, 0, 1, 1, 2]), np.array([3, 4, 5, 5, 5])]
     for one, again in zip(draws(patients), draws(patients), strict=True):
         assert (one.weights == again.weights).all() and (one.replicate == again.replicate).all()
         assert (one.weights.sum(1) == 3).all()
