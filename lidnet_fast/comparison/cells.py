@@ -88,8 +88,8 @@ class Plan:
             raise InputError(f"{out} is not empty and holds no comparison: choose another --out")
         with FileLock(make_folder(out) / _LOCK):
             self.comparison = _in_precision_of(began, comparison)
-            for name in comparison.names:
-                for seed in comparison.matrix.seeds:
+            for seed in comparison.matrix.seeds:  # first, so that tables of all stores are there early
+                for name in comparison.names:
                     self._add(name, seed)
             for task in self.tasks:
                 task.check()
