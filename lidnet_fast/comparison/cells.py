@@ -98,14 +98,16 @@ class Plan:
     @cached_property
     def tasks(self) -> list[Task]:
         """All pieces of work, each after those that it needs."""
-        return _ordered([*self.shared.values(), *_work_of(self.cells)])
+        return self._work_of(self.cells)
 
     def share(self, number: int, shares: int) -> list[Task]:
         """The pieces of work of one of so many equal shares of the cells, counted from 1."""
         first, last = ((k * len(self.cells)) // shares for k in (number - 1, number))
-        mine = self.cells[first:last]
-        references = dict.fromkeys((cell.store, cell.seed) for cell in mine)
-        return _ordered([*(self.shared[key] for key in references), *_work_of(mine)])
+        return self._work_of(self.cells[first:last])
+
+    def _work_of(self, cells: Sequence[Cell]) -> list[Task]:
+        arms = [task for cell in cells for task in (self.shared[cell.store, cell.seed], cell.task)]
+        return _ordered([*arms, *(bound for cell in cells for bound in cell.bounds.values())])
 
     def _add(self, name: str, seed: int) -> None:
         comparison, folder = self.comparison, self.out / name / f"seed{seed}"
@@ -176,10 +178,6 @@ class Plan:
                 title = f"{cell.name}: {judge} {way}"
                 bounds[judge, way] = TrainBound(title, place, (cell,), run, {}, cell.split, cell, begin)
         return bounds
-
-
-def _work_of(cells: Sequence[Cell]) -> list[Task]:
-    return [*(cell.task for cell in cells), *(bound for cell in cells for bound in cell.bounds.values())]
 
 
 def do_all(tasks: Sequence[Task]) -> None:
