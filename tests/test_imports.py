@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1] / "lidnet_fast"
 # Rooms (modules and folders of the package) by floor: a room imports from its own and from lower floors only.
 FLOORS = (
     {"urls"},
-    {"errors", "_constants", "_tensors"},
+    {"errors", "_constants", "_tensors", "neighbours"},
     {"reference", "_plausibility"},
     {"files", "_checks", "kernels", "device", "build_record", "strangers_text", "_C", "_C_cuda", "__version__"},
     {"ops", "progress", "runtime"},

@@ -72,7 +72,8 @@ def model_arms(
         trust_code: import the classes that model files name.
 
     Raises:
-        InputError: a model can't be loaded, or a name is taken.
+        InputError: a model can't be loaded, sees neighbouring slices, which scans of single slices don't have, or a
+            name is taken.
     """
     on = choose_device(device)
     chosen = choose_precision(precision, on)
@@ -81,7 +82,7 @@ def model_arms(
         name, _, place = option.rpartition("=")
         path = Path(place)
         if path.exists() or path.suffix in (".pt", ".onnx") or not is_import_path(place):
-            network: Callable[[Tensor], Any] = load_denoiser(path, trust_code=trust_code).to(on)
+            network: Callable[[Tensor], Any] = load_denoiser(path, context=0, trust_code=trust_code).to(on)
             name = name or (path.name if path.is_dir() else path.stem)
         else:
             network = _imported(place, on)

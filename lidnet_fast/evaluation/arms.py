@@ -18,6 +18,7 @@ from lidnet_fast.metrics.detection import DetectionMetrics
 from lidnet_fast.metrics.image_quality import ImageQuality
 from lidnet_fast.models.detectors import LesionDetector
 from lidnet_fast.models.hu import HUDenoiser
+from lidnet_fast.neighbours import middle
 from lidnet_fast.progress import progress
 from lidnet_fast.trainer.config import RunConfig
 from lidnet_fast.trainer.datamodule import held_out_loader
@@ -29,7 +30,7 @@ class Arm:
 
     name: str
     restore: Callable[[Batch], Tensor]
-    """Batch (HU) -> restored images, HU [N,1,H,W]."""
+    """Batch (HU) -> restored images, HU, of the shape of its normal dose."""
     detectors: Mapping[str, LesionDetector]
     """Who looks for lesions in the restored images: name -> detector in eval mode."""
 
@@ -86,16 +87,26 @@ def flatten(values: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def network_arm(name: str, denoiser: HUDenoiser, detectors: Mapping[str, LesionDetector]) -> Arm:
-    """An arm that restores with a denoiser."""
-    return Arm(name, lambda batch: denoiser(batch["low_dose"]), detectors)
+    """An arm that restores with a denoiser every slice that the detectors see."""
+
+    def restore(batch: Batch) -> Tensor:
+        low_dose = _as_normal_dose(batch, denoiser.context)
+        return denoiser.denoise(low_dose)
+
+    return Arm(name, restore, detectors)
+
+
+def _as_normal_dose(batch: Batch, around: int = 0) -> Tensor:
+    """The low dose of the slices that a batch has in normal dose, and of `around` more on each side."""
+    return middle(batch["low_dose"], batch["normal_dose"].shape[1] // 2 + around)
 
 
 def images_arm(name: str, views: Mapping[SampleId, np.ndarray], detectors: Mapping[str, LesionDetector]) -> Arm:
-    """An arm that shows images denoised elsewhere; `views` has those of every sample."""
+    """An arm that shows images denoised elsewhere; `views` has those of every sample, [C,H,W]."""
 
     def restore(batch: Batch) -> Tensor:
         images = np.stack([views[sample] for sample in batch["ids"]])
-        return torch.from_numpy(images).float()[:, None].to(batch["low_dose"].device)
+        return torch.from_numpy(images).float().to(batch["low_dose"].device)
 
     return Arm(name, restore, detectors)
 
@@ -103,7 +114,7 @@ def images_arm(name: str, views: Mapping[SampleId, np.ndarray], detectors: Mappi
 def reference_arms(detectors: Mapping[str, LesionDetector]) -> tuple[Arm, Arm]:
     """The two ends of the scale: the low-dose image as it is, and the normal-dose image."""
     return (
-        Arm("low dose", lambda batch: batch["low_dose"], detectors),
+        Arm("low dose", _as_normal_dose, detectors),
         Arm("normal dose", lambda batch: batch["normal_dose"], detectors),
     )
 
@@ -139,7 +150,7 @@ def evaluate(
         for arm in arms:
             with autocast(device, precision):
                 restored = arm.restore(batch)
-            quality[arm.name].update(restored, batch["normal_dose"], batch["boxes"])
+            quality[arm.name].update(middle(restored), middle(batch["normal_dose"]), batch["boxes"])
             images = window.clamp(window.scale(restored))
             for rank, (name, detector) in enumerate(arm.detectors.items()):
                 with autocast(device, precision):
@@ -149,7 +160,7 @@ def evaluate(
                     for example, i in zip(new, shown, strict=True):
                         example.detections[arm.name] = {k: v.cpu() for k, v in found[i].items()}
             for example, i in zip(new, shown, strict=True):
-                example.images[arm.name] = restored[i, 0].cpu()
+                example.images[arm.name] = middle(restored)[i, 0].cpu()
         kept += new
         ids += batch["ids"]
     return Evaluation(quality, detection, ids, kept)

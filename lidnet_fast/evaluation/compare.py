@@ -109,17 +109,20 @@ def evaluate_run(
     config = _configured(_run_config(folder, store, trust_code=trust_code), samples, store)
     on = choose_device(device)
     views = _views(config, images or {}, max_volume_gib)
-    judges = {JUDGE: load_detector(folder / "detector" / "detector.pt", config.detector.network)}
+    context = config.data.context_of("detector")
+    judges = {JUDGE: load_detector(folder / "detector" / "detector.pt", config.detector.network, context=context)}
     if config.independent_judge is not None:
-        judges[INDEPENDENT] = load_detector(folder / "independent_judge" / "detector.pt", config.independent_judge)
+        independent = folder / "independent_judge" / "detector.pt"
+        judges[INDEPENDENT] = load_detector(independent, config.independent_judge, context=context)
     network = load_denoiser(
         denoiser or folder,
         None if denoiser else config.denoiser.network,
+        context=config.data.context_of("denoiser"),
         trust_code=trust_code,
     )
     detectors = judges
     if denoiser is None:
-        cotrained = load_detector(folder / "collaborate" / "detector.pt", config.detector.network)
+        cotrained = load_detector(folder / "collaborate" / "detector.pt", config.detector.network, context=context)
         detectors = {**judges, COTRAINED: cotrained}
     given = [images_arm(name, shown, judges) for name, shown in views.items()]
     low, normal = reference_arms(judges)
@@ -239,7 +242,8 @@ def _views(
     patches = split_patches(config, "test", "test")
     ids = [patches[draw].id for draw in range(config.evaluation.samples)]
     crop = config.data.crop
-    return {name: denoised_views(folder, store, ids, crop, max_volume_gib) for name, folder in images.items()}
+    context = config.data.context_of("detector")
+    return {name: denoised_views(folder, store, ids, crop, context, max_volume_gib) for name, folder in images.items()}
 
 
 def _publish(

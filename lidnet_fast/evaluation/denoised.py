@@ -17,6 +17,7 @@ from lidnet_fast.data.samples.dataset import SampleId
 from lidnet_fast.data.store.reader import Store
 from lidnet_fast.errors import InputError
 from lidnet_fast.evaluation.export import digest_name, exported_patient_id, exported_uid
+from lidnet_fast.neighbours import neighbours
 from lidnet_fast.progress import progress
 from lidnet_fast.strangers_text import printable
 
@@ -49,7 +50,12 @@ class DenoisedSeries:
 
 
 def denoised_views(
-    folder: Path, store: Store, ids: Sequence[SampleId], crop: int | None, max_volume_gib: float | None = None
+    folder: Path,
+    store: Store,
+    ids: Sequence[SampleId],
+    crop: int | None,
+    context: int = 0,
+    max_volume_gib: float | None = None,
 ) -> dict[SampleId, np.ndarray]:
     """Cut the given fields of view from a folder's volumes, which are read one by one.
 
@@ -58,10 +64,11 @@ def denoised_views(
         store: whose series they are.
         ids: the fields of view, none of them flipped.
         crop: their side in pixels; None for whole slices.
+        context: neighbouring slices on each side.
         max_volume_gib: see `VolumeHeader.check_unpacked`.
 
     Returns:
-        int16 or float32 [H, W] by field of view, HU.
+        int16 or float32 [2 context + 1, H, W] by field of view, HU.
 
     Raises:
         InputError: see `match`; or a volume can't be read, or its values aren't HU of its series.
@@ -77,7 +84,8 @@ def denoised_views(
         volume = one.read()
         for sample in by_series[index]:
             _, z, y0, x0, *_ = sample
-            views[sample] = volume[z, y0 : y0 + rows, x0 : x0 + columns].copy()
+            seen = neighbours(z, len(volume), context)
+            views[sample] = np.ascontiguousarray(volume[seen, y0 : y0 + rows, x0 : x0 + columns])
         _check_values(one, store, {sample: views[sample] for sample in by_series[index]})
     return views
 
@@ -171,9 +179,9 @@ def _names(path: Path, folder: Path) -> set[str]:
 
 def _check_values(found: DenoisedSeries, store: Store, views: Mapping[SampleId, np.ndarray]) -> None:
     """Refuse values that aren't HU, or not of this series."""
-    means = [float(view.mean(dtype=np.float64)) for view in views.values()]
+    means = [float(view[len(view) // 2].mean(dtype=np.float64)) for view in views.values()]
     expected = [
-        float(store.read(index, z, (y0, x0, *view.shape)).mean(dtype=np.float64))
+        float(store.read(index, z, (y0, x0, *view.shape[1:])).mean(dtype=np.float64))
         for (index, z, y0, x0, *_), view in views.items()
     ]
     if abs(np.mean(means) - np.mean(expected)) > _LARGEST_SHIFT_HU:

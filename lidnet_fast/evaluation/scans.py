@@ -21,6 +21,7 @@ from lidnet_fast.files import as_private_as, write_text
 from lidnet_fast.metrics.scans import Scan, ScanFroc, Spheres, scan_froc
 from lidnet_fast.models.linking import link
 from lidnet_fast.models.slice_detector import SliceDetector
+from lidnet_fast.neighbours import neighbours
 from lidnet_fast.progress import progress
 from lidnet_fast.report.data import Column, Metric
 from lidnet_fast.report.terminal import print_table
@@ -104,9 +105,12 @@ def _detect(
         for name, detector in arm.detectors.items()
     }
     found: dict[str, list[dict[str, torch.Tensor]]] = {name: [] for name in looking}
+    context = config.data.context_of("detector")
     for start in range(0, len(low), _BATCH):
+        slices = np.arange(start, min(start + _BATCH, len(low)))
         low_dose, normal_dose = (
-            torch.from_numpy(volume[start : start + _BATCH]).to(device).float()[:, None] for volume in (low, normal)
+            torch.from_numpy(volume[neighbours(slices, len(low), around)]).to(device).float()
+            for volume, around in ((low, context + config.data.context_of("denoiser")), (normal, context))
         )
         ids: list[SampleId] = [(index, z, 0, 0, False, False) for z in range(start, start + len(low_dose))]
         with autocast(device, precision):

@@ -15,7 +15,7 @@ import numpy as np
 
 from lidnet_fast import __version__
 from lidnet_fast.data.formats.dicom.images import DicomSeries
-from lidnet_fast.data.formats.dicom.writer import CTImage, Derivation, read_image, write_derived
+from lidnet_fast.data.formats.dicom.writer import CTImage, Derivation, write_derived
 from lidnet_fast.data.formats.geometry import LOWEST_HU
 from lidnet_fast.data.formats.volumes.files import is_volume, write_voxels
 from lidnet_fast.data.formats.volumes.series import VolumeSeries
@@ -24,6 +24,7 @@ from lidnet_fast.errors import InputError
 from lidnet_fast.files import move_whole, own_folder, remove_temporary
 from lidnet_fast.inference.acquisition import acquisition_of_series, acquisition_of_volume
 from lidnet_fast.inference.manifest import Manifest
+from lidnet_fast.inference.series import frames_in_place, read_ahead, with_neighbours
 from lidnet_fast.inference.slices import SliceDenoiser
 from lidnet_fast.inference.sources import find
 from lidnet_fast.inference.studies import (
@@ -38,7 +39,6 @@ from lidnet_fast.inference.studies import (
     fingerprint,
     model_name,
     name_of,
-    one_ahead,
     places,
     writing,
 )
@@ -191,37 +191,59 @@ class _Denoising(Worker):
     def _fill(self, folder: Path, series: DicomSeries, derivation: Derivation, pool: Executor) -> Iterator[None]:
         """Denoise what isn't in the folder yet, in the batches of an uninterrupted call."""
         outputs = {file: folder / file.relative_to(series.folder) for file in series.files}
-        files = list(outputs)
+        context = self.denoiser.context
+        frames = frames_in_place(series) if context else {one.path: range(one.frames) for one in series.images}
+        files = list(frames)
         size = 1 if any(image.frames > 1 for image in series.images) else self.denoiser.batch_size
-        batches = [files[start : start + size] for start in range(0, len(files), size)]
-        wanted = [batch for batch in batches if not all(outputs[file].exists() for file in batch)]
+        batches = [range(start, min(start + size, len(files))) for start in range(0, len(files), size)]
+        wanted = [batch for batch in batches if not all(outputs[files[place]].exists() for place in batch)]
         yield from repeat(None, len(files) - sum(map(len, wanted)))
+        needed = [with_neighbours(frames, batch, context) for batch in wanted]
         writing: Future[None] | None = None
         try:
-            for images in one_ahead(_read, wanted, pool):
-                denoised = self._denoised(images)
+            for read, batch in zip(read_ahead(needed, pool), wanted, strict=True):
+                denoised = self._denoised(read, frames, files[batch.start : batch.stop])
+                images = [image for image in read if image.path in denoised]
                 if writing is not None:
                     writing.result()
                 paths = [outputs[image.path] for image in images]
-                writing = pool.submit(_write, images, denoised, derivation, series.uid, paths)
-                self.summary.slices += sum(map(len, denoised))
+                results = [denoised[image.path] for image in images]
+                writing = pool.submit(_write, images, results, derivation, series.uid, paths)
+                self.summary.slices += sum(map(len, results))
                 yield from repeat(None, len(images))
         finally:
             if writing is not None:
                 writing.result()
 
-    def _denoised(self, images: Sequence[CTImage]) -> list[np.ndarray]:
-        """HU of each image; neighbours of one size are computed together."""
-        denoised: list[np.ndarray] = []
+    def _denoised(
+        self, images: Sequence[CTImage], frames: Mapping[Path, Sequence[int]], wanted: Sequence[Path]
+    ) -> dict[Path, np.ndarray]:
+        """HU of each image that is wanted; neighbours of one size are computed together, and no others are neighbours.
+
+        Args:
+            images: those wanted, one behind the other, and their neighbours on both sides.
+            frames: of each file, in order.
+            wanted: their files.
+        """
+        denoised: dict[Path, np.ndarray] = {}
         for _, group in groupby(images, key=lambda image: image.hu.shape[1:]):
             alike = list(group)
-            stack = self._checked(np.concatenate([image.hu for image in alike]), alike[0].path)
-            denoised += np.split(stack, np.cumsum([len(image.hu) for image in alike])[:-1])
+            places = [number for number, image in enumerate(alike) if image.path in wanted]
+            if not places:
+                continue
+            before, chosen, after = alike[: places[0]], [alike[n] for n in places], alike[places[-1] + 1 :]
+            stack = np.concatenate([image.hu[list(frames[image.path])] for image in alike])
+            ends = [sum(len(image.hu) for image in side) for side in (before, after)]
+            result = self._checked(stack, chosen[0].path, *ends)
+            for image, hu in zip(
+                chosen, np.split(result, np.cumsum([len(one.hu) for one in chosen])[:-1]), strict=True
+            ):
+                denoised[image.path] = hu[np.argsort(frames[image.path])]
         return denoised
 
-    def _checked(self, hu: np.ndarray, path: Path) -> np.ndarray:
+    def _checked(self, hu: np.ndarray, path: Path, before: int = 0, after: int = 0) -> np.ndarray:
         try:
-            return self.denoiser(hu)
+            return self.denoiser(hu, before, after)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
 
@@ -235,20 +257,18 @@ class _Denoising(Worker):
         slices = volume.read_hu()
         where = self._outside(name, lambda: acquisition_of_volume(volume, slices))
         result = np.empty(slices.shape, np.int16)
-        size = self.denoiser.batch_size
+        size, context = self.denoiser.batch_size, self.denoiser.context
         for start in range(0, len(slices), size):
-            original = slices[start : start + size].astype(np.float32)
-            hu = self._checked(np.maximum(original, LOWEST_HU), volume.header.path)
-            result[start : start + size] = rounded_hu(hu, original)
-            yield from repeat(None, len(original))
+            stop = min(start + size, len(slices))
+            first, last = max(0, start - context), min(len(slices), stop + context)
+            seen = np.maximum(slices[first:last].astype(np.float32), LOWEST_HU)
+            hu = self._checked(seen, volume.header.path, start - first, last - stop)
+            result[start:stop] = rounded_hu(hu, slices[start:stop].astype(np.float32))
+            yield from repeat(None, stop - start)
         self._note(name, target, where)
         write_voxels(target, volume.to_file(result), volume.header, self._derivation(where).description)
         self.summary.done += 1
         self.summary.slices += len(result)
-
-
-def _read(paths: Sequence[Path]) -> list[CTImage]:
-    return [read_image(path) for path in paths]
 
 
 def _write(

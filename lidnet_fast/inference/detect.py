@@ -46,6 +46,7 @@ from lidnet_fast.models.envelope import Envelope
 from lidnet_fast.models.files import WhichDetector, denoiser_file, detector_file, load_denoiser, load_trained_detector
 from lidnet_fast.models.linking import link
 from lidnet_fast.models.slice_detector import SliceDetector
+from lidnet_fast.neighbours import neighbours, slabs
 
 MANIFEST = "detect.json"
 OURS = {MANIFEST, LOCK, CANDIDATES, BOXES}
@@ -217,12 +218,21 @@ class _Networks:
             created=manifest.created,
         )
 
-    def look(self, hu: np.ndarray) -> list[dict[str, Tensor]]:
-        """What there is in slices [N,H,W], HU."""
+    @property
+    def around(self) -> int:
+        """Neighbouring slices on each side that what is found in a slice depends on."""
+        return self.detector.detector.context + (0 if self.denoiser is None else self.denoiser.context)
+
+    def look(self, hu: np.ndarray, before: int, after: int) -> list[dict[str, Tensor]]:
+        """What there is in slices [N,H,W], HU, of which the first and the last are there as neighbours only."""
         hu = np.maximum(hu, LOWEST_HU).astype(np.float32)
+        context = self.detector.detector.context
         if self.denoiser is not None:
-            hu = np.maximum(self.denoiser(hu), LOWEST_HU)
-        return self.detector(torch.from_numpy(hu[:, None]))
+            unseen = max(0, before - context), max(0, after - context)
+            hu = np.maximum(self.denoiser(hu, *unseen), LOWEST_HU)
+            before, after = before - unseen[0], after - unseen[1]
+        wanted = np.arange(before, len(hu) - after)
+        return self.detector(torch.from_numpy(hu[neighbours(wanted, len(hu), context)]))
 
 
 class _Detecting(Worker):
@@ -251,10 +261,19 @@ class _Detecting(Worker):
         _check_scan(series)
         where = self._outside(name, lambda: acquisition_of_series(found, pool))
         detections: list[dict[str, Tensor]] = []
-        for files, hu in one_ahead(_reader(series), _batches(series, self.networks.batch_size), pool):
-            for start in range(0, len(hu), self.networks.batch_size):
-                detections += self._checked(hu[start : start + self.networks.batch_size], files[0])
-            yield from repeat(None, len(files))
+        size, read = self.networks.batch_size, 0
+
+        def parts() -> Iterator[np.ndarray]:
+            nonlocal read
+            for files, hu in one_ahead(_reader(series), _batches(series, size), pool):
+                read += len(files)
+                yield from (hu[start : start + size] for start in range(0, len(hu), size))
+
+        shown = 0
+        for slab in slabs(parts(), self.networks.around):
+            detections += self._checked(*slab, series.files[len(detections)])
+            yield from repeat(None, read - shown)
+            shown = read
         lesions = self._lesions(series, detections)
         if lesions:
             from lidnet_fast.inference.report import write_report  # highdicom, which no other command needs
@@ -272,15 +291,17 @@ class _Detecting(Worker):
         slices = volume.read_hu()
         where = self._outside(name, lambda: acquisition_of_volume(volume, slices))
         detections: list[dict[str, Tensor]] = []
-        for start in range(0, len(slices), self.networks.batch_size):
-            batch = slices[start : start + self.networks.batch_size]
-            detections += self._checked(batch, volume.header.path)
-            yield from repeat(None, len(batch))
+        size = self.networks.batch_size
+        parts = (slices[start : start + size] for start in range(0, len(slices), size))
+        for slab in slabs(parts, self.networks.around):
+            found = self._checked(*slab, volume.header.path)
+            detections += found
+            yield from repeat(None, len(found))
         self._finish(name, target, volume, self._lesions(volume, detections), where)
 
-    def _checked(self, hu: np.ndarray, path: Path) -> list[dict[str, Tensor]]:
+    def _checked(self, hu: np.ndarray, before: int, after: int, path: Path) -> list[dict[str, Tensor]]:
         try:
-            found = self.networks.look(hu)
+            found = self.networks.look(hu, before, after)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
         return [{key: values[one["scores"] >= self.min_score] for key, values in one.items()} for one in found]

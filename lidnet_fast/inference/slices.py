@@ -16,6 +16,7 @@ from lidnet_fast.models.footprint import Reach
 from lidnet_fast.models.hu import HUDenoiser
 from lidnet_fast.models.onnx import OnnxDenoiser
 from lidnet_fast.models.registry import first_line
+from lidnet_fast.neighbours import neighbours
 
 Stack = TypeVar("Stack", np.ndarray, Tensor)
 
@@ -28,6 +29,7 @@ _UNTILEABLE = "what it makes of a pixel depends on the whole image or on its siz
 class SliceDenoiser:
     """Denoises stacks of slices, as many at a time as memory allows, and in tiles where one is too large.
 
+    A denoiser with a context takes the slices of a stack as neighbours, in their order, and repeats those at its ends.
     Tiles overlap by as far as the network looks, so that they give what the whole slice gives, up to rounding.
 
     Args:
@@ -43,6 +45,7 @@ class SliceDenoiser:
         precision: "float32" or "bfloat16".
         batch_size: most slices at a time.
         envelope: what the denoiser was trained on; None where that is unknown.
+        context: neighbouring slices on each side that the denoiser sees.
 
     Raises:
         TypeError: `denoiser` is not a `HUDenoiser`.
@@ -76,6 +79,7 @@ class SliceDenoiser:
             device, precision = torch.device("cpu"), "float32"
         on_cpu = device.type == "cpu"
         self.device, self.tile, self.blend, self.envelope = device, tile, blend, denoiser.envelope
+        self.context = denoiser.context
         self.precision = choose_precision(precision, device)
         self.batch_size = batch_size or (1 if on_cpu else 8)
         self._memory = _CPU_MEMORY if on_cpu else int(_CUDA_SHARE * torch.cuda.mem_get_info(device)[0])
@@ -94,14 +98,16 @@ class SliceDenoiser:
         """Found where tiles are needed; it takes seconds for a deep network."""
         return self._denoiser.reach()
 
-    def __call__(self, hu: Stack) -> Stack:
+    def __call__(self, hu: Stack, before: int = 0, after: int = 0) -> Stack:
         """Denoise a slice or a stack of slices. An `InputWarning` tells of values that can't be HU of a body.
 
         Args:
             hu: [H,W] or [N,H,W], HU; an array or a Tensor.
+            before: how many of the first slices aren't wanted, and are there as neighbours of the others.
+            after: how many of the last.
 
         Returns:
-            float32, HU, of the shape and kind of `hu`; without a graph.
+            float32, HU, of the kind of `hu` and without a graph: the slices wanted, of a slice one.
 
         Raises:
             TypeError: `hu` is neither an array nor a Tensor.
@@ -109,20 +115,21 @@ class SliceDenoiser:
                 that aren't finite, or doesn't fit into memory even in small tiles.
         """
         if isinstance(hu, Tensor):
-            return torch.from_numpy(self(hu.detach().float().numpy(force=True))).to(hu.device)
+            return torch.from_numpy(self(hu.detach().float().numpy(force=True), before, after)).to(hu.device)
         if not isinstance(hu, np.ndarray):
             raise TypeError(f"hu must be an array or a Tensor, [H,W] or [N,H,W], got {type(hu).__name__}")
         if hu.ndim not in (2, 3):
             raise InputError(f"hu must be [H,W] or [N,H,W], got {list(hu.shape)}")
         slices = hu.reshape(-1, *hu.shape[-2:]).astype(np.float32, copy=False)
-        return self._denoised(slices).reshape(hu.shape)
+        denoised = self._denoised(slices, range(before, len(slices) - after))
+        return denoised if hu.ndim == 3 else denoised[0]
 
-    def _denoised(self, hu: np.ndarray) -> np.ndarray:
+    def _denoised(self, hu: np.ndarray, wanted: range) -> np.ndarray:
         warn_of_hu(torch.from_numpy(hu))
         while True:
             try:
                 with evaluated(self._denoiser):
-                    denoised = self._denoise(hu)
+                    denoised = self._denoise(hu, wanted)
                 break
             except torch.OutOfMemoryError as error:
                 if self._memory < self._bytes_per_pixel:
@@ -130,15 +137,17 @@ class SliceDenoiser:
                 self._memory //= 2
         if not np.isfinite(denoised).all():
             raise InputError("the denoiser made values that aren't finite")
-        return hu + np.float32(self.blend) * (denoised - hu)
+        original = hu[wanted.start : wanted.stop]
+        return original + np.float32(self.blend) * (denoised - original)
 
     @torch.inference_mode()
-    def _denoise(self, hu: np.ndarray) -> np.ndarray:
+    def _denoise(self, hu: np.ndarray, wanted: range) -> np.ndarray:
         height, width = hu.shape[1:]
         at_once, side = self._plan(height, width)
-        denoised = np.empty_like(hu)
-        for start in range(0, len(hu), at_once):
-            images = torch.from_numpy(hu[start : start + at_once, None]).to(self.device)
+        denoised = np.empty((len(wanted), height, width), np.float32)
+        for start in range(0, len(wanted), at_once):
+            seen = neighbours(np.array(wanted[start : start + at_once]), len(hu), self.context)
+            images = torch.from_numpy(hu[seen]).to(self.device)
             if side is None:
                 result = self._network(images)
             else:

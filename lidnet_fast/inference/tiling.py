@@ -33,12 +33,12 @@ def in_tiles(network: Callable[[Tensor], Tensor], images: Tensor, side: int, rea
     """Run a network tile by tile.
 
     Args:
-        network: [N,1,H,W] -> [N,1,H,W].
-        images: [N,1,H,W].
+        network: [N,C,H,W] -> [N,1,H,W].
+        images: [N,C,H,W].
         side: of a tile without its overlap, in pixels.
         reach: the network's.
     """
-    output = torch.empty_like(images)
+    output = torch.empty_like(images[:, :1])
     for rows in spans(images.shape[-2], side, reach):
         for columns in spans(images.shape[-1], side, reach):
             tile = network(images[..., rows.window, columns.window])

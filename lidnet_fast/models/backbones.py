@@ -1,4 +1,7 @@
-"""Feature extractors of the detectors: one-channel images to dictionaries of feature maps, finest first."""
+"""Feature extractors of the detectors: images to dictionaries of feature maps, finest first.
+
+A channel is a slice: the one that is looked at, and with a context its neighbours on both sides.
+"""
 
 from collections import OrderedDict
 from typing import ClassVar
@@ -29,19 +32,21 @@ class ResNetFPN(Backbone):
     Lesions in CT slices are 5 to 45 pixels wide: the coarser stages of the usual P2-P6 pyramid would find nothing, so
     they aren't built. BatchNorm is the ordinary trainable one, since the default is to train from scratch.
 
-    The first convolution takes one channel. With `weights`, its kernels are the sums of the RGB kernels, which equals
-    showing the network the same grey image three times at a third of the memory.
+    The first convolution's kernels are the sums of the RGB kernels of `weights`, which equals showing the network the
+    same grey image three times at a third of the memory. With a context every slice gets an equal share of them, so
+    that equal slices give what one gives (as Carreira and Zisserman inflate kernels, arXiv:1705.07750).
 
     Args:
         name: "resnet18", "resnet34" or "resnet50".
         weights: name of torchvision weights ("IMAGENET1K_V1", "DEFAULT"), downloaded by torchvision if it doesn't have
             them yet; None initialises at random and touches no network.
+        context: neighbouring slices on each side.
     """
 
     strides = (4, 8, 16)
     out_channels = 256
 
-    def __init__(self, name: str, weights: str | None = None) -> None:
+    def __init__(self, name: str, weights: str | None = None, *, context: int = 0) -> None:
         super().__init__()
         factory = getattr(resnet, name)
         try:
@@ -50,16 +55,17 @@ class ResNetFPN(Backbone):
             known = ", ".join(w.name for w in getattr(resnet, f"ResNet{name.removeprefix('resnet')}_Weights"))
             raise InputError(f"{name} has no weights {weights!r}; torchvision knows {known}") from error
         rgb = body.conv1
-        self.conv1 = nn.Conv2d(1, rgb.out_channels, 7, stride=2, padding=3, bias=False)
+        slices = 2 * context + 1
+        self.conv1 = nn.Conv2d(slices, rgb.out_channels, 7, stride=2, padding=3, bias=False)
         with torch.no_grad():
-            self.conv1.weight.copy_(rgb.weight.sum(dim=1, keepdim=True))
+            self.conv1.weight.copy_(rgb.weight.sum(dim=1, keepdim=True) / slices)
         self.bn1, self.relu, self.maxpool = body.bn1, body.relu, body.maxpool
         self.layer1, self.layer2, self.layer3 = body.layer1, body.layer2, body.layer3
         widths = [body.inplanes // 8 * 2**stage for stage in range(3)]
         self.fpn = FeaturePyramidNetwork(widths, self.out_channels)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Feature maps "0", "1", "2" of images [N, 1, H, W]."""
+        """Feature maps "0", "1", "2" of images [N, C, H, W]."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         p2 = self.layer1(x)
         p3 = self.layer2(p2)
@@ -77,20 +83,24 @@ class SmallFPN(Backbone):
     """A small convolutional backbone with a feature pyramid on strides 4, 8 and 16, for CPUs.
 
     Seven 3x3 convolutions with BatchNorm (16 to 96 channels) and a 48-channel pyramid: 0.25 M parameters.
+
+    Args:
+        context: neighbouring slices on each side.
     """
 
     strides = (4, 8, 16)
     out_channels = 48
 
-    def __init__(self) -> None:
+    def __init__(self, *, context: int = 0) -> None:
         super().__init__()
-        self.stage1 = nn.Sequential(_conv_bn_relu(1, 16, 2), _conv_bn_relu(16, 32, 2), _conv_bn_relu(32, 32))
+        first = _conv_bn_relu(2 * context + 1, 16, 2)
+        self.stage1 = nn.Sequential(first, _conv_bn_relu(16, 32, 2), _conv_bn_relu(32, 32))
         self.stage2 = nn.Sequential(_conv_bn_relu(32, 64, 2), _conv_bn_relu(64, 64))
         self.stage3 = nn.Sequential(_conv_bn_relu(64, 96, 2), _conv_bn_relu(96, 96))
         self.fpn = FeaturePyramidNetwork([32, 64, 96], self.out_channels)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Feature maps "0", "1", "2" of images [N, 1, H, W]."""
+        """Feature maps "0", "1", "2" of images [N, C, H, W]."""
         p2 = self.stage1(images)
         p3 = self.stage2(p2)
         p4 = self.stage3(p3)
@@ -120,15 +130,18 @@ class DilatedBackbone(Backbone):
 
     Deliberately unlike the other backbones (7x7 stem, GroupNorm, SiLU, dilation instead of coarser levels, no pyramid),
     so that a denoiser which merely pleases its training detector isn't rewarded by the judge.
+
+    Args:
+        context: neighbouring slices on each side.
     """
 
     strides = (4,)
     out_channels = 48
 
-    def __init__(self) -> None:
+    def __init__(self, *, context: int = 0) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(1, 24, 7, stride=2, padding=3),
+            nn.Conv2d(2 * context + 1, 24, 7, stride=2, padding=3),
             nn.GroupNorm(6, 24),
             nn.SiLU(),
             nn.Conv2d(24, 48, 3, stride=2, padding=1),
@@ -140,5 +153,5 @@ class DilatedBackbone(Backbone):
         )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """The feature map "0" of images [N, 1, H, W]."""
+        """The feature map "0" of images [N, C, H, W]."""
         return {"0": self.body(images)}

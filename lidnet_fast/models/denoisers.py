@@ -1,4 +1,7 @@
-"""Denoisers: networks from a windowed low-dose slice to a windowed denoised slice, [N, 1, H, W] -> [N, 1, H, W]."""
+"""Denoisers: networks from a windowed low-dose slice to a windowed denoised slice, [N, 1, H, W] -> [N, 1, H, W].
+
+With a context of k they also see the k slices on each side, [N, 2 k + 1, H, W] -> [N, 1, H, W].
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +33,7 @@ class REDCNN(nn.Module):
 
     Args:
         channels: filters per layer (the paper's 96).
+        context: neighbouring slices on each side that it sees.
     """
 
     _KERNEL = 5
@@ -37,15 +41,16 @@ class REDCNN(nn.Module):
     #: Valid convolutions take 4 pixels each; at least one has to remain.
     MIN_SIZE = (_KERNEL - 1) * _DEPTH + 1
 
-    def __init__(self, channels: int = 96) -> None:
+    def __init__(self, channels: int = 96, *, context: int = 0) -> None:
         super().__init__()
         at_least("denoiser 'redcnn'", 1, channels=channels)
-        widths = [1] + [channels] * self._DEPTH
-        self.encoder = nn.ModuleList(nn.Conv2d(i, o, self._KERNEL) for i, o in pairwise(widths))
-        self.decoder = nn.ModuleList(nn.ConvTranspose2d(i, o, self._KERNEL) for i, o in pairwise(reversed(widths)))
+        self.context = context
+        widths = [channels] * self._DEPTH
+        self.encoder = nn.ModuleList(nn.Conv2d(i, o, self._KERNEL) for i, o in pairwise([2 * context + 1, *widths]))
+        self.decoder = nn.ModuleList(nn.ConvTranspose2d(i, o, self._KERNEL) for i, o in pairwise([*widths, 1]))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Denoise windowed images [N, 1, H, W] with H, W >= 21 (ValueError otherwise)."""
+        """Denoise windowed images [N, 2 context + 1, H, W] with H, W >= 21 (ValueError otherwise)."""
         if min(images.shape[-2:]) < self.MIN_SIZE:
             size = "x".join(map(str, images.shape[-2:]))
             raise ValueError(f"RED-CNN needs images of at least {self.MIN_SIZE}x{self.MIN_SIZE} pixels, got {size}")
@@ -53,7 +58,7 @@ class REDCNN(nn.Module):
         skips = []
         for index, layer in enumerate(self.encoder):
             if index % 2 == 0:
-                skips.append(x)
+                skips.append(_own(x, self.context) if index == 0 else x)
             x = F.relu(layer(x))
         for index, layer in enumerate(self.decoder):
             x = layer(x)
@@ -87,14 +92,15 @@ class ResidualUNet(nn.Module):
         channels: channels at full resolution; they double at every level.
         levels: resolutions, the full one included.
         blocks: residual blocks per level and direction.
+        context: neighbouring slices on each side that it sees.
     """
 
-    def __init__(self, channels: int = 32, levels: int = 4, blocks: int = 2) -> None:
+    def __init__(self, channels: int = 32, levels: int = 4, blocks: int = 2, *, context: int = 0) -> None:
         super().__init__()
         at_least("denoiser 'unet'", 1, channels=channels, levels=levels, blocks=blocks)
         widths = [channels * 2**level for level in range(levels)]
-        self.multiple = 2 ** (levels - 1)
-        self.head = nn.Conv2d(1, channels, 3, padding=1)
+        self.context, self.multiple = context, 2 ** (levels - 1)
+        self.head = nn.Conv2d(2 * context + 1, channels, 3, padding=1)
         self.encoder = nn.ModuleList(self._stage(width, blocks) for width in widths[:-1])
         self.down = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in pairwise(widths))
         self.body = self._stage(widths[-1], blocks)
@@ -108,7 +114,7 @@ class ResidualUNet(nn.Module):
         return nn.Sequential(*(_ResidualBlock(channels) for _ in range(blocks)))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Denoise windowed images [N, 1, H, W] of any size."""
+        """Denoise windowed images [N, 2 context + 1, H, W] of any size."""
         height, width = images.shape[-2:]
         padded = F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple), mode="replicate")
         x = self.head(padded)
@@ -120,7 +126,7 @@ class ResidualUNet(nn.Module):
         x = self.body(x)
         for stage, up in zip(reversed(self.decoder), reversed(self.up), strict=True):
             x = stage(up(x) + skips.pop())
-        return images + self.tail(x)[..., :height, :width]
+        return _own(images, self.context) + self.tail(x)[..., :height, :width]
 
 
 class SmallCNN(nn.Module):
@@ -131,13 +137,15 @@ class SmallCNN(nn.Module):
     Args:
         channels: channels of the hidden layers.
         layers: convolutions, at least 2.
+        context: neighbouring slices on each side that it sees.
     """
 
-    def __init__(self, channels: int = 32, layers: int = 5) -> None:
+    def __init__(self, channels: int = 32, layers: int = 5, *, context: int = 0) -> None:
         super().__init__()
         at_least("denoiser 'small'", 1, channels=channels)
         at_least("denoiser 'small'", 2, layers=layers)
-        widths = [1] + [channels] * (layers - 1)
+        self.context = context
+        widths = [2 * context + 1] + [channels] * (layers - 1)
         stack: list[nn.Module] = []
         for i, o in pairwise(widths):
             stack += [nn.Conv2d(i, o, 3, padding=1), nn.ReLU(inplace=True)]
@@ -146,8 +154,13 @@ class SmallCNN(nn.Module):
         self.body = nn.Sequential(*stack, last)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Denoise windowed images [N, 1, H, W] of any size."""
-        return images + self.body(images)
+        """Denoise windowed images [N, 2 context + 1, H, W] of any size."""
+        return _own(images, self.context) + self.body(images)
+
+
+def _own(images: Tensor, context: int) -> Tensor:
+    """The slice that is denoised, among its neighbours; without reading shapes, which torch.fx doesn't know."""
+    return images[:, context : context + 1] if context else images
 
 
 def _zero(layer: nn.Conv2d) -> None:
@@ -162,23 +175,25 @@ DENOISERS: dict[str, type[nn.Module]] = {"redcnn": REDCNN, "unet": ResidualUNet,
 _PROBE_SIZE = 64
 
 
-def build_denoiser(name: str, **options: Any) -> nn.Module:
-    """Make a denoiser: an `nn.Module` from windowed images [N, 1, H, W] to windowed images of the same shape.
+def build_denoiser(name: str, *, context: int = 0, **options: Any) -> nn.Module:
+    """Make a denoiser: an `nn.Module` from windowed images [N, 2 context + 1, H, W] to windowed images [N, 1, H, W].
 
     Args:
-        name: one of `DENOISERS`, or the import path of any `nn.Module` class that maps [N, 1, H, W] to [N, 1, H, W], as
+        name: one of `DENOISERS`, or the import path of any `nn.Module` class that maps images so, as
             "package.module:ClassName" or "package.module.ClassName". A class by path is tried on a 64x64 image.
+        context: neighbouring slices that it sees on each side of the one that it denoises. A class by path isn't told:
+            its options have to make it take that many channels.
         options: the class's own keyword arguments.
 
     Raises:
         InputError: unknown name, failed import, options the class doesn't take, or a class that changes the shape.
     """
     if name in DENOISERS:
-        return construct("denoiser", name, DENOISERS[name], options)
+        return construct("denoiser", name, DENOISERS[name], {**options, "context": context} if context else options)
     if not is_import_path(name):
         raise unknown_name("denoiser", name, DENOISERS, ", or an import path 'package.module:ClassName'")
     model = construct("denoiser", name, import_module_class("denoiser", name), options)
-    _probe(name, model)
+    _probe(name, model, 2 * context + 1)
     return model
 
 
@@ -194,15 +209,15 @@ def evaluated(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _probe(name: str, model: nn.Module) -> None:
-    """Check on one small image that a user's network keeps the shape."""
-    shape = (1, 1, _PROBE_SIZE, _PROBE_SIZE)
+def _probe(name: str, model: nn.Module, slices: int) -> None:
+    """Check on one small image that a user's network takes so many slices, and gives one of their size."""
+    shape, wanted = (1, slices, _PROBE_SIZE, _PROBE_SIZE), (1, 1, _PROBE_SIZE, _PROBE_SIZE)
     try:
         with torch.no_grad(), evaluated(model):
             output = model(torch.zeros(shape))
     except Exception as error:
         message = f"denoiser {name!r} failed on an input of shape {list(shape)}: {first_line(error)}"
         raise InputError(message) from error
-    if not isinstance(output, Tensor) or output.shape != shape:
+    if not isinstance(output, Tensor) or output.shape != wanted:
         got = f"shape {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-        raise InputError(f"denoiser {name!r} must map {list(shape)} to the same shape, got {got}")
+        raise InputError(f"denoiser {name!r} must map {list(shape)} to shape {list(wanted)}, got {got}")

@@ -1,6 +1,7 @@
 """Lesion detectors: torchvision's Faster R-CNN and RetinaNet behind one interface that shares features.
 
-Inputs are windowed images [N, 1, H, W] in [0, 1], never resized. Boxes are (x1, y1, x2, y2) in pixels of the image,
+Inputs are windowed images [N, 1, H, W] in [0, 1], never resized. A detector of context k also sees the k slices on each
+side, [N, 2 k + 1, H, W], and looks for lesions in the middle one. Boxes are (x1, y1, x2, y2) in pixels of the image,
 pixel edges at integers. There is one class, "lesion", with label 1.
 """
 
@@ -100,6 +101,7 @@ class LesionDetector(nn.Module, ABC):
         score_threshold: `detect` drops detections that score less.
         nms_threshold: IoU above which `detect` drops the lower-scoring of two boxes.
         max_detections: most detections that `detect` returns per image.
+        context: neighbouring slices on each side that it sees as channels; see `lidnet_fast.neighbours.stacks`.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class LesionDetector(nn.Module, ABC):
         score_threshold: float,
         nms_threshold: float,
         max_detections: int,
+        context: int = 0,
     ) -> None:
         super().__init__()
         self.model: Any = model
@@ -116,21 +119,25 @@ class LesionDetector(nn.Module, ABC):
         self.score_threshold = score_threshold
         self.nms_threshold = nms_threshold
         self.max_detections = max_detections
+        self.context = context
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """Feature maps by level name, finest first; differentiable.
 
         Args:
-            images: windowed images [N, 1, H, W], floating point, in [0, 1].
+            images: windowed images [N, 2 context + 1, H, W], floating point, in [0, 1].
 
         Returns:
             Name -> [N, C, ceil(H / stride), ceil(W / stride)] (for sides padded as the class describes).
 
         Raises:
-            ValueError: `images` isn't a floating-point [N, 1, H, W] tensor.
+            ValueError: `images` isn't a floating-point tensor of this shape.
         """
-        if images.dim() != 4 or images.shape[1] != 1 or not images.is_floating_point():
-            raise ValueError(f"images must be floating point [N, 1, H, W], got {images.dtype} {list(images.shape)}")
+        slices = 2 * self.context + 1
+        if images.dim() != 4 or images.shape[1] != slices or not images.is_floating_point():
+            raise ValueError(
+                f"images must be floating point [N, {slices}, H, W], got {images.dtype} {list(images.shape)}"
+            )
         transform = self.model.transform
         normalised = (images - transform.image_mean[0]) / transform.image_std[0]
         height, width = self._padded(images)
@@ -146,7 +153,7 @@ class LesionDetector(nn.Module, ABC):
         Differentiable in `images` (or in `features`). Anchors and proposals are sampled with torch's global generator.
 
         Args:
-            images: windowed images [N, 1, H, W].
+            images: as in `features`.
             boxes: per image the lesions' boxes [L, 4] in pixels; L may be 0.
             features: what `features(images)` returned, to share it.
 
@@ -176,7 +183,7 @@ class LesionDetector(nn.Module, ABC):
         decoded anchors. Either way the detections at thresholds of the caller's choice.
 
         Args:
-            images: windowed images [N, 1, H, W].
+            images: as in `features`.
             features: what `features(images)` returned, to share it.
             score_threshold: drop what scores less.
             max_per_image: keep at most this many per image.
@@ -201,7 +208,7 @@ class LesionDetector(nn.Module, ABC):
         """Detections per image as torchvision gives them, best first; no gradient. Call `eval()` before.
 
         Args:
-            images: windowed images [N, 1, H, W].
+            images: as in `features`.
             features: what `features(images)` returned, to share it.
 
         Returns:
@@ -456,7 +463,7 @@ DETECTORS: dict[str, _Architecture] = {
 }
 
 
-def build_detector(name: str, **options: Any) -> LesionDetector:
+def build_detector(name: str, *, context: int = 0, **options: Any) -> LesionDetector:
     """Make a lesion detector with random weights (torch's global generator) unless `weights` says otherwise.
 
     Names: "faster_rcnn_resnet18_fpn" and "faster_rcnn_resnet50_fpn" (two-stage), "retinanet_resnet18_fpn" and
@@ -465,6 +472,7 @@ def build_detector(name: str, **options: Any) -> LesionDetector:
 
     Args:
         name: one of `DETECTORS`.
+        context: neighbouring slices on each side that it sees as channels.
         options: fields of `DetectorOptions`.
 
     Raises:
@@ -477,7 +485,8 @@ def build_detector(name: str, **options: Any) -> LesionDetector:
     architecture = DETECTORS[name]
     if chosen.weights is not None and not architecture.pretrained:
         raise InputError(f"detector {name!r} has no pretrained weights, got weights={chosen.weights!r}")
-    backbone = architecture.backbone(weights=chosen.weights) if architecture.pretrained else architecture.backbone()
+    pretrained = {"weights": chosen.weights} if architecture.pretrained else {}
+    backbone = architecture.backbone(**pretrained, context=context)
     strides = backbone.strides
     sizes = architecture.anchors if chosen.anchor_sizes is None else chosen.anchor_sizes
     if len(sizes) != len(strides):
@@ -490,4 +499,4 @@ def build_detector(name: str, **options: Any) -> LesionDetector:
     model.transform = _KeepSize(1, 1, [chosen.image_mean], [chosen.image_std], size_divisible=max(strides))
     kind: type[LesionDetector] = TwoStageDetector if isinstance(architecture.heads, _TwoStage) else OneStageDetector
     named = {str(level): stride for level, stride in enumerate(strides)}
-    return kind(model, named, chosen.score_threshold, chosen.nms_threshold, chosen.max_detections)
+    return kind(model, named, chosen.score_threshold, chosen.nms_threshold, chosen.max_detections, context)

@@ -22,6 +22,7 @@ from lidnet_fast.models.onnx import OnnxDenoiser
 from lidnet_fast.models.published import is_published, read_published
 from lidnet_fast.models.registry import NetworkConfig, is_import_path
 from lidnet_fast.models.windowing import HUWindow
+from lidnet_fast.neighbours import MOST_NEIGHBOURS
 
 FORMAT = "lidnet_fast-network"
 VERSION = 1
@@ -38,6 +39,7 @@ def save_network(
     window: HUWindow,
     trained: dict[str, Any],
     envelope: Envelope | None = None,
+    context: int = 0,
 ) -> None:
     """Write a network to `path` (under a temporary name, then renamed).
 
@@ -49,6 +51,7 @@ def save_network(
         window: the HU window it works in.
         trained: the run's configuration in plain types, kept for the record.
         envelope: what it was trained on; None where that wasn't measured.
+        context: neighbouring slices on each side that it sees.
     """
     content = {
         "format": FORMAT,
@@ -57,6 +60,7 @@ def save_network(
         "kind": kind,
         "network": asdict(config),
         "window": {"low": window.low, "high": window.high},
+        "context": context,
         "trained": trained,
         "envelope": None if envelope is None else envelope.to_dict(),
         "state_dict": network.state_dict(),
@@ -76,18 +80,25 @@ def save_denoiser(path: Path | str, denoiser: HUDenoiser, config: NetworkConfig)
     Raises:
         InputError: `config` makes another network than the denoiser's.
     """
-    made = build_network("denoiser", without_weights(config)).state_dict()
+    made = build_network("denoiser", without_weights(config), denoiser.context).state_dict()
     has = denoiser.network.state_dict()
     if {name: x.shape for name, x in made.items()} != {name: x.shape for name, x in has.items()}:
         raise InputError(
             f"config must be how the denoiser's network was built, but {config.name} {config.options} makes other "
             f"weights. To fix: NetworkConfig(name or import path of {type(denoiser.network).__name__}, its arguments)"
         )
-    save_network(Path(path), "denoiser", denoiser.network, config, denoiser.window, {}, denoiser.envelope)
+    save_network(
+        Path(path), "denoiser", denoiser.network, config, denoiser.window, {}, denoiser.envelope, denoiser.context
+    )
 
 
 def load_network(
-    path: Path, kind: Kind, expected: NetworkConfig | None = None, *, trust_code: bool = False
+    path: Path,
+    kind: Kind,
+    expected: NetworkConfig | None = None,
+    *,
+    context: int | None = None,
+    trust_code: bool = False,
 ) -> tuple[nn.Module, HUWindow]:
     """Rebuild a network, in eval mode.
 
@@ -95,6 +106,7 @@ def load_network(
         path: a file made by `save_network`, or a published folder.
         kind: what it must be.
         expected: refuse a file of another network than this.
+        context: refuse a file of a network that sees another number of neighbouring slices on each side.
         trust_code: let the file name a class by import path. The module it names is imported, which runs its code.
             `expected` names the class too, and is trusted as the caller's word.
 
@@ -102,16 +114,16 @@ def load_network(
         The network and the HU window that it works in.
 
     Raises:
-        InputError: the file is missing, damaged, of another kind or of another network, or names code that wasn't
+        InputError: the file is missing, damaged, of another kind, network or context, or names code that wasn't
             trusted; the message says which.
     """
-    network, window, _ = _rebuild(path, kind, expected, trust_code)
+    network, window, *_ = _rebuild(path, kind, expected, context, trust_code)
     return network, window
 
 
 def _rebuild(
-    path: Path, kind: Kind, expected: NetworkConfig | None, trust_code: bool
-) -> tuple[nn.Module, HUWindow, Envelope | None]:
+    path: Path, kind: Kind, expected: NetworkConfig | None, context: int | None, trust_code: bool
+) -> tuple[nn.Module, HUWindow, Envelope | None, int]:
     content = read_network(path, kind)
     config = NetworkConfig(content["network"]["name"], content["network"]["options"])
     if expected is not None and config != expected:
@@ -119,9 +131,15 @@ def _rebuild(
             f"{path} holds {kind} {config.name} {config.options}, "
             f"but the configuration asks for {expected.name} {expected.options}"
         )
+    seen = content.get("context", 0)  # files of before there was a context
+    if context is not None and seen != context:
+        raise InputError(
+            f"{path} holds a {kind} of context {seen}, which sees {2 * seen + 1} slices, but one of context {context} "
+            "is needed. To fix: use it where data.context and data.denoiser_context are those that it was trained with"
+        )
     if expected is None and not trust_code:
         refuse_foreign_code(path, config)
-    network = build_network(kind, without_weights(config))
+    network = build_network(kind, without_weights(config), seen)
     try:
         network.load_state_dict(content["state_dict"])
     except (RuntimeError, TypeError, AttributeError) as error:
@@ -129,7 +147,7 @@ def _rebuild(
     diverged = diverged_weights(network.state_dict())
     if diverged is not None:
         raise InputError(f"{path}: {diverged} is NaN")
-    return network.eval(), HUWindow(**content["window"]), _envelope(path, content)
+    return network.eval(), HUWindow(**content["window"]), _envelope(path, content), seen
 
 
 def _envelope(path: Path, content: dict[str, Any]) -> Envelope | None:
@@ -196,6 +214,9 @@ def read_network(path: Path, kind: Kind) -> dict[str, Any]:
             raise InputError(f"{path}: its {group} has an unknown entry {unknown[0]!r}")
     if not all(isinstance(name, str) for name in content["network"]["options"]):
         raise InputError(f"{path}: its network.options must be named by strings")
+    context = content.get("context", 0)
+    if type(context) is not int or not 0 <= context <= MOST_NEIGHBOURS:
+        raise InputError(f"{path}: its context can't be {context!r}"[:300])
     if content["version"] != VERSION:
         raise InputError(f"{path} has version {content['version']}; this lidnet_fast reads version {VERSION}")
     if content["kind"] != kind:
@@ -214,10 +235,16 @@ def _unpickled(path: Path) -> Any:
         raise InputError(f"{path} is not a readable checkpoint ({type(error).__name__})") from error
 
 
-def build_network(kind: Kind, config: NetworkConfig) -> nn.Module:
-    """A new denoiser or detector, channels last; its initial weights come from torch's global generator."""
+def build_network(kind: Kind, config: NetworkConfig, context: int = 0) -> nn.Module:
+    """A new denoiser or detector, channels last; its initial weights come from torch's global generator.
+
+    Raises:
+        InputError: as `build_denoiser` and `build_detector`, and for an option named context.
+    """
+    if "context" in config.options:
+        raise InputError(f"{kind} option context: set data.context, and data.denoiser_context, instead")
     build = build_denoiser if kind == "denoiser" else build_detector
-    return build(config.name, **config.options).to(memory_format=torch.channels_last)
+    return build(config.name, context=context, **config.options).to(memory_format=torch.channels_last)
 
 
 def without_weights(config: NetworkConfig) -> NetworkConfig:
@@ -225,12 +252,19 @@ def without_weights(config: NetworkConfig) -> NetworkConfig:
     return replace(config, options={k: v for k, v in config.options.items() if k != "weights"})
 
 
-def load_denoiser(path: Path | str, expected: NetworkConfig | None = None, *, trust_code: bool = False) -> HUDenoiser:
+def load_denoiser(
+    path: Path | str,
+    expected: NetworkConfig | None = None,
+    *,
+    context: int | None = None,
+    trust_code: bool = False,
+) -> HUDenoiser:
     """A trained denoiser, HU in and HU out, in eval mode and frozen.
 
     Args:
         path: the folder of a run, a `denoiser.pt`, or what `lidnet-fast publish` made: the folder or its `model.onnx`.
         expected: as in `load_network`; ONNX doesn't say what network it was.
+        context: as in `load_network`; ONNX has none.
         trust_code: as in `load_network`; ONNX needs no code.
 
     Raises:
@@ -239,7 +273,7 @@ def load_denoiser(path: Path | str, expected: NetworkConfig | None = None, *, tr
     file = denoiser_file(path)
     if file.suffix == ".onnx":
         return OnnxDenoiser(file).eval()
-    rebuilt = _rebuild(file, "denoiser", expected, trust_code)
+    rebuilt = _rebuild(file, "denoiser", expected, context, trust_code)
     return HUDenoiser(*rebuilt).eval().requires_grad_(False)
 
 
@@ -249,9 +283,9 @@ def denoiser_file(path: Path | str) -> Path:
     return path / "collaborate" / "denoiser.pt" if path.is_dir() and not is_published(path) else path
 
 
-def load_detector(path: Path, expected: NetworkConfig | None = None) -> LesionDetector:
+def load_detector(path: Path, expected: NetworkConfig | None = None, *, context: int | None = None) -> LesionDetector:
     """`load_network` for a detector, frozen."""
-    network, _ = load_network(path, "detector", expected)
+    network, _ = load_network(path, "detector", expected, context=context)
     assert isinstance(network, LesionDetector)
     return network.requires_grad_(False)
 
@@ -279,7 +313,7 @@ def load_trained_detector(path: Path) -> TrainedDetector:
     Raises:
         InputError: see `load_network`.
     """
-    network, window, envelope = _rebuild(path, "detector", None, trust_code=False)
+    network, window, envelope, _ = _rebuild(path, "detector", None, None, trust_code=False)
     assert isinstance(network, LesionDetector)
     trained = read_network(path, "detector").get("trained")
     data = trained.get("data") if isinstance(trained, dict) else None

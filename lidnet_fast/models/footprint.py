@@ -32,18 +32,19 @@ class Reach:
 
 
 @torch.inference_mode()
-def find_reach(network: nn.Module) -> Reach | None:
+def find_reach(network: nn.Module, channels: int = 1) -> Reach | None:
     """How far a network looks, found by spoiling a few pixels with NaN and by shifting a random image.
 
     Args:
-        network: [1,1,H,W] -> [1,1,H,W], float32, in eval mode, on the CPU (GPU convolutions may spread a NaN further).
+        network: [1,C,H,W] -> [1,1,H,W], float32, in eval mode, on the CPU (GPU convolutions may spread a NaN further).
+        channels: C.
 
     Returns:
         None where the output depends on the whole image, or on its absolute place.
     """
     generator = torch.Generator().manual_seed(0)
     for size in _PROBE_SIZES:
-        image = torch.rand(1, 1, size, size, generator=generator)
+        image = torch.rand(1, channels, size, size, generator=generator)
         output = network(image)
         for alignment in _ALIGNMENTS:
             reach = _spread(network, image, alignment)
@@ -78,15 +79,16 @@ def _same_when_cut(network: nn.Module, image: Tensor, output: Tensor, reach: Rea
     return bool((got - expected).abs().max() <= 1e-6 + 1e-4 * change)
 
 
-def bytes_per_pixel(network: nn.Module) -> int:
+def bytes_per_pixel(network: nn.Module, channels: int = 1) -> int:
     """Most memory that a network's activations take at one time, for each pixel of its input.
 
     Args:
-        network: [1,1,H,W] -> [1,1,H,W], float32, in eval mode.
+        network: [1,C,H,W] -> [1,1,H,W], float32, in eval mode.
+        channels: C.
     """
     size = 128
     with torch.inference_mode(), _PeakMemory() as memory:
-        network(torch.zeros(1, 1, size, size))
+        network(torch.zeros(1, channels, size, size))
     return -(-memory.peak // size**2)
 
 

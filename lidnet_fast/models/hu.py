@@ -14,9 +14,10 @@ class HUDenoiser(nn.Module):
     """A denoiser network in the HU window that it was trained in.
 
     Args:
-        network: windowed [N,1,H,W] -> windowed [N,1,H,W].
+        network: windowed [N, 2 context + 1, H, W] -> windowed [N,1,H,W], the middle slice.
         window: the HU window that it works in; what lies beyond it is scaled with it, not clipped.
         envelope: what it was trained on; None where that is unknown.
+        context: neighbouring slices that the network sees on each side of the one that it denoises.
 
     Values beyond the window's `denoised_range` (metal, padding) are shown to the network as the range's end, and pass
     unchanged. As in any module, `train` and `eval` decide whether dropout and BatchNorm train; `SliceDenoiser` computes
@@ -26,11 +27,13 @@ class HUDenoiser(nn.Module):
         TypeError: `window` is not an `HUWindow`.
     """
 
-    def __init__(self, network: nn.Module, window: HUWindow, envelope: Envelope | None = None) -> None:
+    def __init__(
+        self, network: nn.Module, window: HUWindow, envelope: Envelope | None = None, context: int = 0
+    ) -> None:
         super().__init__()
         if not isinstance(window, HUWindow):
             raise TypeError(f"window must be an HUWindow, got {type(window).__name__}. To fix: HUWindow(low, high)")
-        self.network, self.window, self.envelope = network, window, envelope
+        self.network, self.window, self.envelope, self.context = network, window, envelope, context
 
     def forward(self, hu: Tensor) -> Tensor:
         """Denoise low-dose images.
@@ -38,28 +41,29 @@ class HUDenoiser(nn.Module):
         On the CPU an `InputWarning` tells of values that can't be HU of a body.
 
         Args:
-            hu: [N,1,H,W], HU, any real dtype.
+            hu: [N,1,H,W], HU, any real dtype; with a context [N, 2 context + 1, H, W], see `lidnet_fast.neighbours`.
 
         Returns:
             [N,1,H,W], HU, float32.
 
         Raises:
             TypeError: `hu` is not a Tensor.
-            ValueError: `hu` is not [N,1,H,W], or the network returns another shape.
+            ValueError: `hu` has another shape, or the network returns another.
         """
         if not isinstance(hu, Tensor):
             raise TypeError(
                 f"hu must be a Tensor [N,1,H,W], got {type(hu).__name__}. To fix: lidnet_fast.inference.SliceDenoiser "
                 "takes arrays [N,H,W], or torch.from_numpy(hu)"
             )
-        if hu.dim() != 4 or hu.shape[1] != 1:
-            raise ValueError(f"hu must be [N,1,H,W], got {list(hu.shape)}")
+        slices = 2 * self.context + 1
+        if hu.dim() != 4 or hu.shape[1] != slices:
+            raise ValueError(f"hu must be [N,{slices},H,W], got {list(hu.shape)}")
         warn_of_hu(hu)
         return self.denoise(hu)
 
     def denoise(self, hu: Tensor) -> Tensor:
         """As `forward`, of what `forward` has checked."""
-        return self.window.denoise(self.network, hu)
+        return self.window.denoise(self.network, hu, self.context)
 
     def bytes_per_pixel(self) -> int:
         """Most memory that activations take at one time, for each pixel of the input; in eval mode.
@@ -67,7 +71,7 @@ class HUDenoiser(nn.Module):
         Raises:
             ValueError, RuntimeError: the network fails on a small image.
         """
-        return bytes_per_pixel(self)
+        return bytes_per_pixel(self, 2 * self.context + 1)
 
     def reach(self) -> Reach | None:
         """How far the network looks; None where what it makes of a pixel depends on the whole image or on its size.
@@ -75,6 +79,6 @@ class HUDenoiser(nn.Module):
         Finding it takes seconds for a deep network.
         """
         try:
-            return find_reach(copy.deepcopy(self.network).cpu().eval())
+            return find_reach(copy.deepcopy(self.network).cpu().eval(), 2 * self.context + 1)
         except (ValueError, RuntimeError):  # it doesn't take images of any size
             return None

@@ -47,7 +47,7 @@ class SliceDetector:
         """Detect.
 
         Args:
-            hu: slices [N,1,H,W], HU.
+            hu: slices [N, 2 context + 1, H, W] of the detector's context, HU; see `lidnet_fast.neighbours`.
 
         Returns:
             Per slice, on the CPU, {"boxes": float32 [D, 4] (x1, y1, x2, y2) in pixels, "scores": float32 [D]}, best

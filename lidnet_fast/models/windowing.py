@@ -46,28 +46,31 @@ class HUWindow:
         low, high = self.denoised_range
         return (hu >= low) & (hu <= high)
 
-    def denoise(self, network: nn.Module, hu: Tensor) -> Tensor:
+    def denoise(self, network: nn.Module, hu: Tensor, context: int = 0) -> Tensor:
         """Denoise images so that metal changes nothing around it by more than the range's end would.
 
         The network sees values beyond `denoised_range` as the range's end; they themselves pass unchanged, to the bit
         in whatever precision the network computes.
 
         Args:
-            network: windowed [N,1,H,W] -> windowed [N,1,H,W].
-            hu: low-dose images [N,1,H,W], HU.
+            network: windowed [N, 2 context + 1, H, W] -> windowed [N,1,H,W].
+            hu: low-dose slices [N,C,H,W], HU; channels are neighbours.
+            context: slices that the network sees on each side of the one that it denoises.
 
         Returns:
-            Denoised images [N,1,H,W], HU, float32.
+            The slices that have as many neighbours on each side, denoised: [N, C - 2 context, H, W], HU, float32.
 
         Raises:
             ValueError: the network returns something else, or another shape.
         """
         hu = hu.float()
-        windowed = network(self.scale(hu.clamp(*self.denoised_range)))
-        if not isinstance(windowed, Tensor) or windowed.shape != hu.shape:
+        seen = self.scale(hu.clamp(*self.denoised_range)).unfold(1, 2 * context + 1, 1).movedim(-1, 2).flatten(0, 1)
+        windowed = network(seen)
+        if not isinstance(windowed, Tensor) or windowed.shape != seen[:, :1].shape:
             got = list(windowed.shape) if isinstance(windowed, Tensor) else type(windowed).__name__
-            raise ValueError(f"the network must return [N,1,H,W], here {list(hu.shape)}, got {got}")
-        return torch.where(self.is_denoised(hu), self.unscale(windowed.float()), hu)
+            raise ValueError(f"the network must return [N,1,H,W], here {list(seen[:, :1].shape)}, got {got}")
+        own = hu[:, context : hu.shape[1] - context]
+        return torch.where(self.is_denoised(own), self.unscale(windowed.float()).view(own.shape), own)
 
     @property
     def width(self) -> float:

@@ -22,6 +22,7 @@ from lidnet_fast.functional.pixel_losses import SMALLEST_SIDE
 from lidnet_fast.models.registry import NetworkConfig
 from lidnet_fast.models.windowing import HUWindow
 from lidnet_fast.multitask import check_weighting
+from lidnet_fast.neighbours import MOST_NEIGHBOURS
 from lidnet_fast.urls import is_url, without_secrets
 
 T = TypeVar("T")
@@ -72,10 +73,18 @@ class DataConfig(_Checked):
     """Fraction of samples centred near a lesion; the rest is drawn from all slices."""
     augment: bool = True
     """Random flips of the training samples."""
+    context: int = field(default=0, metadata=_must(f"lie in 0..{MOST_NEIGHBOURS}", lambda k: 0 <= k <= MOST_NEIGHBOURS))
+    """Neighbouring slices on each side that the detectors see as channels; beyond a series' ends they are repeated."""
+    denoiser_context: bool = False
+    """Whether the denoiser sees as many neighbouring slices; otherwise it denoises each slice by itself."""
     workers: int = field(default=0, metadata=_NOT_NEGATIVE)
     """Loader processes; 0 reads in the training process."""
     noise_map_cache_mib: int = field(default=512, metadata=_NOT_NEGATIVE)
     """Bound in MiB on the cache of what the noise of a slice follows from (simulated low dose only), per process."""
+
+    def context_of(self, kind: Literal["denoiser", "detector"]) -> int:
+        """Neighbouring slices on each side that a network of this kind sees."""
+        return 0 if kind == "denoiser" and not self.denoiser_context else self.context
 
 
 @dataclass(frozen=True)

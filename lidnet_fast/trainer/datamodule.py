@@ -105,6 +105,8 @@ class PatchData(L.LightningDataModule):
 
 def split_patches(config: RunConfig, split: str, stream: str) -> LesionPatches:
     """The dataset of a split as the configuration describes it; only training samples are augmented."""
+    # The detector's slices, each with the neighbours that it is denoised from; the warm-up has no detector.
+    context = 0 if stream == "denoiser" else config.data.context_of("detector")
     return LesionPatches(
         config.data.store,
         split,
@@ -113,6 +115,8 @@ def split_patches(config: RunConfig, split: str, stream: str) -> LesionPatches:
         augment=config.data.augment and split == "train",
         seed=stream_seed(config.seed, stream),
         cache_mib=config.data.noise_map_cache_mib,
+        context=context,
+        low_dose_context=context + config.data.context_of("denoiser"),
     )
 
 

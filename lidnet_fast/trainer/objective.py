@@ -17,6 +17,7 @@ from lidnet_fast.losses import ROIPerceptualLoss
 from lidnet_fast.models.detectors import LesionDetector
 from lidnet_fast.models.registry import first_line
 from lidnet_fast.models.windowing import HUWindow
+from lidnet_fast.neighbours import middle
 from lidnet_fast.trainer.clock import StepClock
 from lidnet_fast.trainer.config import ObjectiveConfig
 
@@ -65,7 +66,7 @@ class TermInputs:
     """What the terms read of one batch; a field that no term needs is empty."""
 
     images: Tensor
-    """The denoised images, windowed and clamped, [N,1,H,W]."""
+    """The denoised slices that the detector sees, windowed and clamped, [N,C,H,W]."""
     normal_images: Tensor
     """The normal-dose images, likewise."""
     boxes: list[Tensor]
@@ -144,7 +145,7 @@ class ROIPerceptual(Term):
 
 
 class ROIExtractor(Term):
-    """The ROI perceptual loss of another network's features, in windows around the regions."""
+    """The ROI perceptual loss of another network's features of the middle slices, in windows around the regions."""
 
     name, reads = "roi_extractor", frozenset({"regions"})
 
@@ -156,16 +157,17 @@ class ROIExtractor(Term):
         """The loss of the extractor's layers."""
         if next(self.loss.parameters()).device != inputs.images.device:  # moving derives all windows again
             self.loss.to(inputs.images.device)
-        images, normal_images, regions = inputs.images.float(), inputs.normal_images.float(), inputs.regions
-        return self.loss(images, normal_images, regions.boxes, regions.weights, inputs.ids)
+        images, normal_images = middle(inputs.images).float(), middle(inputs.normal_images).float()
+        return self.loss(images, normal_images, inputs.regions.boxes, inputs.regions.weights, inputs.ids)
 
 
 class JointObjective:
     """Weighted sum of the terms of `ObjectiveConfig`; a term of weight 0 is not computed.
 
     The detector's backbone sees the denoised image once: its features serve the detection loss, the perceptual loss on
-    whole maps and the ROI perceptual loss alike. Another extractor's features are computed in windows around the
-    regions, or of whole images where the ops run on their definitions.
+    whole maps and the ROI perceptual loss alike. A detector with a context sees the denoised neighbours, too; pixel
+    terms and the other extractor are about the middle slices. Another extractor's features are computed in windows
+    around the regions, or of whole images where the ops run on their definitions.
 
     Args:
         config: the terms.
@@ -210,8 +212,8 @@ class JointObjective:
         """The objective of one batch.
 
         Args:
-            denoised: windowed [N,1,H,W], with a gradient.
-            normal_dose: windowed [N,1,H,W].
+            denoised: windowed [N, 2 context + 1, H, W] of the detector's context, with a gradient.
+            normal_dose: windowed, of the same shape.
             boxes: per image [L,4] ground-truth lesion boxes.
             detector: frozen, in eval mode.
             ids: what each normal-dose image is known by in the caches; the same id has to mean the same pixels.
@@ -258,11 +260,11 @@ class JointObjective:
         return TermInputs(images, normal_images, boxes, detector, features, reading.features, scales, regions, ids)
 
     def pixel(self, denoised: Tensor, normal_dose: Tensor, boxes: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The pixel terms alone: their weighted sum and each term's detached value."""
+        """The pixel terms alone, of the middle slices: their weighted sum and each term's detached value."""
         config = self.config
         result = functional.multi_loss(
-            denoised.float(),  # autocast leaves the network's output in half precision
-            normal_dose,
+            middle(denoised).float(),  # autocast leaves the network's output in half precision
+            middle(normal_dose),
             config.pixel,
             boxes=self._grown(boxes, denoised) if config.roi_weight != 1 else None,
             roi_weight=config.roi_weight if config.roi_weight != 1 else None,
@@ -273,7 +275,7 @@ class JointObjective:
         """Where the ROI perceptual loss looks.
 
         Args:
-            images: [N,1,H,W], for their size.
+            images: [N,C,H,W], for their size.
             boxes: per image [L,4] ground-truth lesion boxes.
             proposals: [N,P,5], boxes and scores; rows of a negative score are none.
         """

@@ -23,6 +23,7 @@ from lidnet_fast.errors import InputError
 from lidnet_fast.metrics.detection import DetectionMetrics
 from lidnet_fast.metrics.image_quality import ImageQuality
 from lidnet_fast.models.detectors import LesionDetector
+from lidnet_fast.neighbours import middle
 from lidnet_fast.trainer.clock import StepClock, step_memory_mb
 from lidnet_fast.trainer.config import RunConfig
 
@@ -239,8 +240,8 @@ class Phase(L.LightningModule):
         torch.compiler.set_stance("force_eager")
 
     def validate_images(self, denoised: Tensor, batch: Batch) -> None:
-        """Accumulate image quality; `denoised` is windowed."""
-        self._quality.update(self.window.unscale(denoised), batch["normal_dose"], batch["boxes"])
+        """Accumulate the image quality of the middle slices; `denoised` is windowed."""
+        self._quality.update(self.window.unscale(middle(denoised)), middle(batch["normal_dose"]), batch["boxes"])
 
     def validate_detections(self, detector: LesionDetector, images: Tensor, batch: Batch) -> None:
         """Accumulate detection metrics on windowed images."""

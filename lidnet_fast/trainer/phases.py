@@ -14,6 +14,7 @@ from lidnet_fast.device import choose_device
 from lidnet_fast.models.denoisers import evaluated
 from lidnet_fast.models.detectors import LesionDetector
 from lidnet_fast.multitask import mtl_backward
+from lidnet_fast.neighbours import middle
 from lidnet_fast.trainer import ranks
 from lidnet_fast.trainer.config import CollaborateConfig, RunConfig
 from lidnet_fast.trainer.objective import JointObjective, Objective
@@ -74,10 +75,18 @@ class DetectorPhase(Phase):
 
 
 class DenoisingPhase(Phase):
-    """What the phases that train a denoiser share: the average of its weights, which validation and the result use."""
+    """What the phases that train a denoiser share: the average of its weights, which validation and the result use.
 
-    def __init__(self, denoiser: nn.Module, objective: JointObjective, config: RunConfig) -> None:
+    Args:
+        denoiser: windowed low dose to windowed normal dose.
+        objective: what a denoiser step minimises.
+        config: of the run.
+        context: neighbours on each side of a slice that are denoised with it.
+    """
+
+    def __init__(self, denoiser: nn.Module, objective: JointObjective, config: RunConfig, context: int = 0) -> None:
         super().__init__(config)
+        self.context = context
         self.denoiser, self.objective = denoiser, objective
         self.average = averaged_weights(denoiser, config.ema_decay)
 
@@ -86,8 +95,10 @@ class DenoisingPhase(Phase):
         return [self.denoiser]
 
     def windowed(self, denoiser: nn.Module, batch: Batch) -> Tensor:
-        """The images that a denoiser makes of a batch, windowed."""
-        return self.window.scale(self.window.denoise(denoiser, batch["low_dose"]))
+        """The images that a denoiser makes of a batch, windowed: [N, 2 context + 1, H, W]."""
+        around = self.config.data.context_of("denoiser")
+        low_dose = middle(batch["low_dose"], self.context + around)
+        return self.window.scale(self.window.denoise(denoiser, low_dose, around))
 
     def denoise(self, batch: Batch) -> Tensor:
         """The denoised images of the network in training, windowed."""
@@ -143,7 +154,7 @@ class CollaboratePhase(DenoisingPhase):
     """Alternates the two networks: cycles of `denoiser_steps` batches, then `detector_steps` batches.
 
     The detector stays in eval mode: its BatchNorm keeps the statistics of the detector phase, so that its features mean
-    the same in both kinds of step; its weights train all the same.
+    the same in both kinds of step; its weights train all the same. Of the slices that it sees, all are denoised.
 
     With `balance` other than "none", a denoiser step combines the losses' gradients at the denoised image by that
     weighting of `mtl_backward`, and logs their norms, weights and cosines.
@@ -164,7 +175,7 @@ class CollaboratePhase(DenoisingPhase):
         joint: CollaborateConfig,
         config: RunConfig,
     ) -> None:
-        super().__init__(denoiser, objective, config)
+        super().__init__(denoiser, objective, config, config.data.context_of("detector"))
         self.detector, self.joint = detector, joint
 
     def trained_parts(self) -> list[nn.Module]:

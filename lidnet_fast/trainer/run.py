@@ -147,8 +147,8 @@ class Run:
         """
         config = self.config
         joint = replace(config.collaborate, objective=objective or config.collaborate.objective)
-        denoiser, _ = load_network(self.out / "denoiser" / "denoiser.pt", "denoiser", config.denoiser.network)
-        detector, _ = load_network(self.out / "detector" / "detector.pt", "detector", config.detector.network)
+        denoiser = self._loaded(self.out / "denoiser" / "denoiser.pt", "denoiser", config.denoiser.network)
+        detector = self._loaded(self.out / "detector" / "detector.pt", "detector", config.detector.network)
         assert isinstance(detector, LesionDetector)
         self._fit(
             phase,
@@ -174,7 +174,10 @@ class Run:
 
     def _new_network(self, kind: Any, network: NetworkConfig, stream: str) -> nn.Module:
         torch.manual_seed(stream_seed(self.config.seed, stream))
-        return build_network(kind, network)
+        return build_network(kind, network, self.config.data.context_of(kind))
+
+    def _loaded(self, path: Path, kind: Kind, network: NetworkConfig) -> nn.Module:
+        return load_network(path, kind, network, context=self.config.data.context_of(kind))[0]
 
     def _fit(
         self,
@@ -190,8 +193,8 @@ class Run:
 
         def save() -> None:
             for kind, (network, config) in networks.items():
-                envelope = self._envelopes[kind]
-                save_network(files[kind], kind, network, config, self.window, _record(self.config), envelope)
+                envelope, context = self._envelopes[kind], self.config.data.context_of(kind)
+                save_network(files[kind], kind, network, config, self.window, _record(self.config), envelope, context)
 
         if not ranks.on_first(lambda: all(path.exists() for path in files.values())):
             with recorded_cost(folder / "cost.json", steps=lengths.steps) if ranks.is_first() else nullcontext():
@@ -203,8 +206,7 @@ class Run:
         ranks.on_first(lambda: last.unlink(missing_ok=True))
         ranks.on_first(lambda: remove_temporary(self.out))
         for kind, (network, config) in networks.items():
-            loaded, _ = load_network(files[kind], kind, config)
-            network.load_state_dict(loaded.state_dict())
+            network.load_state_dict(self._loaded(files[kind], kind, config).state_dict())
             network.cpu().eval()
 
     def _train(self, folder: Path, make_module: Callable[[], Phase], data: PatchData, checkpoint: Path | None) -> None:
@@ -355,7 +357,7 @@ def _check_parts(config: RunConfig) -> None:
     for kind, network in networks:
         if network is None:
             continue
-        built = build_network(kind, without_weights(network))
+        built = build_network(kind, without_weights(network), config.data.context_of(kind))
         if kind == "denoiser" and config.activation_checkpointing and not outermost_sequentials(built):
             raise InputError(
                 f"activation_checkpointing: true does nothing for denoiser {network.name!r}, which has no "

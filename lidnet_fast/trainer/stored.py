@@ -25,7 +25,7 @@ def read_stored(path: Path) -> dict[str, Any]:
     if not isinstance(stored, dict):
         raise InputError(f"{path} is not the configuration of a run")
     _refuse_classes(stored, path)
-    return flattened(stored)
+    return {**_ADDED, **flattened(stored)}
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -61,6 +61,9 @@ _RENAMED_VALUES = {
     "device": {"gpu": "cuda"},
     "precision": {"32-true": "float32", "32": "float32", "bf16-mixed": "bfloat16", "bf16": "bfloat16"},
 }
+
+# Keys that earlier versions hadn't, with values that mean what these did.
+_ADDED = {"data.context": 0, "data.denoiser_context": False}
 
 
 def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,6 +7,7 @@ import torch
 
 from lidnet_fast.data.samples.dataset import collate, make_batch
 from lidnet_fast.models.envelope import Acquisition, Envelope
+from lidnet_fast.neighbours import middle
 from lidnet_fast.trainer.config import RunConfig
 from lidnet_fast.trainer.datamodule import split_patches
 
@@ -23,7 +24,7 @@ def training_envelope(config: RunConfig, images: Literal["low_dose", "normal_dos
         series = patches.store.series[sample.id[0]]
         trained.append(
             Acquisition.measured(
-                [image[0, 0].numpy()],
+                [middle(image)[0, 0].numpy()],
                 pixel_spacing=max(series.spacing[1:]),
                 slice_thickness=series.slice_thickness,
                 kernel=series.kernel,

@@ -321,7 +321,7 @@ def test_series_of_any_name_are_exported_and_found_again(tmp_path: Path, format:
     store = Store(tmp_path / "out" / "store")
     ids = [(number, 0, 0, 0, False, False) for number in range(len(names))]
     views = denoised_views(tmp_path / "out" / "low_dose", store, ids, None)
-    assert [view[0, 0] for view in views.values()] == [-number for number in range(len(names))]
+    assert [view[0, 0, 0] for view in views.values()] == [-number for number in range(len(names))]
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_a_head_at_normal_dose_lies_outside(envelope: Envelope) -> None:
 def test_the_envelope_is_of_the_images_that_the_denoiser_sees(store: Path, envelope: Envelope) -> None:
     """The store's images are of the normal dose; the network saw them with the noise of 2 %."""
     patches = LesionPatches(store, "train", crop=CROP, positive_fraction=0, augment=False, seed=0)
-    said = envelope.outside(Acquisition.measured([patches[draw].normal_dose for draw in range(4)]))
+    said = envelope.outside(Acquisition.measured([patches[draw].normal_dose[0] for draw in range(4)]))
     assert len(said) == 2
     assert said[0].startswith("noise in lung")
     assert said[1].startswith("noise in soft tissue")

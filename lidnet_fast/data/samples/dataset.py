@@ -27,6 +27,7 @@ from lidnet_fast.data.simulation.dose import (
 )
 from lidnet_fast.data.store.reader import Store
 from lidnet_fast.errors import InputError
+from lidnet_fast.neighbours import middle, neighbours
 
 SampleId = tuple[int, int, int, int, bool, bool]
 """Series, slice, first row and column of the field of view, and whether its rows and columns are reversed: what a
@@ -39,19 +40,22 @@ class Sample:
 
     id: SampleId
     normal_dose: np.ndarray
-    """int16 [H,W], HU, flipped."""
+    """int16 [C,H,W], HU, flipped; channels are the slice, in the middle, and its neighbours."""
     low_dose: np.ndarray | None
-    """int16 [H,W], HU, flipped; None where the low dose is simulated."""
+    """int16 [C,H,W], HU, flipped; None where the low dose is simulated."""
     attenuation: Tensor | None
-    """[h,w] `coarse_attenuation` of the whole slice; None where the low dose is stored."""
+    """[C,h,w] `coarse_attenuation` of the whole slices; None where the low dose is stored."""
     image_size: tuple[int, int]
     pixel_spacing: float
     boxes: np.ndarray
     """float32 [L,4] in the flipped field of view."""
-    noise_key: tuple[int, int, int]
-    """(seed, epoch, sample): what the noise is seeded with."""
+    noise_keys: list[tuple[int, ...]]
+    """What the noise of each channel is seeded with: (seed, epoch, sample) of a slice alone, and (seed, epoch, series,
+    slice) of one among neighbours, so that the same slice is the same in every stack of an epoch."""
     simulation: DoseSimulation | None
     """None where the low dose is stored."""
+    context: int
+    """Neighbours on each side that the normal-dose images of a batch keep."""
 
 
 @dataclass(frozen=True)
@@ -60,18 +64,19 @@ class Samples:
 
     ids: list[SampleId]
     normal_dose: Tensor
-    """int16 [N,H,W], HU, flipped."""
+    """int16 [N,C,H,W], HU, flipped."""
     low_dose: Tensor | None
-    """int16 [N,H,W], HU, flipped; None where the low dose is simulated."""
+    """int16 [N,C,H,W], HU, flipped; None where the low dose is simulated."""
     attenuation: dict[tuple[int, int], Tensor]
-    """[n,h,w] `coarse_attenuation` of the whole slices, by their size; empty where the low dose is stored."""
+    """[n,C,h,w] `coarse_attenuation` of the whole slices, by their size; empty where the low dose is stored."""
     image_sizes: list[tuple[int, int]]
     pixel_spacings: list[float]
     boxes: Tensor
     """float32 [sum of L,4] in the flipped fields of view."""
     boxes_per_sample: list[int]
-    noise_keys: list[tuple[int, int, int]]
+    noise_keys: list[list[tuple[int, ...]]]
     simulation: DoseSimulation | None
+    context: int
 
     def pin_memory(self) -> "Samples":
         """Return the same in page-locked memory, from which the GPU copies while the CPU goes on."""
@@ -85,7 +90,8 @@ class Samples:
 
 
 class Batch(TypedDict):
-    """What a phase trains on. Images are HU, float32 [N,1,H,W]."""
+    """What a phase trains on. Images are HU, float32 [N,1,H,W], with neighbouring slices as further channels on both
+    sides: as many as the detector sees, and of low dose as many as these are denoised from."""
 
     normal_dose: Tensor
     low_dose: Tensor
@@ -107,6 +113,8 @@ class LesionPatches(Dataset[Sample]):
         augment: random flips.
         seed: of everything random here.
         cache_mib: bound in MiB on the cache of what the simulation of the noise reads of whole slices.
+        context: neighbouring slices on each side in the normal-dose images of a batch.
+        low_dose_context: the same in the low-dose images; at least `context`.
 
     Raises:
         InputError: the split is empty, a slice is smaller than `crop` (or, without one, slices differ in size), or a
@@ -123,8 +131,11 @@ class LesionPatches(Dataset[Sample]):
         augment: bool,
         seed: int,
         cache_mib: int = 512,
+        context: int = 0,
+        low_dose_context: int = 0,
     ) -> None:
         self.store = Store(store)
+        self.context, self.low_dose_context = context, low_dose_context
         self.crop = crop
         self.positive_fraction = positive_fraction
         self.augment = augment
@@ -175,19 +186,22 @@ class LesionPatches(Dataset[Sample]):
         y0, x0 = draw_origin(rng, lesion, (height, width), (rows, columns))
         window = (y0, x0, rows, columns)
         flips = (bool(rng.integers(2)), bool(rng.integers(2))) if self.augment else (False, False)
-        flip = tuple(slice(None, None, -1 if flipped else 1) for flipped in flips)
+        flip = (slice(None), *(slice(None, None, -1 if flipped else 1) for flipped in flips))
         simulated = self.simulation is not None
         epoch, sample = divmod(draw, len(self))
+        around = self.low_dose_context
+        seen = neighbours(z, self.store.series[index].shape[0], around).tolist()
         return Sample(
             id=(index, z, y0, x0, *flips),
-            normal_dose=self.store.read(index, z, window)[flip],
-            low_dose=None if simulated else self.store.read(index, z, window, low_dose=True)[flip],
-            attenuation=self._attenuation(index, z) if simulated else None,
+            normal_dose=self.store.read_stack(index, z, around, window)[flip],
+            low_dose=None if simulated else self.store.read_stack(index, z, around, window, low_dose=True)[flip],
+            attenuation=torch.stack([self._attenuation(index, one) for one in seen]) if simulated else None,
             image_size=(height, width),
             pixel_spacing=self.store.series[index].spacing[2],
             boxes=boxes_in_view(self.store.boxes(index, z), window, flips),
-            noise_key=(self.seed, epoch, sample),
+            noise_keys=[(self.seed, epoch, index, one) if around else (self.seed, epoch, sample) for one in seen],
             simulation=self.simulation,
+            context=self.context,
         )
 
     def _attenuation(self, index: int, z: int) -> Tensor:
@@ -218,8 +232,9 @@ def collate(samples: Sequence[Sample]) -> Samples:
         pixel_spacings=[s.pixel_spacing for s in samples],
         boxes=torch.from_numpy(np.concatenate([s.boxes for s in samples])),
         boxes_per_sample=[len(s.boxes) for s in samples],
-        noise_keys=[s.noise_key for s in samples],
+        noise_keys=[s.noise_keys for s in samples],
         simulation=samples[0].simulation,
+        context=samples[0].context,
     )
 
 
@@ -231,27 +246,31 @@ def make_batch(samples: Samples, device: torch.device) -> Batch:
     else:
         low = samples.low_dose.to(device, non_blocking=True).float()
     return {
-        "normal_dose": normal[:, None],
-        "low_dose": low[:, None],
+        "normal_dose": middle(normal, samples.context),
+        "low_dose": low,
         "boxes": list(samples.boxes.to(device, non_blocking=True).split(samples.boxes_per_sample)),
         "ids": samples.ids,
     }
 
 
 def _noise(samples: Samples, device: torch.device) -> Tensor:
-    rows, columns = samples.normal_dose.shape[1:]
+    slices, rows, columns = samples.normal_dose.shape[1:]
     noise = torch.empty(samples.normal_dose.shape, device=device)
     assert samples.simulation is not None
     for size, attenuation in samples.attenuation.items():
         members = [n for n, of_sample in enumerate(samples.image_sizes) if of_sample == size]
         spacings = torch.tensor([samples.pixel_spacings[n] for n in members])
-        noise[members] = sector_noise(
-            variance_maps(attenuation.to(device, non_blocking=True), size, spacings, samples.simulation),
-            size,
-            [(*samples.ids[n][2:4], rows, columns) for n in members],
-            [sample_generator(*samples.noise_keys[n]) for n in members],
-        )
+        for channel in range(slices):  # one at a time: a batch of all would leave the processor's caches
+            maps = variance_maps(
+                attenuation[:, channel].to(device, non_blocking=True), size, spacings, samples.simulation
+            )
+            noise[members, channel] = sector_noise(
+                maps,
+                size,
+                [(*samples.ids[n][2:4], rows, columns) for n in members],
+                [sample_generator(*samples.noise_keys[n][channel]) for n in members],
+            )
     flips = torch.tensor([sample[4:] for sample in samples.ids]).to(device, non_blocking=True)
-    for axis in (1, 2):
-        noise = torch.where(flips[:, axis - 1, None, None], noise.flip(axis), noise)
+    for axis in (2, 3):
+        noise = torch.where(flips[:, axis - 2, None, None, None], noise.flip(axis), noise)
     return noise

@@ -90,13 +90,13 @@ class DoseSimulation:
             raise InputError(f"dose simulation: {error}") from error
 
 
-def sample_generator(seed: int, epoch: int, sample: int) -> torch.Generator:
-    """Return the CPU generator that belongs to one sample of one epoch of one run.
+def sample_generator(*key: int) -> torch.Generator:
+    """Return the CPU generator that belongs to a key, such as (seed, epoch, sample).
 
-    A pure function of its three arguments (a 64-bit BLAKE2b hash of them is the seed), so noise does not depend on
-    batches, workers or ranks, and is the same after a resume.
+    A pure function of the key (a 64-bit BLAKE2b hash of it is the seed), so noise does not depend on batches, workers
+    or ranks, and is the same after a resume.
     """
-    text = f"{seed},{epoch},{sample}".encode()
+    text = ",".join(map(str, key)).encode()
     digest = hashlib.blake2b(text, digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
 

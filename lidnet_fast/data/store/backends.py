@@ -28,8 +28,8 @@ class Volume(Protocol):
     shape: tuple[int, ...]
     dtype: np.dtype
 
-    def __getitem__(self, place: tuple[int, slice, slice], /) -> np.ndarray:
-        """Read a window of one slice. A damaged file is an OSError, a RuntimeError or a ValueError."""
+    def __getitem__(self, place: tuple[slice, slice, slice], /) -> np.ndarray:
+        """Read a window of some slices. A damaged file is an OSError, a RuntimeError or a ValueError."""
 
 
 class VolumeFormat(Protocol):
@@ -128,12 +128,11 @@ class _Blosc2Volume:
         self._array = array
         self.shape, self.dtype = array.shape, array.dtype
 
-    def __getitem__(self, place: tuple[int, slice, slice], /) -> np.ndarray:
-        z, rows, columns = place
-        pixels = np.empty((1, rows.stop - rows.start, columns.stop - columns.start), self.dtype)
+    def __getitem__(self, place: tuple[slice, slice, slice], /) -> np.ndarray:
+        pixels = np.empty([part.stop - part.start for part in place], self.dtype)
         # What array[place] comes down to; its handling of any kind of index takes as long as decoding a small window.
-        self._array.get_slice_numpy(pixels, ((z, rows.start, columns.start), (z + 1, rows.stop, columns.stop)))
-        return pixels[0]
+        self._array.get_slice_numpy(pixels, ([part.start for part in place], [part.stop for part in place]))
+        return pixels
 
 
 class Zarr:
@@ -186,11 +185,11 @@ class _ZarrVolume:
         self._array, self._missing = array, missing
         self.shape, self.dtype = array.shape, array.dtype
 
-    def __getitem__(self, place: tuple[int, slice, slice], /) -> np.ndarray:
+    def __getitem__(self, place: tuple[slice, slice, slice], /) -> np.ndarray:
         with _damage_is_a_value_error():
             pixels = self._array[place]
-        # A window lies in one shard: either all of it is there or none.
-        if pixels.max() == self._missing:
+        # A slice's window lies in one shard: either all of it is there or none.
+        if pixels.max((1, 2)).min() == self._missing:
             raise OSError("an object of it is missing")
         return pixels
 

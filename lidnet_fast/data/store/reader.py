@@ -24,6 +24,7 @@ from fsspec.core import url_to_fs
 from lidnet_fast.data.store.backends import FORMATS, Volume
 from lidnet_fast.data.store.index import Index, SeriesInfo, box_keys
 from lidnet_fast.errors import InputError
+from lidnet_fast.neighbours import neighbours
 from lidnet_fast.urls import is_url
 
 STORE_FORMAT = "lidnet_fast-store"
@@ -144,16 +145,28 @@ class Store:
     def read(
         self, series_index: int, z: int, window: tuple[int, int, int, int] | None = None, low_dose: bool = False
     ) -> np.ndarray:
-        """Read one slice or a window of it.
+        """Read one slice or a window of it: int16 [h, w], HU. Arguments and errors are those of `read_stack`."""
+        return self.read_stack(series_index, z, 0, window, low_dose)[0]
+
+    def read_stack(
+        self,
+        series_index: int,
+        z: int,
+        context: int,
+        window: tuple[int, int, int, int] | None = None,
+        low_dose: bool = False,
+    ) -> np.ndarray:
+        """Read a slice and its neighbours, or a window of them, in one piece.
 
         Args:
             series_index: which series.
             z: which slice.
-            window: (y0, x0, h, w) in pixels, inside the image; None reads the whole slice.
+            context: neighbouring slices on each side; beyond the ends of the series its end slices are repeated.
+            window: (y0, x0, h, w) in pixels, inside the image; None reads whole slices.
             low_dose: read the measured low-dose volume instead of the normal-dose one.
 
         Returns:
-            int16 [h, w], HU.
+            int16 [2 context + 1, h, w], HU.
 
         Raises:
             IndexError: no such series or slice.
@@ -172,12 +185,15 @@ class Store:
         if y0 < 0 or x0 < 0 or h <= 0 or w <= 0 or y0 + h > height or x0 + w > width:
             raise ValueError(f"window (y0={y0}, x0={x0}, h={h}, w={w}) leaves the {height} x {width} image")
         volume = self._volume(int(series_index), bool(low_dose))
+        seen = neighbours(int(z), depth, context)
+        first, last = int(seen[0]), int(seen[-1])
         try:
-            return volume[int(z), int(y0) : int(y0 + h), int(x0) : int(x0 + w)]
+            pixels = volume[first : last + 1, int(y0) : int(y0 + h), int(x0) : int(x0 + w)]
         except (OSError, RuntimeError, ValueError) as error:
             raise InputError(
                 f"{self._location(series_index, low_dose)}: slice {z} can't be decoded: {self._cause(error)}"
             ) from error
+        return pixels if len(pixels) == len(seen) else pixels[seen - first]
 
     def boxes(self, series_index: int, z: int) -> np.ndarray:
         """Return the lesion boxes of one slice, float32 [L, 4] (x1, y1, x2, y2) in pixels; L may be 0."""

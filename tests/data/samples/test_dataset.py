@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from lidnet_fast.data.samples.dataset import Batch, LesionPatches, Sample, collate, make_batch
-from lidnet_fast.data.simulation.dose import DoseSimulation
+from lidnet_fast.data.simulation.dose import DoseSimulation, noise_variance_maps, sample_generator, sector_noise
 from lidnet_fast.data.store.reader import SeriesInfo, Store
 from lidnet_fast.data.store.writer import StoreWriter
 from lidnet_fast.errors import InputError
@@ -54,7 +54,7 @@ def batch_of(data: LesionPatches, draws: Iterable[int]) -> Batch:
 
 def same(a: Sample, b: Sample) -> bool:
     pixels = np.array_equal(a.normal_dose, b.normal_dose) and np.array_equal(a.boxes, b.boxes)
-    return pixels and a.id == b.id and a.noise_key == b.noise_key
+    return pixels and a.id == b.id and a.noise_keys == b.noise_keys
 
 
 def test_a_draw_is_reproducible_and_draws_differ(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_noise_does_not_depend_on_the_batch_and_is_fresh_every_epoch(tmp_path: P
     alone = batch_of(data, [2])
     together = batch_of(data, [0, 2])
     torch.testing.assert_close(alone["low_dose"][0], together["low_dose"][1], rtol=0, atol=1e-3)
-    keys = {data[draw].noise_key for draw in range(4 * len(data))}
+    keys = {data[draw].noise_keys[0] for draw in range(4 * len(data))}
     assert len(keys) == 4 * len(data)
 
 
@@ -97,6 +97,61 @@ def test_paired_low_dose_is_read_and_flipped_with_its_twin(tmp_path: Path) -> No
     data = patches(write_store(tmp_path / "store", simulate=False))
     batch = batch_of(data, range(8))
     assert torch.equal(batch["low_dose"], batch["normal_dose"] - 7)
+
+
+def test_slices_alone_are_noisy_by_seed_epoch_and_sample(tmp_path: Path) -> None:
+    """What a run without context trains on follows from this formula, whatever else a dataset can do."""
+    data = patches(write_store(tmp_path / "store"))
+    draw = len(data) + 2
+    sample = data[draw]
+    _, _, y0, x0, *flips = sample.id
+    assert data.simulation is not None
+    whole = torch.from_numpy(data.store.read(*sample.id[:2]))[None]
+    maps = noise_variance_maps(whole, 0.7, data.simulation)
+    noise = sector_noise(maps, (96, 96), [(y0, x0, 64, 64)], [sample_generator(3, 1, 2)])
+    noise = noise.flip([axis + 1 for axis in range(2) if flips[axis]])
+    batch = batch_of(data, [draw])
+    assert batch["normal_dose"].shape == batch["low_dose"].shape == (1, 1, 64, 64)
+    assert torch.equal(batch["low_dose"], batch["normal_dose"] + noise[:, None])
+
+
+@pytest.mark.parametrize("simulate", [True, False])
+def test_neighbours_are_the_slices_beside(tmp_path: Path, simulate: bool) -> None:
+    """In the field of view and the flips of the middle slice; beyond the ends, the end slices."""
+    store = write_store(tmp_path / "store", simulate)
+    alone, among = patches(store), patches(store, context=1, low_dose_context=2)
+    for draw in range(12):
+        one, batch = batch_of(alone, [draw]), batch_of(among, [draw])
+        assert batch["normal_dose"].shape == (1, 3, 64, 64)
+        assert batch["low_dose"].shape == (1, 5, 64, 64)
+        assert batch["ids"] == one["ids"]
+        assert torch.equal(batch["normal_dose"][:, 1], one["normal_dose"][:, 0])
+        assert torch.equal(batch["boxes"][0], one["boxes"][0])
+        index, z, y0, x0, *flips = batch["ids"][0]
+        for channel in range(3):
+            beside = among.store.read(index, min(max(z + channel - 1, 0), 2), (y0, x0, 64, 64))
+            beside = np.flip(beside, [axis for axis in range(2) if flips[axis]])
+            assert np.array_equal(batch["normal_dose"][0, channel], beside)
+        if not simulate:
+            assert torch.equal(batch["low_dose"][:, 1:4], batch["normal_dose"] - 7)
+
+
+def test_a_slice_has_the_same_noise_in_every_stack_of_an_epoch(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store")
+    data = patches(store, context=1, low_dose_context=1, crop=None, augment=False)
+    seen: dict[tuple[int, int, int], torch.Tensor] = {}
+    repeated = 0
+    for draw in range(3 * len(data)):
+        batch = batch_of(data, [draw])
+        index, z, *_ = batch["ids"][0]
+        for channel, beside in enumerate((max(z - 1, 0), z, min(z + 1, 2))):
+            noisy = batch["low_dose"][0, channel]
+            known = seen.setdefault((draw // len(data), index, beside), noisy)
+            torch.testing.assert_close(noisy, known, rtol=0, atol=1e-3)
+            repeated += known is not noisy
+    assert repeated > 20
+    assert not torch.allclose(seen[0, 0, 0], seen[1, 0, 0], atol=1)  # fresh every epoch
+    assert not torch.allclose(seen[0, 0, 0] - seen[0, 0, 1], seen[0, 0, 1] - seen[0, 0, 0], atol=1)
 
 
 def test_positive_fraction(tmp_path: Path) -> None:
