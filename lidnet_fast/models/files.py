@@ -264,7 +264,7 @@ def load_denoiser(
     Args:
         path: the folder of a run, a `denoiser.pt`, or what `lidnet-fast publish` made: the folder or its `model.onnx`.
         expected: as in `load_network`; ONNX doesn't say what network it was.
-        context: as in `load_network`; ONNX has none.
+        context: as in `load_network`; ONNX has context 0.
         trust_code: as in `load_network`; ONNX needs no code.
 
     Raises:
@@ -272,6 +272,8 @@ def load_denoiser(
     """
     file = denoiser_file(path)
     if file.suffix == ".onnx":
+        if context:
+            raise InputError(f"{file}: ONNX denoises each slice by itself, but one of context {context} is needed")
         return OnnxDenoiser(file).eval()
     rebuilt = _rebuild(file, "denoiser", expected, context, trust_code)
     return HUDenoiser(*rebuilt).eval().requires_grad_(False)

@@ -22,7 +22,7 @@ from lidnet_fast.data.phantoms.study import Study, make_study
 from lidnet_fast.errors import InputError
 from lidnet_fast.inference import HUDenoiser, SliceDenoiser, load_denoiser, save_denoiser
 from lidnet_fast.inference.studies import fingerprint
-from lidnet_fast.models.denoisers import DENOISERS
+from lidnet_fast.models.denoisers import DENOISERS, build_denoiser
 from lidnet_fast.models.envelope import Envelope
 from lidnet_fast.models.files import save_network
 from lidnet_fast.models.onnx import OPSET, TOLERANCE_HU, OnnxDenoiser, write_onnx
@@ -234,6 +234,17 @@ def test_what_onnx_can_not_say_is_refused_by_name(
     assert "the denoiser can't become ONNX: " in err
     assert said in err
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_denoiser_of_neighbouring_slices_is_refused(published: Path, tmp_path: Path) -> None:
+    network = NetworkConfig("unet", {"channels": 4})
+    denoiser = HUDenoiser(build_denoiser("unet", context=1, channels=4), HUWindow(), context=1)
+    save_denoiser(tmp_path / "denoiser.pt", denoiser, network)
+    with pytest.raises(InputError, match="sees 3 neighbouring slices"):
+        publish(tmp_path / "denoiser.pt", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="one of context 1 is needed"):
+        load_denoiser(published / "model.onnx", context=1)
 
 
 def test_nothing_is_overwritten(published: Path, root: Path, tmp_path: Path) -> None:
