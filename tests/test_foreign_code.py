@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from lidnet_fast.errors import InputError
-from lidnet_fast.evaluation.compare import read_config
+from lidnet_fast.evaluation.evaluate import read_config
 from lidnet_fast.models.denoisers import build_denoiser
 from lidnet_fast.models.files import build_network, load_denoiser, save_network
 from lidnet_fast.models.registry import NetworkConfig

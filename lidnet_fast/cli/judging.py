@@ -29,7 +29,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     add("--trust-code", action="store_true", help="import a denoiser's class that the run or its files name")
     options = parse(parser, arguments)
     prepare_process()
-    from lidnet_fast.evaluation.compare import compare_images, evaluate_run, named_folders
+    from lidnet_fast.evaluation.evaluate import compare_images, evaluate_run, named_folders
 
     if options.candidates is not None:
         _evaluate_candidates(options)
@@ -53,7 +53,7 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 def _evaluate_candidates(options) -> None:  # type: ignore[no-untyped-def]
     """`lidnet-fast evaluate --candidates`."""
-    from lidnet_fast.evaluation.compare import truth_of_run
+    from lidnet_fast.evaluation.evaluate import truth_of_run
     from lidnet_fast.evaluation.scans import Truth, evaluate_candidates
 
     for name in ("denoiser", "samples", "images", "scans", "assess"):
@@ -132,7 +132,7 @@ def assess(arguments: Sequence[str]) -> None:
     if export_to is not None:
         print(printable(f"{export_to}: {export_scans(Path(export_to), chosen, store)} volumes to denoise"))
         return
-    from lidnet_fast.evaluation.compare import named_folders
+    from lidnet_fast.evaluation.evaluate import named_folders
 
     assess_models(models, Path(out), chosen, images=named_folders(images), store=store, **where)
     print(printable(f"{Path(out) / 'assess.html'}"))

@@ -8,7 +8,7 @@ from typing import Any
 from lidnet_fast.data.store.reader import Store
 from lidnet_fast.errors import InputError
 from lidnet_fast.evaluation.arms import flatten
-from lidnet_fast.evaluation.compare import DENOISED
+from lidnet_fast.evaluation.evaluate import DENOISED
 from lidnet_fast.files import as_private_as, whole_path, write_text
 from lidnet_fast.models.files import denoiser_file, load_denoiser, read_network
 from lidnet_fast.models.onnx import write_onnx

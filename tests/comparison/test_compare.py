@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lidnet_fast.evaluation.compare import evaluate_run
+from lidnet_fast.evaluation.evaluate import evaluate_run
 from lidnet_fast.inference import load_denoiser
 from tests.comparison.commands import run, start
 

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser
 
 from lidnet_fast import cli
 from lidnet_fast.errors import InputError
-from lidnet_fast.evaluation.compare import read_config
+from lidnet_fast.evaluation.evaluate import read_config
 from lidnet_fast.trainer.config import RunConfig, from_options, to_dict
 from lidnet_fast.trainer.run import Run
 

@@ -14,7 +14,7 @@ from lidnet_fast import cli
 from lidnet_fast.assessment.arms import model_arms
 from lidnet_fast.data.samples.dataset import collate, make_batch
 from lidnet_fast.errors import InputError
-from lidnet_fast.evaluation.compare import evaluate_run
+from lidnet_fast.evaluation.evaluate import evaluate_run
 from lidnet_fast.models.denoisers import build_denoiser
 from lidnet_fast.models.detectors import build_detector
 from lidnet_fast.models.files import load_denoiser, load_detector, save_denoiser
