@@ -20,10 +20,11 @@ def compare(arguments: Sequence[str]) -> None:
     add("--study", action="append", default=[], help="embedded study to compare on: chest, liver, head; repeatable")
     add("--cells", default=None, metavar="I/N", help="do the I-th of N shares of the cells only, and no tables")
     add("--collect", action="store_true", help="only make the tables of what is there, and name what is missing")
+    add("--assess", action="store_true", help="add columns of task-based image quality, of one seed; docs/assess.md")
     parser.set_defaults(out="runs/compare")
     options = parse(parser, arguments)
-    if options.cells and options.collect:
-        raise InputError("--cells and --collect exclude each other: tables are made of all cells")
+    if options.cells and (options.collect or options.assess):
+        raise InputError("--cells excludes --collect and --assess: tables are made of all cells")
     _begin()
     from lidnet_fast.comparison.cells import parse_share
     from lidnet_fast.comparison.compare import compare as compare_cells
@@ -31,7 +32,7 @@ def compare(arguments: Sequence[str]) -> None:
 
     share = None if options.cells is None else parse_share(options.cells)
     comparison = Comparison(run_config(options), matrix_of(options, options.study))
-    compare_cells(comparison, Path(options.out), share=share, only_collect=options.collect)
+    compare_cells(comparison, Path(options.out), share=share, only_collect=options.collect, assess=options.assess)
 
 
 def demo(arguments: Sequence[str]) -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lidnet_fast.assessment.assess import assess as assess_models
+from lidnet_fast.assessment.results import task_rows
 from lidnet_fast.comparison.cells import Plan, do_all
 from lidnet_fast.comparison.config import Comparison
 from lidnet_fast.comparison.pages import PATIENTS, pages, summary
@@ -10,6 +12,7 @@ from lidnet_fast.comparison.tables import Table, as_json, collect, columns, writ
 from lidnet_fast.data.store.reader import index_files
 from lidnet_fast.errors import InputError
 from lidnet_fast.evaluation.arms import write_metrics
+from lidnet_fast.evaluation.evaluate import assessment_of
 from lidnet_fast.evaluation.results import print_results
 from lidnet_fast.files import as_private_as
 from lidnet_fast.report.data import Metric, mean_of
@@ -18,7 +21,12 @@ from lidnet_fast.runtime import machine_facts
 
 
 def compare(
-    comparison: Comparison, out: Path, *, share: tuple[int, int] | None = None, only_collect: bool = False
+    comparison: Comparison,
+    out: Path,
+    *,
+    share: tuple[int, int] | None = None,
+    only_collect: bool = False,
+    assess: bool = False,
 ) -> list[Table]:
     """Do the cells that aren't done, then write tables of those that are.
 
@@ -29,6 +37,7 @@ def compare(
         out: the folder; that of the same comparison goes on.
         share: (3, 16) does the third of sixteen equal parts of the cells, and writes no tables.
         only_collect: does no cell.
+        assess: add columns of `lidnet_fast.assessment`, of the first seed at the dose of the store.
 
     Returns:
         The tables, as written.
@@ -48,12 +57,32 @@ def compare(
             print(f"{done} of {len(plan.cells)} cells are done; `--collect` makes the tables")
             return []
         tables, missing = collect(plan)
+        if assess:
+            for table in tables:
+                table.tasks.update(_assessed(plan, table))
         _write(plan, tables, missing)
     for table in tables:
         _print(table, plan)
     for name in missing:
         print(f"missing: {name}")
     return tables
+
+
+def _assessed(plan: Plan, table: Table) -> dict[str, dict[str, Metric]]:
+    """Arm -> columns of task-based image quality. The classes that models name are the configuration's own."""
+    at = (table.store, table.denoiser, table.seeds[0])
+    tasks = {cell.arm: cell.task for cell in plan.cells if (cell.store, cell.denoiser, cell.seed) == at}
+    run = tasks[table.trained[0]].run
+    content = assess_models(
+        [f"{arm}={tasks[arm].folder}" for arm in table.trained],
+        plan.out / table.store / table.denoiser / "assessment",
+        assessment_of(run),
+        store=run.data.store,
+        device=run.device,
+        precision=run.precision,
+        trust_code=True,
+    )
+    return task_rows(content)
 
 
 def _write(plan: Plan, tables: Sequence[Table], missing: Sequence[str]) -> None:

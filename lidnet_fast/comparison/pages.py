@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from lidnet_fast import backend
+from lidnet_fast.assessment.results import task_columns
 from lidnet_fast.comparison.cells import Plan
 from lidnet_fast.comparison.records import Record, joined_examples
 from lidnet_fast.comparison.statistics import froc_curve
@@ -119,7 +120,7 @@ def _page(plan: Plan, table: Table, missing: Sequence[str], costs: Mapping[str, 
         facts,
         arms[-1],
         arms[:1] if len(arms) > 1 else [],
-        columns=[*columns(comparison.judges), *bound_columns(comparison.judges)],
+        columns=[*columns(comparison.judges), *bound_columns(comparison.judges), *task_columns()],
         forests=_forests(table, columns(comparison.judges)),
     )
 

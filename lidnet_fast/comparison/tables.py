@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class Table:
     """Arm -> record of the first seed."""
     by_seed: dict[int, dict[str, dict[str, float]]]
     """Seed -> arm -> metric -> value."""
+    tasks: dict[str, dict[str, Metric]] = field(default_factory=dict)
+    """Arm -> further columns, of `lidnet_fast.assessment`, on the first seed; empty where nobody asked for them."""
 
     @property
     def trained(self) -> list[str]:
@@ -48,7 +50,7 @@ class Table:
 
     def rows(self) -> dict[str, dict[str, Metric]]:
         """Arm -> metric -> value with its interval."""
-        return {arm: _metrics(values) for arm, values in self.arms.items()}
+        return {arm: {**_metrics(values), **self.tasks.get(arm, {})} for arm, values in self.arms.items()}
 
     def differences(self) -> dict[tuple[str, str], dict[str, Metric]]:
         """(later arm, earlier arm) -> metric -> paired difference, for all pairs in the order of the arms."""

@@ -136,7 +136,7 @@ def evaluate_run(
         content = assess_models(
             [f"{DENOISED}={denoiser or folder}"],
             (out or folder) / "assessment",
-            _task(config),
+            assessment_of(config),
             store=config.data.store,
             device=device,
             precision=precision,
@@ -220,7 +220,7 @@ def _configured(config: RunConfig, samples: int | None, store: str | Path | None
     return config
 
 
-def _task(config: RunConfig) -> AssessOptions:
+def assessment_of(config: RunConfig) -> AssessOptions:
     """The options of an assessment at the dose that the run was trained for."""
     simulation = Store(config.data.store).simulation
     return AssessOptions() if simulation is None else AssessOptions(doses=(simulation["dose_fraction"],))

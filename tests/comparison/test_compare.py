@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from lidnet_fast.assessment.options import AssessOptions
+from lidnet_fast.cli import main
+from lidnet_fast.comparison import compare as compare_module
 from lidnet_fast.evaluation.evaluate import evaluate_run
 from lidnet_fast.inference import load_denoiser
 from tests.comparison.commands import run, start
@@ -137,3 +140,18 @@ def test_bounds_train_judges_on_the_arms_images(compared: Path, config: Path, tm
     assert "judge_closed" in small["arms"]["lidnet"]
     assert len(list(out.rglob("logs/part*"))) == len(list(compared.rglob("logs/part*"))) + 2 * 2
     assert "frozen judge, bound" in (out / "report.html").read_text()
+
+
+def test_task_based_columns(compared: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "assessed"
+    shutil.copytree(compared, out)
+    few = {"realisations": 10, "diameters": (5.0,), "contrasts": (40.0,), "edges": (400.0,)}
+    options = AssessOptions(doses=(0.05,), **few, cases=1, case_realisations=1)
+    monkeypatch.setattr(compare_module, "assessment_of", lambda run: options)
+    main(["compare", "--config", str(config), "--out", str(out), "--collect", "--assess"])
+    for table in tables(out):
+        assert table["arms"]["mine"]["task_noise"][0] > 0
+        assert table["arms"]["low dose"]["task_dose"] == 0.05
+        page = out / "phantoms" / table["denoiser"]
+        assert "worth a dose of" in (page / "report.html").read_text()
+        assert list(json.loads((page / "assessment" / "assess.json").read_text())["arms"]) == ARMS[:-1]
