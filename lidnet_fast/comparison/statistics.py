@@ -219,6 +219,5 @@ def froc_mean(found: Findings, weights: Floats, lesions: Floats) -> Floats:
     curves = zip(*froc_curve(found, weights, lesions), strict=True)
     for row, (per_sample, sensitivity) in enumerate(curves):
         if lesions[row].any():
-            last = np.append(np.diff(per_sample) > 0, True)
-            values[row] = np.interp(FALSE_POSITIVES, per_sample[last], sensitivity[last]).mean()
+            values[row] = np.interp(FALSE_POSITIVES, per_sample, sensitivity).mean()
     return values
