@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
@@ -17,9 +18,20 @@ def parse(parser, arguments):  # type: ignore[no-untyped-def]
     from lidnet_fast.trainer.stored import renaming
 
     try:
-        return parser.parse_args(arguments)
+        return parser.parse_args(_with_list("--loggers", arguments))
     except (ArgumentError, ValueError, OverflowError) as error:
         raise InputError(f"{_faulty_file(parser, arguments)}{error}{renaming(str(error))}") from error
+
+
+def _with_list(option: str, arguments: Sequence[str]) -> list[str]:
+    """`--loggers csv wandb` as `--loggers [csv,wandb]`, which is how jsonargparse takes lists."""
+    words = list(arguments)
+    if option in words:
+        start = words.index(option) + 1
+        end = next((place for place in range(start, len(words)) if words[place].startswith("-")), len(words))
+        if end > start and not words[start].startswith("["):
+            words[start:end] = [f"[{','.join(words[start:end])}]"]
+    return words
 
 
 def _faulty_file(parser, arguments):  # type: ignore[no-untyped-def]
@@ -76,7 +88,7 @@ def run_parser(command: str, description: str, defaults: str | None = None):  # 
     parser = command_parser(command, description, usage=usage, epilog=epilog, add_help=False)
     from jsonargparse import set_parsing_settings
 
-    from lidnet_fast.trainer.config import LoggerName, RunConfig
+    from lidnet_fast.trainer.config import RunConfig
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     nowhere = {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS}  # it is no key of the configuration
@@ -86,11 +98,7 @@ def run_parser(command: str, description: str, defaults: str | None = None):  # 
     )
     parser.add_argument("--config", action="config", help="YAML file; later options override it")
     own = {action.dest for action in parser._actions}
-    parser.add_class_arguments(RunConfig, skip={"loggers"})
-    words = "where the curves go: csv (always), tensorboard, and wandb and mlflow, each with its package"
-    parser.add_argument(
-        "--loggers", nargs="+", choices=get_args(LoggerName), default=RunConfig().loggers, metavar="NAME", help=words
-    )
+    parser.add_class_arguments(RunConfig)
     show_help.hidden = {action.dest for action in parser._actions} - own - SET_BY_MOST_RUNS
     if defaults is not None:
         parser.default_config_files = [str(Path(__file__).parents[1] / "trainer" / "configs" / defaults)]

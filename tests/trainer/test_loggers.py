@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.loggers import mlflow as lightning_mlflow
 
+from lidnet_fast.cli.options import parse, run_config, run_parser
 from lidnet_fast.errors import InputError
 from lidnet_fast.trainer.config import RunConfig
 from lidnet_fast.trainer.loggers import finish, phase_loggers
@@ -134,3 +135,17 @@ def test_a_logger_that_can_not_begin(tmp_path: Path, mlflow: type[Client], monke
     with pytest.raises(InputError, match=r"^loggers: mlflow can't begin a run: no such server$"):
         phase_loggers(["mlflow"], tmp_path / "denoiser", "part0", 1, RECORD)
     assert not (tmp_path / "denoiser" / "tracking.json").exists()
+
+
+@pytest.mark.parametrize("words", [["csv", "wandb"], ["[csv,wandb]"], ["csv", "wandb", "--seed", "3"]])
+def test_names_on_the_command_line(words: list[str]) -> None:
+    parser = run_parser("train", "")
+    assert run_config(parse(parser, ["--seed", "1", "--loggers", *words])).loggers == ["csv", "wandb"]
+
+
+@pytest.mark.parametrize("value", ["true", "{csv: 1}", "csv", "null", "[csv, comet]"])
+def test_what_is_no_list_of_loggers(value: str, tmp_path: Path) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text(f"loggers: {value}\n")
+    with pytest.raises(InputError, match="loggers"):
+        run_config(parse(run_parser("train", ""), ["--config", str(config)]))
