@@ -1,6 +1,7 @@
 """The reports of a comparison: a page for every store and denoiser, and one over all of them."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ def _overview(plan: Plan, tables: Sequence[Table], missing: Sequence[str]) -> Re
         summary=" ".join(
             f"{table.store}, {table.denoiser}: {summary(table, plan.comparison.judges)}" for table in tables
         ),
-        columns=present_columns(rows, shown),
+        # No best value is marked: rows are of different stores.
+        columns=[replace(column, higher_is_better=None) for column in present_columns(rows, shown)],
         arms=arms,
         forests=forests,
         facts={**({"missing": dict.fromkeys(missing, "not done")} if missing else {}), "machine": machine_facts()},

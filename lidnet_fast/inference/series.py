@@ -72,7 +72,7 @@ def with_neighbours(frames: Mapping[Path, Sequence[int]], batch: range, context:
 def read_ahead(wanted: Sequence[Sequence[Path]], pool: Executor) -> Iterator[list[CTImage]]:
     """Decode lists of files, each while the one before is in use; what follows needs again isn't read again."""
     reading: dict[Path, Future[CTImage]] = {}
-    for files, following in zip(wanted, [*wanted[1:], []], strict=True):
+    for files, following in zip(wanted, [*wanted, []][1:], strict=True):
         for path in (*files, *following):
             if path not in reading:
                 reading[path] = pool.submit(read_image, path)

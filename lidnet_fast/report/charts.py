@@ -15,7 +15,7 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 428, 26, 246
 FROC_TICKS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """False positives per image at which LUNA16 and others read a FROC curve."""
 
-_FOREST_LEFT = 150
+_LETTER = 6.2  # about its width in a forest plot's names
 _ROW = 18
 _LONG = 160
 _BINS = 64
@@ -168,7 +168,9 @@ def forest_chart(forest: Forest, style: Style) -> str:
     spans = [span for rows in groups.values() for span in rows.values()]
     if not spans:
         return _figure(forest.title, '<p class="empty">No data</p>', "")
-    axis = linear_axis(np.array([0.0, *(end for span in spans for end in span)]), _FOREST_LEFT, RIGHT)
+    longest = max(len(name) for rows in groups.values() for name in rows)
+    left = min(24 + _LETTER * longest, WIDTH / 2)
+    axis = linear_axis(np.array([0.0, *(end for span in spans for end in span)]), left, RIGHT)
     body, y = "", 4.0
     for group, rows in groups.items():
         y += _ROW

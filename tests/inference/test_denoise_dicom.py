@@ -355,6 +355,16 @@ def test_killed_at_any_moment(tmp_path, run, write_series, make_hu):
     assert contents(out) == reference
 
 
+def test_goes_on_where_only_the_name_is_missing(tmp_path, run, write_series, make_hu):
+    write_series(tmp_path / "in", make_hu(5))
+    denoise(tmp_path / "in", tmp_path / "out", model=run, device="cpu", precision="float32")
+    (series,) = (path for path in (tmp_path / "out").iterdir() if path.is_dir())
+    reference = contents(tmp_path / "out")
+    series.rename(series.with_name(f".{series.name}.part"))
+    denoise(tmp_path / "in", tmp_path / "out", model=run, device="cpu", precision="float32")
+    assert contents(tmp_path / "out") == reference
+
+
 def test_goes_on_with_the_slice_after_the_last(tmp_path, run, write_series, make_hu):
     files = write_series(tmp_path / "in", make_hu(5))
     denoise(tmp_path / "in", tmp_path / "out", model=run, device="cpu", precision="float32")
