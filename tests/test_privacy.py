@@ -113,7 +113,15 @@ def make_everything(root: Path, write_series) -> None:
     run("evaluate {root}/run --device cpu --images other={root}/nifti/low_dose")
     run("publish {root}/run {root}/published")
     stores = "{mine: {root}/store}"
-    run("compare --out {root}/compared --arms", "{mse: null, lidnet: null}", "--stores", stores, *SMALL)
+    run(
+        "compare --out {root}/compared --arms",
+        "{mse: null, lidnet: null}",
+        "--stores",
+        stores,
+        *SMALL,
+        "--denoiser.options",
+        "{}",
+    )
     assess = "assess --store {root}/store --realisations 10 --doses 0.5 --cases 1 --case-realisations 1 --device cpu"
     run(f"{assess} --model {{root}}/run --out {{root}}/assessed")
     run(f"{assess} --export {{root}}/scans")
