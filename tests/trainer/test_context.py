@@ -79,7 +79,12 @@ def test_two_processes(tiny_config: RunConfig, tmp_path: Path) -> None:
         tiny_config,
         data=replace(tiny_config.data, context=1, denoiser_context=True),
         detector=replace(tiny_config.detector, steps=0),
-        collaborate=replace(tiny_config.collaborate, detector_steps=0),
+        # A mean weighted by lesions is of a process's own samples.
+        collaborate=replace(
+            tiny_config.collaborate,
+            detector_steps=0,
+            objective=replace(tiny_config.collaborate.objective, roi_weight=1.0),
+        ),
     )
     train(config)
     path = tmp_path / "config.yaml"
