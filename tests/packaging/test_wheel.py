@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import Once
+
 ROOT = Path(__file__).parents[2]
 OTHER_TORCH = "2.13.0"
 NEWEST = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 24), "CXXABI": (1, 3, 11), "GCC": (7, 0, 0)}
@@ -23,13 +25,13 @@ print(torch.__version__, missing["cpu"], missing["window planner"], backend.__fi
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="the wheel is for Linux")]
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
+@pytest.fixture(scope="session")
+def wheel(once: Once) -> Path:
     for tool in ("auditwheel", "ziglang"):
         pytest.importorskip(tool, reason="it comes with pip install '.[dev]'")
-    out = tmp_path_factory.mktemp("dist")
-    subprocess.run([sys.executable, "tools/wheel.py", str(out)], cwd=ROOT, check=True)
-    (wheel,) = out.iterdir()
+    command = [sys.executable, "tools/wheel.py"]  # two at a time would clear each other's build/
+    made = once("wheel", lambda path: subprocess.run([*command, str(path)], cwd=ROOT, check=True))
+    (wheel,) = made.iterdir()
     return wheel
 
 
