@@ -15,9 +15,9 @@ from typing import ClassVar
 import numpy as np
 
 from lidnet_fast.data.phantoms.brain import SIDE_MM, Head
-from lidnet_fast.data.phantoms.phantom import Phantom, PhantomPatient
+from lidnet_fast.data.phantoms.phantom import PhantomPatient
 from lidnet_fast.data.phantoms.solids import Ellipsoid, Tube
-from lidnet_fast.data.phantoms.stack import Lesion, Stack, boxes_of, place_lesion
+from lidnet_fast.data.phantoms.stack import Lesion, Stack, StackPhantom
 
 DIAMETERS_MM = (3.5, 10.0)
 DENSITIES_HU = (46.0, 66.0)
@@ -28,51 +28,31 @@ _LEVELS = (-52.0, 14.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HeadPhantom(Phantom):
+class HeadPhantom(StackPhantom):
     """A head with haemorrhages; a patient's slices are neighbours, and cut the same lesions.
 
     Distractors are small calcifications, vessels seen along or across, and the skull's inner bumps, faint where they
     fill a slice in part. Falx, sinus, and calcium of pineal gland and choroid plexus come on top.
-
-    Attributes:
-        lesions: fewest and most lesions of a patient.
-        distractors: per patient.
-        texture: standard deviation of the brain's texture, HU.
-
-    Raises:
-        InputError: a value is out of its range.
     """
 
     field_of_view_mm: ClassVar[float] = SIDE_MM
-    slice_spacing_mm: ClassVar[float] = 3.0
+    most_hu: ClassVar[float] = 1800.0
     body_part: ClassVar[str] = "HEAD"
 
-    slices: int = 6
-    lesions: tuple[int, int] = (4, 8)
     distractors: int = 20
     texture: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_range("lesions")
-        self._check_not_negative("texture")
 
     def make_patient(self, rng: np.random.Generator) -> PhantomPatient:
         """Make a patient, a pure function of the generator's state and of these options."""
         head = Head.make(rng)
         thickness = self.slice_spacing_mm
-        first = rng.uniform(_LEVELS[0], max(_LEVELS[1] - self.slices * thickness, _LEVELS[0]))
-        levels = [first + z * thickness for z in range(self.slices)]
+        levels = self._levels(rng, *_LEVELS)
         slices = [head.paint(rng, self.image_size, z, thickness, self.texture) for z in levels]
         stack = Stack([canvas for canvas, _ in slices], [matter for _, matter in slices], levels, thickness)
         for _ in range(self.distractors):
             _paint_distractor(rng, head, stack)
         lesions: list[Lesion] = []
-        for _ in range(rng.integers(self.lesions[0], self.lesions[1] + 1)):
-            diameter = rng.uniform(*DIAMETERS_MM)
-            lesion = place_lesion(rng, stack, diameter, rng.uniform(1.2, 2.5), lesions)
-            if lesion is None:
-                continue
+        for diameter, lesion in self._lesions(rng, stack, DIAMETERS_MM):
             lesions.append(lesion)
             rim = _oedema(rng, lesion.body)
             density, rim_density = rng.uniform(*DENSITIES_HU), head.white - rng.uniform(4, 10)
@@ -81,9 +61,7 @@ class HeadPhantom(Phantom):
                 if number in around:
                     stack.canvases[number].paint(around[number], rim_density)
                 stack.canvases[number].paint(shape, density)
-        boxes, annotated = boxes_of(lesions, rng.random(len(lesions)) >= self.unannotated_fraction)
-        volume = np.stack([canvas.image for canvas in stack.canvases])
-        return PhantomPatient(np.clip(volume, -1000, 1800, out=volume), boxes, annotated)
+        return self._patient(rng, stack, lesions)
 
 
 def _oedema(rng: np.random.Generator, body: Ellipsoid) -> Ellipsoid:

@@ -15,9 +15,9 @@ from typing import ClassVar
 import numpy as np
 
 from lidnet_fast.data.phantoms.abdomen import SIDE_MM, Abdomen, AbdomenPainter
-from lidnet_fast.data.phantoms.phantom import Phantom, PhantomPatient
+from lidnet_fast.data.phantoms.phantom import PhantomPatient
 from lidnet_fast.data.phantoms.solids import Ellipsoid, Tube
-from lidnet_fast.data.phantoms.stack import Lesion, Stack, boxes_of, place_lesion
+from lidnet_fast.data.phantoms.stack import Lesion, Stack, StackPhantom
 
 DIAMETERS_MM = (5.0, 18.0)
 CONTRASTS_HU = (20.0, 60.0)
@@ -31,58 +31,36 @@ _LEVELS = (48.0, 118.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LiverPhantom(Phantom):
+class LiverPhantom(StackPhantom):
     """An abdomen with liver metastases; a patient's slices are neighbours, and cut the same lesions.
 
     Distractors are unenhanced veins and bile ducts, seen along or across, and clefts of the surface filled with fat.
-
-    Attributes:
-        lesions: fewest and most lesions of a patient.
-        distractors: per patient.
-        texture: standard deviation of the parenchyma's texture, HU.
-
-    Raises:
-        InputError: a value is out of its range.
     """
 
     field_of_view_mm: ClassVar[float] = SIDE_MM
-    slice_spacing_mm: ClassVar[float] = 3.0
+    most_hu: ClassVar[float] = 1500.0
     body_part: ClassVar[str] = "LIVER"
 
-    slices: int = 6
-    lesions: tuple[int, int] = (4, 8)
     distractors: int = 12
     texture: float = 3.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_range("lesions")
-        self._check_not_negative("texture")
 
     def make_patient(self, rng: np.random.Generator) -> PhantomPatient:
         """Make a patient, a pure function of the generator's state and of these options."""
         abdomen = Abdomen.make(rng)
         painter = AbdomenPainter(abdomen, self.image_size)
         thickness = self.slice_spacing_mm
-        first = rng.uniform(_LEVELS[0], max(_LEVELS[1] - self.slices * thickness, _LEVELS[0]))
-        levels = [first + z * thickness for z in range(self.slices)]
+        levels = self._levels(rng, *_LEVELS)
         slices = [painter.paint(rng, z, thickness, self.texture) for z in levels]
         stack = Stack([s.canvas for s in slices], [s.liver for s in slices], levels, thickness)
         for _ in range(self.distractors):
             _paint_distractor(rng, abdomen, stack)
         lesions: list[Lesion] = []
-        for _ in range(rng.integers(self.lesions[0], self.lesions[1] + 1)):
-            diameter = rng.uniform(*DIAMETERS_MM)
-            lesion = place_lesion(rng, stack, diameter, rng.uniform(1.2, 2.5), lesions)
-            if lesion is None:
-                continue
+        for diameter, lesion in self._lesions(rng, stack, DIAMETERS_MM):
             lesions.append(lesion)
             hu = abdomen.liver_hu - rng.uniform(max(CONTRASTS_HU[0], _LEAST_CONTRAST / diameter), CONTRASTS_HU[1])
             for number, (window, opacity), _ in lesion.sections:
                 stack.canvases[number].paint((window, opacity), hu + self.texture * slices[number].texture[window])
-        boxes, annotated = boxes_of(lesions, rng.random(len(lesions)) >= self.unannotated_fraction)
-        volume = np.stack([canvas.image for canvas in stack.canvases])
-        return PhantomPatient(np.clip(volume, -1000, 1500, out=volume), boxes, annotated)
+        return self._patient(rng, stack, lesions)
 
 
 def _paint_distractor(rng: np.random.Generator, abdomen: Abdomen, stack: Stack) -> None:

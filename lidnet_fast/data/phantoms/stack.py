@@ -1,14 +1,15 @@
-"""Neighbouring slices of one patient, and lesions that go through them."""
+"""Neighbouring slices of one patient, lesions that go through them, and what the phantoms made so have in common."""
 
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lidnet_fast.data.phantoms.canvas import Canvas, Image, Shape
-from lidnet_fast.data.phantoms.phantom import Box, tight_box
+from lidnet_fast.data.phantoms.phantom import Box, Phantom, PhantomPatient, tight_box
 from lidnet_fast.data.phantoms.solids import Ellipsoid, Point, Solid
 
 _ATTEMPTS = 60
@@ -71,6 +72,56 @@ class Lesion:
 
     body: Ellipsoid
     sections: tuple[tuple[int, Shape, Box], ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StackPhantom(Phantom):
+    """A phantom whose slices are neighbours, and cut the same lesions.
+
+    Attributes:
+        lesions: fewest and most lesions of a patient.
+        distractors: per patient.
+        texture: standard deviation of the organ's texture, HU.
+
+    Raises:
+        InputError: a value is out of its range.
+    """
+
+    slice_spacing_mm: ClassVar[float] = 3.0
+    most_hu: ClassVar[float]
+    """Of the densest bone."""
+
+    slices: int = 6
+    lesions: tuple[int, int] = (4, 8)
+    texture: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_range("lesions")
+        self._check_not_negative("texture")
+
+    def _levels(self, rng: np.random.Generator, least: float, most: float) -> list[float]:
+        """Draw the heights of the slices' middles between two heights, mm."""
+        first = rng.uniform(least, max(most - self.slices * self.slice_spacing_mm, least))
+        return [first + z * self.slice_spacing_mm for z in range(self.slices)]
+
+    def _lesions(
+        self, rng: np.random.Generator, stack: Stack, diameters: tuple[float, float]
+    ) -> Iterator[tuple[float, Lesion]]:
+        """Draw diameters, mm, and find a place for each lesion; those that find none are left out."""
+        placed: list[Lesion] = []
+        for _ in range(rng.integers(self.lesions[0], self.lesions[1] + 1)):
+            diameter = rng.uniform(*diameters)
+            lesion = place_lesion(rng, stack, diameter, rng.uniform(1.2, 2.5), placed)
+            if lesion is not None:
+                placed.append(lesion)
+                yield diameter, lesion
+
+    def _patient(self, rng: np.random.Generator, stack: Stack, lesions: Sequence[Lesion]) -> PhantomPatient:
+        """Make the patient of painted slices."""
+        boxes, annotated = boxes_of(lesions, rng.random(len(lesions)) >= self.unannotated_fraction)
+        volume = np.stack([canvas.image for canvas in stack.canvases])
+        return PhantomPatient(np.clip(volume, -1000, self.most_hu, out=volume), boxes, annotated)
 
 
 def place_lesion(
