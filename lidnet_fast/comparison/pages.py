@@ -12,7 +12,8 @@ from lidnet_fast.assessment.results import task_columns
 from lidnet_fast.comparison.cells import Plan
 from lidnet_fast.comparison.records import Record, joined_examples
 from lidnet_fast.comparison.statistics import froc_curve
-from lidnet_fast.comparison.tables import LOW_DOSE, NORMAL_DOSE, Table, bound_columns, columns
+from lidnet_fast.comparison.tables import Table, bound_columns, columns
+from lidnet_fast.evaluation.arms import LOW_DOSE, NORMAL_DOSE
 from lidnet_fast.evaluation.results import JUDGE, build_report, present_columns
 from lidnet_fast.report.charts import FROC_TICKS
 from lidnet_fast.report.data import Arm, Column, Forest, Metric, Report

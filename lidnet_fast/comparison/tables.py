@@ -11,6 +11,7 @@ from lidnet_fast.comparison.cells import Cell, Plan
 from lidnet_fast.comparison.records import Record
 from lidnet_fast.comparison.statistics import Estimate, draws, estimate, plain_metrics
 from lidnet_fast.comparison.work import BOUND, Task, record_file
+from lidnet_fast.evaluation.arms import LOW_DOSE, NORMAL_DOSE
 from lidnet_fast.evaluation.results import (
     COTRAINED_COLUMNS,
     IMAGE_COLUMNS,
@@ -22,8 +23,6 @@ from lidnet_fast.evaluation.results import (
 from lidnet_fast.files import write_text
 from lidnet_fast.progress import progress
 from lidnet_fast.report.data import Column, Metric
-
-LOW_DOSE, NORMAL_DOSE = "low dose", "normal dose"
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lidnet_fast.assessment.arms import LOW_DOSE
 from lidnet_fast.data.samples.dataset import Batch, SampleId, make_batch
 from lidnet_fast.device import autocast
 from lidnet_fast.files import write_text
@@ -22,6 +23,9 @@ from lidnet_fast.neighbours import middle
 from lidnet_fast.progress import progress
 from lidnet_fast.trainer.config import RunConfig
 from lidnet_fast.trainer.datamodule import held_out_loader
+
+NORMAL_DOSE = "normal dose"
+"""Name of the arm that shows what all others are to restore."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +118,8 @@ def images_arm(name: str, views: Mapping[SampleId, np.ndarray], detectors: Mappi
 def reference_arms(detectors: Mapping[str, LesionDetector]) -> tuple[Arm, Arm]:
     """The two ends of the scale: the low-dose image as it is, and the normal-dose image."""
     return (
-        Arm("low dose", _as_normal_dose, detectors),
-        Arm("normal dose", lambda batch: batch["normal_dose"], detectors),
+        Arm(LOW_DOSE, _as_normal_dose, detectors),
+        Arm(NORMAL_DOSE, lambda batch: batch["normal_dose"], detectors),
     )
 
 

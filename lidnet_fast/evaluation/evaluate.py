@@ -14,7 +14,16 @@ from lidnet_fast.data.samples.dataset import SampleId
 from lidnet_fast.data.store.reader import Store, index_files
 from lidnet_fast.device import Device, Precision, choose_device, choose_precision
 from lidnet_fast.errors import InputError
-from lidnet_fast.evaluation.arms import Evaluation, evaluate, images_arm, network_arm, reference_arms, write_metrics
+from lidnet_fast.evaluation.arms import (
+    LOW_DOSE,
+    NORMAL_DOSE,
+    Evaluation,
+    evaluate,
+    images_arm,
+    network_arm,
+    reference_arms,
+    write_metrics,
+)
 from lidnet_fast.evaluation.denoised import denoised_views
 from lidnet_fast.evaluation.results import COTRAINED, INDEPENDENT, JUDGE, build_report, froc_curves, print_results
 from lidnet_fast.evaluation.scans import Truth, evaluate_scans, scan_metrics, scan_record
@@ -30,7 +39,7 @@ from lidnet_fast.trainer.stored import nested, read_stored
 from lidnet_fast.urls import is_url, without_secrets
 
 DENOISED = "denoised"
-_NAMES = ("low dose", DENOISED, "normal dose")
+_NAMES = (LOW_DOSE, DENOISED, NORMAL_DOSE)
 
 
 def read_config(path: Path, *, trust_code: bool = False) -> RunConfig:

@@ -9,7 +9,7 @@ import yaml
 from numpy.typing import ArrayLike
 
 from lidnet_fast.assessment.results import task_columns
-from lidnet_fast.evaluation.arms import Evaluation, Example
+from lidnet_fast.evaluation.arms import LOW_DOSE, NORMAL_DOSE, Evaluation, Example
 from lidnet_fast.report.data import Arm, Column, Curve, Forest, Metric, Panel, Report
 from lidnet_fast.report.terminal import print_table
 from lidnet_fast.runtime import machine_facts
@@ -125,7 +125,7 @@ def build_report(
     """
     present = present_columns(rows, columns)
     known = {c.key for c in present}
-    references = {"low dose", "normal dose"}
+    references = {LOW_DOSE, NORMAL_DOSE}
     arms = [
         Arm(
             name,
@@ -164,7 +164,7 @@ def froc_curves(evaluation: Evaluation) -> dict[str, tuple[ArrayLike, ArrayLike]
 
 def _panels(examples: Sequence[Example], arms: Sequence[str]) -> list[Panel]:
     """The examples as these arms restored them, between low and normal dose; the difference is the last arm's."""
-    shown = ["low dose", *arms, "normal dose"]
+    shown = [LOW_DOSE, *arms, NORMAL_DOSE]
     panels = []
     for number, example in enumerate(examples, 1):
         found = {
@@ -180,7 +180,7 @@ def _panels(examples: Sequence[Example], arms: Sequence[str]) -> list[Panel]:
         }
         images = {name: example.images[name].numpy() for name in shown}
         title = f"Held-out sample {number}"
-        panels.append(Panel(title, images, example.boxes.numpy(), found, {}, (shown[-2], "normal dose")))
+        panels.append(Panel(title, images, example.boxes.numpy(), found, {}, (shown[-2], NORMAL_DOSE)))
     return panels
 
 
