@@ -40,7 +40,7 @@ from lidnet_fast.trainer.config import RunConfig, overridden
         (["--devices", "2"], "devices and num_nodes must be 1"),
         (["--cells", "3/2"], "--cells 3/2"),
         (["--cells", "half"], "--cells half"),
-        (["--cells", "1/2", "--collect"], "--cells and --collect exclude each other"),
+        (["--cells", "1/2", "--collect"], "--cells excludes --collect and --assess"),
         (["--collect"], "so there are no cells to collect"),
     ],
 )
