@@ -53,17 +53,21 @@ class PatchData(L.LightningDataModule):
         stream: whose draws these are; see `stream_seed`.
         steps: batches of the phase.
         batch_size: samples per batch, over all ranks.
+        with_low_dose: see `LesionPatches`.
     """
 
-    def __init__(self, config: RunConfig, stream: str, steps: int, batch_size: int) -> None:
+    def __init__(
+        self, config: RunConfig, stream: str, steps: int, batch_size: int, *, with_low_dose: bool = True
+    ) -> None:
         super().__init__()
+        self.with_low_dose = with_low_dose
         self.config, self.stream, self.steps, self.batch_size = config, stream, steps, batch_size
         self._steps_done = 0
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """All of the phase's batches, from the first that is still to be done."""
         assert self.trainer is not None
-        dataset = split_patches(self.config, "train", self.stream)
+        dataset = split_patches(self.config, "train", self.stream, with_low_dose=self.with_low_dose)
         sampler = DrawSampler(self.steps, self.batch_size, self.trainer.global_rank, self.trainer.world_size)
         sampler.start = self._steps_done
         workers = self.config.data.workers
@@ -78,7 +82,8 @@ class PatchData(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """The fixed validation samples."""
-        return held_out_loader(self.config, "val", self.config.evaluation.validation_samples)
+        samples = self.config.evaluation.validation_samples
+        return held_out_loader(self.config, "val", samples, with_low_dose=self.with_low_dose)
 
     def transfer_batch_to_device(self, batch: Samples, device: torch.device, dataloader_idx: int) -> Batch:
         """Conversion and noise happen here, on the batch and on its device."""
@@ -103,7 +108,7 @@ class PatchData(L.LightningDataModule):
             )
 
 
-def split_patches(config: RunConfig, split: str, stream: str) -> LesionPatches:
+def split_patches(config: RunConfig, split: str, stream: str, *, with_low_dose: bool = True) -> LesionPatches:
     """The dataset of a split as the configuration describes it; only training samples are augmented."""
     # The detector's slices, each with the neighbours that it is denoised from; the warm-up has no detector.
     context = 0 if stream == "denoiser" else config.data.context_of("detector")
@@ -117,13 +122,14 @@ def split_patches(config: RunConfig, split: str, stream: str) -> LesionPatches:
         cache_mib=config.data.noise_map_cache_mib,
         context=context,
         low_dose_context=context + config.data.context_of("denoiser"),
+        with_low_dose=with_low_dose,
     )
 
 
-def held_out_loader(config: RunConfig, split: str, samples: int) -> DataLoader[Sample]:
+def held_out_loader(config: RunConfig, split: str, samples: int, *, with_low_dose: bool = True) -> DataLoader[Sample]:
     """The first `samples` draws of a held-out split: the same fields of view and noise every time."""
     return DataLoader(
-        split_patches(config, split, split),
+        split_patches(config, split, split, with_low_dose=with_low_dose),
         batch_sampler=[list(range(i, min(i + 8, samples))) for i in range(0, samples, 8)],
         collate_fn=collate,
     )

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +84,7 @@ class Run:
         self.out = Path(config.out)
         backend.use(backend.available()[-1] if config.ops == "auto" else config.ops)
         self.window = config.window
+        self._envelopes: dict[Kind, Envelope] = {}
 
     def train_detector(self) -> LesionDetector:
         """Train the detector on normal dose; a frozen copy of it is the judge of the evaluation."""
@@ -117,6 +117,7 @@ class Run:
             {"detector": (detector, network)},
             phase,
             self.config.detector,
+            with_low_dose=denoiser is not None,
         )
         return detector
 
@@ -159,10 +160,10 @@ class Run:
         )
         return denoiser, detector
 
-    @cached_property
-    def _envelopes(self) -> dict[Kind, Envelope]:
-        low, normal = (training_envelope(self.config, images) for images in ("low_dose", "normal_dose"))
-        return {"denoiser": low, "detector": normal}
+    def _envelope(self, kind: Kind) -> Envelope:
+        if kind not in self._envelopes:
+            self._envelopes[kind] = training_envelope(self.config, "low_dose" if kind == "denoiser" else "normal_dose")
+        return self._envelopes[kind]
 
     def _objective(self, joint: CollaborateConfig) -> JointObjective:
         # Only whole slices come again; a detector that trains sees them differently every time.
@@ -186,6 +187,7 @@ class Run:
         networks: dict[Any, tuple[nn.Module, NetworkConfig]],
         stream: str,
         lengths: PhaseConfig | CollaborateConfig,
+        with_low_dose: bool = True,
     ) -> None:
         folder = self.out / phase
         files = {kind: folder / f"{kind}.pt" for kind in networks}
@@ -193,14 +195,15 @@ class Run:
 
         def save() -> None:
             for kind, (network, config) in networks.items():
-                envelope, context = self._envelopes[kind], self.config.data.context_of(kind)
+                envelope, context = self._envelope(kind), self.config.data.context_of(kind)
                 save_network(files[kind], kind, network, config, self.window, _record(self.config), envelope, context)
 
         if not ranks.on_first(lambda: all(path.exists() for path in files.values())):
             with recorded_cost(folder / "cost.json", steps=lengths.steps) if ranks.is_first() else nullcontext():
                 if lengths.steps:
                     checkpoint = last if ranks.on_first(last.exists) else None
-                    data = PatchData(self.config, stream, lengths.steps, lengths.batch_size)
+                    steps, batch_size = lengths.steps, lengths.batch_size
+                    data = PatchData(self.config, stream, steps, batch_size, with_low_dose=with_low_dose)
                     self._train(folder, make_module, data, checkpoint)
             ranks.on_first(save)
         ranks.on_first(lambda: last.unlink(missing_ok=True))

@@ -16,7 +16,7 @@ _SAMPLES = 48
 
 def training_envelope(config: RunConfig, images: Literal["low_dose", "normal_dose"] = "low_dose") -> Envelope:
     """Measure the images of the first samples of the denoiser phase: low dose for denoisers, normal for detectors."""
-    patches = split_patches(config, "train", "denoiser")
+    patches = split_patches(config, "train", "denoiser", with_low_dose=images == "low_dose")
     trained = []
     for draw in range(_SAMPLES):
         sample = patches[draw]

@@ -3,9 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
+from lidnet_fast.data.samples import dataset
 from lidnet_fast.data.samples.dataset import collate, make_batch
 from lidnet_fast.models.detectors import build_detector
 from lidnet_fast.models.files import load_detector
@@ -30,6 +32,19 @@ def test_it_sees_what_the_denoiser_makes_of_low_dose(tiny_config: RunConfig) -> 
     torch.testing.assert_close(seen[inside], expected[inside])
     normal = DetectorPhase(detector, tiny_config)._images(batch)
     torch.testing.assert_close(normal, window.scale(batch["normal_dose"]).clamp(0, 1))
+
+
+def test_normal_dose_costs_no_noise(tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A detector that trains and validates on normal dose asks for no low dose; one on denoised images does."""
+    drawn: list[int] = []
+    noise = dataset.sector_noise
+    monkeypatch.setattr(dataset, "sector_noise", lambda *args: drawn.append(1) or noise(*args))
+    run = Run(replace(tiny_config, independent_judge=tiny_config.detector.network))
+    run.train_independent_judge()
+    run.train_detector()
+    assert not drawn
+    Run(replace(tiny_config, out=f"{tiny_config.out}_on")).train_detector_on(nn.Identity(), None)
+    assert drawn
 
 
 def test_it_begins_where_it_is_told_to_and_learns(trained_config: RunConfig, tmp_path: Path) -> None:

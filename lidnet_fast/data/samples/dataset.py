@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -42,9 +42,9 @@ class Sample:
     normal_dose: np.ndarray
     """int16 [C,H,W], HU, flipped; channels are the slice, in the middle, and its neighbours."""
     low_dose: np.ndarray | None
-    """int16 [C,H,W], HU, flipped; None where the low dose is simulated."""
+    """int16 [C,H,W], HU, flipped; None where the low dose is simulated or not asked for."""
     attenuation: Tensor | None
-    """[C,h,w] `coarse_attenuation` of the whole slices; None where the low dose is stored."""
+    """[C,h,w] `coarse_attenuation` of the whole slices; None where no low dose is simulated."""
     image_size: tuple[int, int]
     pixel_spacing: float
     boxes: np.ndarray
@@ -53,7 +53,7 @@ class Sample:
     """What the noise of each channel is seeded with: (seed, epoch, sample) of a slice alone, and (seed, epoch, series,
     slice) of one among neighbours, so that the same slice is the same in every stack of an epoch."""
     simulation: DoseSimulation | None
-    """None where the low dose is stored."""
+    """Of the low dose; None where it is stored or not asked for."""
     context: int
     """Neighbours on each side that the normal-dose images of a batch keep."""
 
@@ -66,9 +66,9 @@ class Samples:
     normal_dose: Tensor
     """int16 [N,C,H,W], HU, flipped."""
     low_dose: Tensor | None
-    """int16 [N,C,H,W], HU, flipped; None where the low dose is simulated."""
+    """int16 [N,C,H,W], HU, flipped; None where the low dose is simulated or not asked for."""
     attenuation: dict[tuple[int, int], Tensor]
-    """[n,C,h,w] `coarse_attenuation` of the whole slices, by their size; empty where the low dose is stored."""
+    """[n,C,h,w] `coarse_attenuation` of the whole slices, by their size; empty where no low dose is simulated."""
     image_sizes: list[tuple[int, int]]
     pixel_spacings: list[float]
     boxes: Tensor
@@ -91,10 +91,11 @@ class Samples:
 
 class Batch(TypedDict):
     """What a phase trains on. Images are HU, float32 [N,1,H,W], with neighbouring slices as further channels on both
-    sides: as many as the detector sees, and of low dose as many as these are denoised from."""
+    sides: as many as the detector sees, and of low dose as many as these are denoised from. Low dose is there if it was
+    asked for."""
 
     normal_dose: Tensor
-    low_dose: Tensor
+    low_dose: NotRequired[Tensor]
     boxes: list[Tensor]
     ids: list[SampleId]
 
@@ -115,10 +116,11 @@ class LesionPatches(Dataset[Sample]):
         cache_mib: bound in MiB on the cache of what the simulation of the noise reads of whole slices.
         context: neighbouring slices on each side in the normal-dose images of a batch.
         low_dose_context: the same in the low-dose images; at least `context`.
+        with_low_dose: False reads and simulates no low dose, for what trains on normal dose alone.
 
     Raises:
         InputError: the split is empty, a slice is smaller than `crop` (or, without one, slices differ in size), or a
-            series has no low dose.
+            series has no low dose, where it is asked for.
     """
 
     def __init__(
@@ -133,14 +135,17 @@ class LesionPatches(Dataset[Sample]):
         cache_mib: int = 512,
         context: int = 0,
         low_dose_context: int = 0,
+        with_low_dose: bool = True,
     ) -> None:
         self.store = Store(store)
-        self.context, self.low_dose_context = context, low_dose_context
+        self.with_low_dose = with_low_dose
+        self.context, self.around = context, low_dose_context if with_low_dose else context
         self.crop = crop
         self.positive_fraction = positive_fraction
         self.augment = augment
         self.seed = seed
-        self.simulation = None if self.store.simulation is None else DoseSimulation.from_dict(self.store.simulation)
+        described = self.store.simulation if with_low_dose else None
+        self.simulation = None if described is None else DoseSimulation.from_dict(described)
         self._cache: LRUCache[tuple[int, int], Tensor] = LRUCache(cache_mib * 2**20, getsizeof=attrgetter("nbytes"))
 
         self._draws = BalancedDraws(self.store.index, split)
@@ -155,7 +160,7 @@ class LesionPatches(Dataset[Sample]):
             series = self.store.series[small[0]]
             raise InputError(f"data.crop is {crop}, but series {series.series_uid} has slices of {series.shape[1:]}")
         unpaired = ours[~index.has_low_dose[ours]]
-        if self.simulation is None and len(unpaired):
+        if with_low_dose and self.simulation is None and len(unpaired):
             raise InputError(
                 f"{store}: series {self.store.series[unpaired[0]].series_uid} has no low-dose images and the store "
                 "simulates none; prepare it with --low-dose or --simulate-dose"
@@ -188,13 +193,14 @@ class LesionPatches(Dataset[Sample]):
         flips = (bool(rng.integers(2)), bool(rng.integers(2))) if self.augment else (False, False)
         flip = (slice(None), *(slice(None, None, -1 if flipped else 1) for flipped in flips))
         simulated = self.simulation is not None
+        stored = self.with_low_dose and not simulated
         epoch, sample = divmod(draw, len(self))
-        around = self.low_dose_context
+        around = self.around
         seen = neighbours(z, self.store.series[index].shape[0], around).tolist()
         return Sample(
             id=(index, z, y0, x0, *flips),
             normal_dose=self.store.read_stack(index, z, around, window)[flip],
-            low_dose=None if simulated else self.store.read_stack(index, z, around, window, low_dose=True)[flip],
+            low_dose=self.store.read_stack(index, z, around, window, low_dose=True)[flip] if stored else None,
             attenuation=torch.stack([self._attenuation(index, one) for one in seen]) if simulated else None,
             image_size=(height, width),
             pixel_spacing=self.store.series[index].spacing[2],
@@ -241,29 +247,26 @@ def collate(samples: Sequence[Sample]) -> Samples:
 def make_batch(samples: Samples, device: torch.device) -> Batch:
     """Samples as a training batch: converted, and noise added where it is simulated, on `device`."""
     normal = samples.normal_dose.to(device, non_blocking=True).float()
-    if samples.low_dose is None:
-        low = normal + _noise(samples, device)
-    else:
-        low = samples.low_dose.to(device, non_blocking=True).float()
-    return {
+    batch: Batch = {
         "normal_dose": middle(normal, samples.context),
-        "low_dose": low,
         "boxes": list(samples.boxes.to(device, non_blocking=True).split(samples.boxes_per_sample)),
         "ids": samples.ids,
     }
+    if samples.simulation is not None:
+        batch["low_dose"] = normal + _noise(samples, samples.simulation, device)
+    elif samples.low_dose is not None:
+        batch["low_dose"] = samples.low_dose.to(device, non_blocking=True).float()
+    return batch
 
 
-def _noise(samples: Samples, device: torch.device) -> Tensor:
+def _noise(samples: Samples, simulation: DoseSimulation, device: torch.device) -> Tensor:
     slices, rows, columns = samples.normal_dose.shape[1:]
     noise = torch.empty(samples.normal_dose.shape, device=device)
-    assert samples.simulation is not None
     for size, attenuation in samples.attenuation.items():
         members = [n for n, of_sample in enumerate(samples.image_sizes) if of_sample == size]
         spacings = torch.tensor([samples.pixel_spacings[n] for n in members])
         for channel in range(slices):  # one at a time: a batch of all would leave the processor's caches
-            maps = variance_maps(
-                attenuation[:, channel].to(device, non_blocking=True), size, spacings, samples.simulation
-            )
+            maps = variance_maps(attenuation[:, channel].to(device, non_blocking=True), size, spacings, simulation)
             noise[members, channel] = sector_noise(
                 maps,
                 size,

@@ -136,6 +136,24 @@ def test_neighbours_are_the_slices_beside(tmp_path: Path, simulate: bool) -> Non
             assert torch.equal(batch["low_dose"][:, 1:4], batch["normal_dose"] - 7)
 
 
+@pytest.mark.parametrize("simulate", [True, False])
+def test_normal_dose_alone_is_the_same_samples(tmp_path: Path, simulate: bool) -> None:
+    """Without the low dose, neither stored nor simulated, and without the neighbours that it alone has."""
+    store = write_store(tmp_path / "store", simulate)
+    both = patches(store, context=1, low_dose_context=2)
+    alone = patches(store, context=1, low_dose_context=2, with_low_dose=False)
+    for draw in range(12):
+        sample = alone[draw]
+        assert sample.low_dose is None
+        assert sample.attenuation is None
+        assert sample.normal_dose.shape[0] == 3
+        batch, expected = batch_of(alone, [draw]), batch_of(both, [draw])
+        assert batch.keys() == expected.keys() - {"low_dose"}
+        assert batch["ids"] == expected["ids"]
+        assert torch.equal(batch["normal_dose"], expected["normal_dose"])
+        assert torch.equal(batch["boxes"][0], expected["boxes"][0])
+
+
 def test_a_slice_has_the_same_noise_in_every_stack_of_an_epoch(tmp_path: Path) -> None:
     store = write_store(tmp_path / "store")
     data = patches(store, context=1, low_dose_context=1, crop=None, augment=False)
