@@ -460,6 +460,7 @@ DETECTORS: dict[str, _Architecture] = {
     "retinanet_resnet18_fpn": _Architecture(partial(ResNetFPN, "resnet18"), _OneStage(4), pretrained=True),
     "retinanet_resnet50_fpn": _Architecture(partial(ResNetFPN, "resnet50"), _OneStage(4), pretrained=True),
     "retinanet_small": _Architecture(DilatedBackbone, _OneStage(2), LESION_ANCHORS_ONE_LEVEL),
+    "retinanet_small_fpn": _Architecture(SmallFPN, _OneStage(2)),
 }
 
 
@@ -467,8 +468,8 @@ def build_detector(name: str, *, context: int = 0, **options: Any) -> LesionDete
     """Make a lesion detector with random weights (torch's global generator) unless `weights` says otherwise.
 
     Names: "faster_rcnn_resnet18_fpn" and "faster_rcnn_resnet50_fpn" (two-stage), "retinanet_resnet18_fpn" and
-    "retinanet_resnet50_fpn" (one-stage), "faster_rcnn_small" (two-stage, for CPUs) and "retinanet_small" (one-stage, of
-    an architecture as different from the others as it can be: the independent judge).
+    "retinanet_resnet50_fpn" (one-stage). For CPUs: "faster_rcnn_small" (two-stage), "retinanet_small_fpn" (one-stage on
+    the same kind of pyramid) and "retinanet_small" (one-stage on a single dilated level).
 
     Args:
         name: one of `DETECTORS`.

@@ -8,7 +8,7 @@ from lidnet_fast.errors import InputError
 from lidnet_fast.models import DETECTORS, LesionDetector, build_detector
 from lidnet_fast.models.detectors import OneStageDetector, TwoStageDetector
 
-SMALL = ["faster_rcnn_small", "retinanet_small"]
+SMALL = ["faster_rcnn_small", "retinanet_small", "retinanet_small_fpn"]
 BOX = torch.tensor([[10.0, 12.0, 24.0, 30.0]])
 NONE = torch.zeros(0, 4)
 
