@@ -18,7 +18,12 @@ def evaluate(arguments: Sequence[str]) -> None:
     add("--images", type=str, action="append", default=[], metavar="NAME=FOLDER", help="denoised images; repeatable")
     add("--store", type=str, default=None, help="another store than the run's, such as `lidnet-fast export` makes")
     add("--max-volume-gib", type=float, default=None, help="largest compressed volume, unpacked; docs/datasets.md")
-    add("--out", type=str, default=None, help="where results go; by default the run's folder, or runs/comparison")
+    add(
+        "--out",
+        type=str,
+        default=None,
+        help="where results go; by default the run's folder or one in it, or runs/comparison",
+    )
     add("--scans", action="store_true", help="of a run: add the FROC of whole scans by LUNA16's rules")
     add("--candidates", type=str, default=None, metavar="CSV", help="score this table of candidates in scans instead")
     add("--annotations", type=str, default=None, metavar="CSV", help="of --candidates: lesions, instead of a store's")
@@ -53,7 +58,7 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 def _evaluate_candidates(options) -> None:  # type: ignore[no-untyped-def]
     """`lidnet-fast evaluate --candidates`."""
-    from lidnet_fast.evaluation.evaluate import truth_of_run
+    from lidnet_fast.evaluation.evaluate import place_of_results, truth_of_run
     from lidnet_fast.evaluation.scans import Truth, evaluate_candidates
 
     for name in ("denoiser", "samples", "images", "scans", "assess"):
@@ -69,8 +74,10 @@ def _evaluate_candidates(options) -> None:  # type: ignore[no-untyped-def]
         raise InputError("--candidates needs the folder of a run, --store, or --annotations and --series-uids")
     else:
         truth = Truth.of_store(store) if run is None else truth_of_run(Path(run), store)
-    out = options.out or run or "runs/comparison"
-    evaluate_candidates(Path(options.candidates), truth, Path(out))
+    candidates, out = Path(options.candidates), options.out
+    if out is None:
+        out = "runs/comparison" if run is None else place_of_results(Path(run), store=store, candidates=candidates)
+    evaluate_candidates(candidates, truth, Path(out))
 
 
 def assess(arguments: Sequence[str]) -> None:

@@ -1,9 +1,11 @@
 """`lidnet-fast evaluate`: the result table of a finished run, of images that other tools denoised, or of both."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -25,11 +27,19 @@ from lidnet_fast.evaluation.arms import (
     write_metrics,
 )
 from lidnet_fast.evaluation.denoised import denoised_views
+from lidnet_fast.evaluation.export import plain_beginning
 from lidnet_fast.evaluation.results import COTRAINED, INDEPENDENT, JUDGE, build_report, froc_curves, print_results
 from lidnet_fast.evaluation.scans import Truth, evaluate_scans, scan_metrics, scan_record
 from lidnet_fast.files import as_private_as
 from lidnet_fast.metrics.scans import ScanFroc
-from lidnet_fast.models.files import load_denoiser, load_detector, refuse_foreign_code
+from lidnet_fast.models.files import (
+    denoiser_file,
+    fingerprint,
+    load_denoiser,
+    load_detector,
+    model_name,
+    refuse_foreign_code,
+)
 from lidnet_fast.report.data import Metric
 from lidnet_fast.report.page import write_report
 from lidnet_fast.runtime import machine_facts
@@ -103,7 +113,8 @@ def evaluate_run(
         images: arm -> folder of images of the same low-dose scans, denoised by any tool.
         store: another store than the run's, such as `lidnet-fast export` makes. One at a URL is opened only if it is
             given here: the run may be a stranger's, and its URL would be asked for.
-        out: where the results go; by default to `folder`.
+        out: where the results go; by default to `folder`, and those of another denoiser or store to a folder of their
+            own in `folder / "evaluated"`.
         device: where the networks run.
         precision: their arithmetic.
         trust_code: import the classes that the run's files name by import path.
@@ -115,7 +126,9 @@ def evaluate_run(
     Raises:
         InputError: the folder is not a finished run's, a checkpoint is of another model, or images don't fit.
     """
-    config = _configured(_run_config(folder, store, trust_code=trust_code), samples, store)
+    trained = _run_config(folder, store, trust_code=trust_code)
+    config = _configured(trained, samples, store)
+    own_store = _same_place(config.data.store, trained.data.store)
     on = choose_device(device)
     views = _views(config, images or {}, max_volume_gib)
     context = config.data.context_of("detector")
@@ -129,6 +142,9 @@ def evaluate_run(
         context=config.data.context_of("denoiser"),
         trust_code=trust_code,
     )
+    file = denoiser_file(denoiser or folder)
+    if out is None:
+        out = place_of_results(folder, denoiser and file, None if own_store else config.data.store)
     detectors = judges
     if denoiser is None:
         cotrained = load_detector(folder / "collaborate" / "detector.pt", config.detector.network, context=context)
@@ -144,7 +160,7 @@ def evaluate_run(
     if assess:
         content = assess_models(
             [f"{DENOISED}={denoiser or folder}"],
-            (out or folder) / "assessment",
+            out / "assessment",
             assessment_of(config),
             store=config.data.store,
             device=device,
@@ -160,8 +176,40 @@ def evaluate_run(
     )
     phases = {name: folder / name for name in ("detector", "denoiser", "collaborate")}
     title = f"LIDnet run {folder.name}"
-    _publish(out or folder, title, summary, config, evaluation, images or {}, phases, further, found)
+    whose = {"denoiser": fingerprint(file), "own": denoiser is None and own_store}
+    _publish(out, title, summary, config, evaluation, images or {}, phases, whose, further, found)
     return evaluation
+
+
+def place_of_results(
+    folder: Path, denoiser: Path | None = None, store: str | None = None, candidates: Path | None = None
+) -> Path:
+    """Where results that an evaluation makes beside a run go: a run's folder has its own only.
+
+    Args:
+        folder: the run's.
+        denoiser: the file of another than its own.
+        store: another than its own.
+        candidates: a table, which may be of any detector.
+    """
+    named, identity = [], hashlib.sha256()
+    if denoiser is not None:
+        named.append(model_name(denoiser))
+        identity.update(fingerprint(denoiser).encode())
+    if candidates is not None:
+        named.append(candidates.stem)
+        identity.update(bytes(candidates.resolve()))
+    if store is not None:
+        location = without_secrets(store)
+        named.append(f"on {location.rstrip('/').rpartition('/')[2]}")
+        identity.update(location.encode(errors="surrogatepass"))
+    if not named:
+        return folder
+    return folder / "evaluated" / f"{plain_beginning(' '.join(named)) or 'other'}-{identity.hexdigest()[:8]}"
+
+
+def _same_place(one: str, other: str) -> bool:
+    return one == other or (not is_url(one + other) and Path(one).resolve() == Path(other).resolve())
 
 
 def truth_of_run(folder: Path, store: str | Path | None = None) -> Truth:
@@ -216,7 +264,7 @@ def compare_images(
     arms = [low, *(images_arm(name, shown, {}) for name, shown in views.items()), normal]
     evaluation = evaluate(config, arms, choose_device(device))
     summary = f"{config.evaluation.samples} held-out samples of {store}, {crop} pixels wide: {', '.join(images)}."
-    _publish(out, "Denoised images compared", summary, config, evaluation, images, None)
+    _publish(out, "Denoised images compared", summary, config, evaluation, images, None, {})
     return evaluation
 
 
@@ -263,10 +311,14 @@ def _publish(
     evaluation: Evaluation,
     images: Mapping[str, Path],
     phases: Mapping[str, Path] | None,
+    whose: Mapping[str, Any],
     further: Mapping[str, Mapping[str, Metric]] = MappingProxyType({}),
     scans: Mapping[str, Mapping[str, ScanFroc]] = MappingProxyType({}),
 ) -> None:
-    """Write and print the results; `phases` is None where there is no run; `further` are columns by arm."""
+    """Write and print the results; `phases` is None where there is no run; `further` are columns by arm.
+
+    `whose` says whose results they are: the denoiser's fingerprint, and whether denoiser and store are the run's own.
+    """
     flat = evaluation.flat()
     rows: dict[str, dict[str, Metric]] = {name: {**row, **further.get(name, {})} for name, row in flat.items()}
     folders = {name: str(folder) for name, folder in images.items()}
@@ -289,7 +341,13 @@ def _publish(
         list(images),
         notes,
     )
-    metrics = {"arms": evaluation.metrics, "images": folders, "machine": machine_facts()}
+    metrics = {
+        "arms": evaluation.metrics,
+        "images": folders,
+        "samples": config.evaluation.samples,
+        **whose,
+        "machine": machine_facts(),
+    }
     if scans:
         metrics["scans"] = {
             arm: {name: scan_record(froc) for name, froc in found.items()} for arm, found in scans.items()

@@ -122,8 +122,12 @@ def file_names(series_uids: Sequence[str]) -> list[str]:
 
 def digest_name(name: str) -> str:
     """A plain name for any text: what is left of its beginning, and a digest of all of it."""
-    beginning = re.sub(r"[^A-Za-z0-9.-]+", "_", name)[:40].strip("._-")
-    return f"{beginning or 'series'}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:16]}"
+    return f"{plain_beginning(name) or 'series'}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:16]}"
+
+
+def plain_beginning(name: str) -> str:
+    """What is left of a text's beginning in the name of a file; it may be nothing."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", name)[:40].strip("._-")
 
 
 def exported_patient_id(patient_id: str) -> str:

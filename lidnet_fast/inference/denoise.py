@@ -36,14 +36,12 @@ from lidnet_fast.inference.studies import (
     check_found,
     check_outside,
     claimed,
-    fingerprint,
-    model_name,
     name_of,
     places,
     writing,
 )
 from lidnet_fast.inference.volumes import check_free, rounded_hu
-from lidnet_fast.models.files import denoiser_file, load_denoiser
+from lidnet_fast.models.files import denoiser_file, fingerprint, load_denoiser, model_name
 
 MANIFEST = "denoise.json"
 OURS = {MANIFEST, LOCK}

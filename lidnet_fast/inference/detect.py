@@ -35,15 +35,21 @@ from lidnet_fast.inference.studies import (
     check_found,
     check_outside,
     claimed,
-    fingerprint,
-    model_name,
     name_of,
     one_ahead,
     places,
     writing,
 )
 from lidnet_fast.models.envelope import Envelope
-from lidnet_fast.models.files import WhichDetector, denoiser_file, detector_file, load_denoiser, load_trained_detector
+from lidnet_fast.models.files import (
+    WhichDetector,
+    denoiser_file,
+    detector_file,
+    fingerprint,
+    load_denoiser,
+    load_trained_detector,
+    model_name,
+)
 from lidnet_fast.models.linking import link
 from lidnet_fast.models.slice_detector import SliceDetector
 from lidnet_fast.neighbours import neighbours, slabs

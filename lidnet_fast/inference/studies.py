@@ -2,7 +2,6 @@
 
 import abc
 import errno
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -20,7 +19,6 @@ from lidnet_fast.errors import InputError
 from lidnet_fast.files import as_private_as, is_temporary, lock, remove_temporary
 from lidnet_fast.inference.manifest import Manifest
 from lidnet_fast.models.envelope import Acquisition, Envelope
-from lidnet_fast.models.published import CONFIG, ONNX, WEIGHTS
 from lidnet_fast.progress import progress
 
 Study = DicomSeries | VolumeSeries
@@ -255,19 +253,3 @@ def one_ahead(function: Callable[[T], R], items: Iterable[T], pool: Executor) ->
         waiting = following
     if waiting is not None:
         yield waiting.result()
-
-
-def fingerprint(model: Path) -> str:
-    """SHA-256 of a model's file, or of what says how a published folder denoises."""
-    digest = hashlib.sha256()
-    for file in [model / CONFIG, model / WEIGHTS] if model.is_dir() else [model]:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-def model_name(file: Path) -> str:
-    """What people call a model: the name of its run, of its published folder, or its own."""
-    folder = file.resolve().parent
-    if file.name == ONNX:
-        return folder.name
-    return folder.parent.name if folder.name in ("collaborate", "detector") else file.stem

@@ -3,6 +3,7 @@
 Loading one runs no code but this package's, unless the caller trusts a class that the file names.
 """
 
+import hashlib
 import io
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from lidnet_fast.models.detectors import LesionDetector, build_detector
 from lidnet_fast.models.envelope import Envelope
 from lidnet_fast.models.hu import HUDenoiser
 from lidnet_fast.models.onnx import OnnxDenoiser
-from lidnet_fast.models.published import is_published, read_published
+from lidnet_fast.models.published import CONFIG, ONNX, WEIGHTS, is_published, read_published
 from lidnet_fast.models.registry import NetworkConfig, is_import_path
 from lidnet_fast.models.windowing import HUWindow
 from lidnet_fast.neighbours import MOST_NEIGHBOURS
@@ -355,3 +356,19 @@ def diverged_weights(state: dict[str, Any]) -> str | None:
         if isinstance(value, Tensor) and bool(value.isnan().any()):
             return name
     return None
+
+
+def fingerprint(model: Path) -> str:
+    """SHA-256 of a model's file, or of what says how a published folder denoises."""
+    digest = hashlib.sha256()
+    for file in [model / CONFIG, model / WEIGHTS] if model.is_dir() else [model]:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def model_name(file: Path) -> str:
+    """What people call a model: the name of its run, of its published folder, or its own."""
+    folder = file.resolve().parent
+    if file.name == ONNX:
+        return folder.name
+    return folder.parent.name if folder.name in ("collaborate", "detector") else file.stem

@@ -33,10 +33,12 @@ class Results:
     Attributes:
         rows: arm -> metric -> value.
         arm: which of them the model is.
+        samples: how many fields of view were looked at; None where that is unknown.
     """
 
     rows: Mapping[str, Mapping[str, Metric]]
     arm: str
+    samples: int | None = None
 
 
 def model_card(
@@ -142,7 +144,9 @@ def _results(results: Results | None) -> str:
         for column in present_columns(rows)
     ]
     table = _table(["", *rows], values)
-    return f"On held-out patients; this model is *{printable(results.arm)}*. In brackets: 95 % intervals.\n\n{table}"
+    samples = "" if results.samples is None else f"{results.samples} fields of view of "
+    arm = printable(results.arm)
+    return f"On {samples}held-out patients; this model is *{arm}*. In brackets: 95 % intervals.\n\n{table}"
 
 
 def _table(heading: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

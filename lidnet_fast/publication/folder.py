@@ -10,7 +10,7 @@ from lidnet_fast.errors import InputError
 from lidnet_fast.evaluation.arms import flatten
 from lidnet_fast.evaluation.evaluate import DENOISED
 from lidnet_fast.files import as_private_as, whole_path, write_text
-from lidnet_fast.models.files import denoiser_file, load_denoiser, read_network
+from lidnet_fast.models.files import denoiser_file, fingerprint, load_denoiser, read_network
 from lidnet_fast.models.onnx import write_onnx
 from lidnet_fast.models.published import CONFIG, ONNX, WEIGHTS, is_published, write_published
 from lidnet_fast.publication.card import Results, model_card
@@ -61,7 +61,7 @@ def publish(model: str | Path, out: str | Path, *, trust_code: bool = False) -> 
         denoiser.envelope,
         trained if isinstance(trained, dict) else {},
         None if run is None else _data(run),
-        None if run is None else _results(run),
+        None if run is None else _results(run, file),
     )
     with as_private_as([file]), whole_path(out) as folder:
         folder.mkdir()
@@ -85,8 +85,11 @@ def _data(run: Path) -> Store | None:
         return None
 
 
-def _results(run: Path) -> Results | None:
-    """What `evaluate` wrote, or of a cell of a comparison (`STORE/seed0/DENOISER/arms/ARM`) the comparison's table."""
+def _results(run: Path, file: Path) -> Results | None:
+    """What `evaluate` wrote of the run's own denoiser on its own store.
+
+    Of a cell of a comparison (`STORE/seed0/DENOISER/arms/ARM`), the comparison's table.
+    """
     in_comparison = run.parent.name == "arms" and len(run.parents) > 4
     path = (run.parents[4] if in_comparison else run) / "metrics.json"
     if not path.is_file():
@@ -97,12 +100,18 @@ def _results(run: Path) -> Results | None:
         if in_comparison:
             wanted = (run.parents[3].name, run.parents[1].name)
             (content,) = (one for one in content["tables"] if (one["store"], one["denoiser"]) == wanted)
-        rows = {name: _row(values) for name, values in content["arms"].items()}
-        return Results({arm: rows.pop(arm), **rows}, arm)
+        elif (content.get("own"), content.get("denoiser")) != (True, fingerprint(file)):
+            raise ValueError("of another denoiser or store, or of an older version, which didn't say")
+        scans = content.get("scans", {})
+        rows = {name: _row(values, scans.get(name, {})) for name, values in content["arms"].items()}
+        samples = content.get("samples")
+        return Results({arm: rows.pop(arm), **rows}, arm, samples if isinstance(samples, int) else None)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path}: has no results of this model. To fix: evaluate it again") from error
+        again = f"lidnet-fast evaluate {run}" if not in_comparison else "lidnet-fast compare --collect"
+        raise InputError(f"{path}: doesn't say that its results are this model's. To fix: {again}") from error
 
 
-def _row(values: dict[str, Any]) -> dict[str, Any]:
-    """One arm's flat metrics; JSON has lists for (mean, low, high)."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in flatten(values).items()}
+def _row(values: dict[str, Any], scans: dict[str, Any]) -> dict[str, Any]:
+    """One arm's flat metrics, those of whole scans by detector among them; JSON has lists for (mean, low, high)."""
+    flat = {**flatten(values), **{f"{detector}_cpm": found["cpm"] for detector, found in scans.items()}}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in flat.items()}

@@ -21,10 +21,9 @@ from lidnet_fast.data.phantoms.chest import ChestPhantom
 from lidnet_fast.data.phantoms.study import Study, make_study
 from lidnet_fast.errors import InputError
 from lidnet_fast.inference import HUDenoiser, SliceDenoiser, load_denoiser, save_denoiser
-from lidnet_fast.inference.studies import fingerprint
 from lidnet_fast.models.denoisers import DENOISERS, build_denoiser
 from lidnet_fast.models.envelope import Envelope
-from lidnet_fast.models.files import save_network
+from lidnet_fast.models.files import fingerprint, save_network
 from lidnet_fast.models.onnx import OPSET, TOLERANCE_HU, OnnxDenoiser, write_onnx
 from lidnet_fast.models.registry import NetworkConfig
 from lidnet_fast.models.windowing import HUWindow
@@ -41,6 +40,8 @@ EVALUATED = {
         "denoised": {"psnr": 29.25, "judge": {"ap50": 0.66, "curve": {"sensitivity": [0.1]}}},
     },
     "images": {"vendor": "/data/4711-anna/vendor"},
+    "samples": 250,
+    "scans": {"denoised": {"judge": {"cpm": [0.4, 0.3, 0.5]}}},
 }
 
 
@@ -55,7 +56,7 @@ def make_published(root: Path) -> None:
     file = run / "collaborate" / "denoiser.pt"
     save_network(file, "denoiser", network, NetworkConfig("unet", named), WINDOW, trained, ENVELOPE)
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    (run / "metrics.json").write_text(json.dumps(EVALUATED))
+    (run / "metrics.json").write_text(json.dumps({**EVALUATED, "own": True, "denoiser": fingerprint(file)}))
     main(["publish", str(run), str(root / "chest-denoiser")])
 
 
@@ -98,7 +99,9 @@ def test_the_card_says_what_the_run_knows(published: Path) -> None:
     assert about["license"] == "unknown"
     assert about["library_name"] == "lidnet_fast"
     metrics = {one["type"]: one["value"] for one in about["model-index"][0]["results"][0]["metrics"]}
-    assert metrics == {"psnr": 29.25, "judge_ap50": 0.66}
+    assert metrics == {"psnr": 29.25, "judge_ap50": 0.66, "judge_cpm": 0.4}
+    assert "On 250 fields of view of held-out patients" in card.text
+    assert "| CPM frozen judge | 0.400 [0.300, 0.500] | – |" in card.text
     assert "| PSNR whole image (dB) | 29.25 | 20.50 |" in card.text
     assert "| train | 2 | 2 | 4 |" in card.text
     assert "simulated, 0.05 of the dose" in card.text
@@ -247,6 +250,18 @@ def test_a_denoiser_of_neighbouring_slices_is_refused(published: Path, tmp_path:
         load_denoiser(published / "model.onnx", context=1)
 
 
+@pytest.mark.parametrize("changed", [{"own": False}, {"denoiser": "0" * 64}, {"own": None}])
+def test_results_of_another_model_are_refused(root: Path, tmp_path: Path, changed: dict) -> None:
+    """Of another denoiser or store, of weights that have changed, or of before results said whose they are."""
+    run = tmp_path / "run"
+    shutil.copytree(root / "4711-run", run)
+    content = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps({**content, **changed}))
+    with pytest.raises(InputError, match=rf"metrics.json: doesn't say that .* To fix: lidnet-fast evaluate {run}"):
+        publish(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_nothing_is_overwritten(published: Path, root: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"exists already"):
         publish(root / "4711-run", tmp_path)
@@ -272,7 +287,7 @@ def test_results_of_a_comparison_stand_beside_the_model(
     (found,) = card.data.to_dict()["model-index"][0]["results"]
     assert found["metrics"] == [{"type": "psnr", "name": "PSNR whole image", "value": 29.0}]
     (tmp_path / "runs" / "metrics.json").write_text(json.dumps({"tables": tables[:1]}))
-    with pytest.raises(InputError, match=r"metrics.json: has no results of this model"):
+    with pytest.raises(InputError, match=r"metrics.json: doesn't say that its results are this model's"):
         publish(cell, tmp_path / "out2")
     assert not (tmp_path / "out2").exists()
 
