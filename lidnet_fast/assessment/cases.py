@@ -1,6 +1,7 @@
 """Backgrounds with known lesions: chest phantoms, or slices of a user's own store."""
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ LEVELS = 4
 
 _FAINTER = 3.0
 """The faintest lesion's contrast is so much lower than that of lesions to train on: some should be hard to keep."""
+
+_SOFT = "soft tissue"
 
 _BORDER = 20
 """Pixels at the edge of a field without lesions."""
@@ -117,7 +120,9 @@ def _case(
 ) -> Case:
     """Choose a field of view with room for lesions, and the lesions: all sizes and contrasts in turn."""
     height, width = (min(FIELD, side) for side in hu.shape)
-    middle = TissueDepth(hu, spacing).place(rng, min(options.diameters), tissues)
+    own = options.lesion_contrasts
+    contrasts = {tissue: _levels(tissue) for tissue in tissues} if own is None else {_SOFT: own}
+    middle = TissueDepth(hu, spacing).place(rng, min(options.diameters), list(contrasts))
     row, column = (side // 2 for side in hu.shape) if middle is None else middle[:2]
     corner = [
         int(np.clip(place - size // 2, 0, side - size))
@@ -125,20 +130,25 @@ def _case(
     ]
     scene = Scene(hu, spacing, (corner[0], corner[1], height, width), (options.seed, _CASE_STREAM + number))
     depth = TissueDepth(scene.view, spacing)
-    kinds = list(itertools.product(range(len(options.diameters)), range(LEVELS)))
+    kinds = list(itertools.product(range(len(options.diameters)), range(LEVELS if own is None else len(own))))
+    step = next(step for step in itertools.count(5) if math.gcd(step, len(kinds)) == 1)
     lesions: list[Lesion] = []
     for turn in range(len(kinds)):
         if len(lesions) == options.lesions_per_case:
             break
         # A step that shares no factor with the number of kinds visits sizes and contrasts evenly over cases.
-        size, level = kinds[(number * options.lesions_per_case + turn) * 5 % len(kinds)]
+        size, level = kinds[(number * options.lesions_per_case + turn) * step % len(kinds)]
         diameter = options.diameters[size]
         taken = [(lesion.centre[1], lesion.centre[2], lesion.diameter) for lesion in lesions]
-        place = depth.place(rng, diameter, tissues, taken, min(_BORDER, height // 8, width // 8))
+        place = depth.place(rng, diameter, list(contrasts), taken, min(_BORDER, height // 8, width // 8))
         if place is not None:
             y, x, tissue = place
-            low, high = CONTRASTS[tissue]
-            contrast = float(np.geomspace(low / _FAINTER, high, LEVELS)[level])
-            lesions.append(Lesion((0.0, y, x), diameter, contrast, tissue=tissue))
+            lesions.append(Lesion((0.0, y, x), diameter, contrasts[tissue][level], tissue=tissue))
     signals = tuple(lesion_signal(lesion, scene.view.shape, (1.0, *spacing)) for lesion in lesions)
     return Case(name, scene, tuple(lesions), signals)
+
+
+def _levels(tissue: str) -> tuple[float, ...]:
+    """Contrasts of the lesions in a tissue, HU."""
+    low, high = CONTRASTS[tissue]
+    return tuple(np.geomspace(low / _FAINTER, high, LEVELS).tolist())

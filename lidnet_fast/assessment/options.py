@@ -31,6 +31,8 @@ class AssessOptions:
         internal_noise: of the model observers: variance over that of each channel.
         cases: backgrounds with lesions; 0 leaves them out.
         lesions_per_case: lesions inserted into each.
+        lesion_contrasts: of these lesions, HU, negative for darker ones, all in soft tissue; by default, four of 50 to
+            850 HU in lung and four of 8 to 100 HU in soft tissue.
         case_realisations: noise realisations of each.
         false_alarm_rate: fraction of images in which noise alone may look like an invention, bright and dark each.
         photons: per ray at dose 1; None is a store's own value, or that of `DoseSimulation`.
@@ -51,6 +53,7 @@ class AssessOptions:
     internal_noise: float = 0.0
     cases: int = 16
     lesions_per_case: int = 4
+    lesion_contrasts: tuple[float, ...] | None = None
     case_realisations: int = 4
     false_alarm_rate: float = 0.05
     photons: float | None = None
@@ -60,8 +63,10 @@ class AssessOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("doses", "diameters", "contrasts", "edges"):
+        for name in ("doses", "diameters", "contrasts", "edges", "lesion_contrasts"):
             values = getattr(self, name)
+            if values is None:
+                continue
             if not values or len(set(values)) < len(values) or not all(math.isfinite(value) for value in values):
                 raise InputError(f"{name} must be different finite numbers, at least one, got {list(values)}")
         for dose in self.doses:
@@ -69,8 +74,8 @@ class AssessOptions:
                 raise InputError(f"doses must be in (0, 1], got {dose:g}: no dose above the images' own can be had")
         if min(self.diameters) <= 0:
             raise InputError(f"diameters must be positive, got {min(self.diameters):g}")
-        if 0 in (*self.contrasts, *self.edges):
-            raise InputError("contrasts and edges can't be 0: there would be nothing to see")
+        if 0 in (*self.contrasts, *self.edges, *(self.lesion_contrasts or ())):
+            raise InputError("contrasts, edges and lesion_contrasts can't be 0: there would be nothing to see")
         if not (math.isfinite(self.pixel_spacing) and self.pixel_spacing > 0):
             raise InputError(f"pixel_spacing must be positive and finite, in mm, got {self.pixel_spacing}")
         channels = len(GABOR_BANDS) * ORIENTATIONS

@@ -116,6 +116,14 @@ def assess(arguments: Sequence[str]) -> None:
     )
     add("--cases", type=int, default=16, help="backgrounds with lesions; 0 leaves them out")
     add("--lesions-per-case", type=int, default=4, help="lesions inserted into each case")
+    add(
+        "--lesion-contrasts",
+        type=float,
+        nargs="+",
+        default=None,
+        metavar="HU",
+        help="contrasts of these lesions, in soft tissue; by default 50 to 850 HU in lung, 8 to 100 in soft tissue",
+    )
     add("--case-realisations", type=int, default=4, help="noise realisations of each case")
     add(
         "--false-alarm-rate", type=float, default=0.05, help="share of images where noise alone looks like an invention"
@@ -134,7 +142,8 @@ def assess(arguments: Sequence[str]) -> None:
 
     models, images, store, out, export_to = (options.pop(key) for key in ("model", "images", "store", "out", "export"))
     where = {name: options.pop(name) for name in ("device", "precision", "trust_code")}
-    options |= {name: tuple(options[name]) for name in ("doses", "diameters", "contrasts", "edges")}
+    several = ("doses", "diameters", "contrasts", "edges", "lesion_contrasts")
+    options |= {name: tuple(options[name]) for name in several if options[name] is not None}
     chosen = AssessOptions(**options)
     if export_to is not None:
         print(printable(f"{export_to}: {export_scans(Path(export_to), chosen, store)} volumes to denoise"))

@@ -1,14 +1,24 @@
 """`lidnet-fast compare`: the cells of a comparison, and what they say together."""
 
+import json
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from scipy.stats import t as student_t
+
+from lidnet_fast.assessment.arms import LOW_DOSE
+from lidnet_fast.assessment.assess import RESULTS
 from lidnet_fast.assessment.assess import assess as assess_models
 from lidnet_fast.assessment.results import task_rows
 from lidnet_fast.comparison.cells import Plan, do_all
 from lidnet_fast.comparison.config import Comparison
 from lidnet_fast.comparison.pages import PATIENTS, pages, summary
 from lidnet_fast.comparison.tables import Table, as_json, collect, columns, write_csv
+from lidnet_fast.comparison.work import record_file
 from lidnet_fast.data.store.reader import index_files
 from lidnet_fast.errors import InputError
 from lidnet_fast.evaluation.arms import write_metrics
@@ -37,7 +47,7 @@ def compare(
         out: the folder; that of the same comparison goes on.
         share: (3, 16) does the third of sixteen equal parts of the cells, and writes no tables.
         only_collect: does no cell.
-        assess: add columns of `lidnet_fast.assessment`, of the first seed at the dose of the store.
+        assess: add columns of `lidnet_fast.assessment`, at the dose of the store: means over the seeds.
 
     Returns:
         The tables, as written.
@@ -69,20 +79,47 @@ def compare(
 
 
 def _assessed(plan: Plan, table: Table) -> dict[str, dict[str, Metric]]:
-    """Arm -> columns of task-based image quality. The classes that models name are the configuration's own."""
-    at = (table.store, table.denoiser, table.seeds[0])
+    """Arm -> columns of task-based image quality: of one seed as they are, of several their mean and its interval."""
+    of_seeds = [task_rows(_assessment(plan, table, seed)) for seed in table.seeds]
+    if len(of_seeds) == 1:
+        return of_seeds[0]
+    return {
+        arm: {key: _over_seeds([mean_of(of_seed[arm][key]) for of_seed in of_seeds]) for key in row}
+        for arm, row in of_seeds[0].items()
+    }
+
+
+def _assessment(plan: Plan, table: Table, seed: int) -> dict[str, Any]:
+    """What `assess` says of a seed's arms, unless it has been said. Classes that models name are the user's own."""
+    at = (table.store, table.denoiser, seed)
     tasks = {cell.arm: cell.task for cell in plan.cells if (cell.store, cell.denoiser, cell.seed) == at}
     run = tasks[table.trained[0]].run
-    content = assess_models(
+    out = plan.out / table.store / f"seed{seed}" / table.denoiser / "assessment"
+    if (done := out / RESULTS).exists():
+        content = json.loads(done.read_text(encoding="utf-8"))
+        judged = [record_file(tasks[arm].folder, arm).stat().st_mtime for arm in table.trained]
+        if {*content["arms"]} == {LOW_DOSE, *table.trained} and done.stat().st_mtime > max(judged):
+            return content
+    study = plan.comparison.study(table.store)
+    lesion_contrasts = None if study is None else study.lesion_contrasts
+    return assess_models(
         [f"{arm}={tasks[arm].folder}" for arm in table.trained],
-        plan.out / table.store / table.denoiser / "assessment",
-        assessment_of(run),
+        out,
+        replace(assessment_of(run), seed=seed, lesion_contrasts=lesion_contrasts),
         store=run.data.store,
         device=run.device,
         precision=run.precision,
         trust_code=True,
     )
-    return task_rows(content)
+
+
+def _over_seeds(values: Sequence[float | None]) -> Metric:
+    """Mean with the 95 % interval of Student's t; None where a seed has no value."""
+    found = np.array([np.nan if value is None else value for value in values])
+    if np.isnan(found).any():
+        return None
+    error = found.std(ddof=1) / math.sqrt(len(found)) * student_t.ppf(0.975, len(found) - 1)
+    return float(found.mean()), float(found.mean() - error), float(found.mean() + error)
 
 
 def _write(plan: Plan, tables: Sequence[Table], missing: Sequence[str]) -> None:

@@ -40,7 +40,7 @@ class Table:
     by_seed: dict[int, dict[str, dict[str, float]]]
     """Seed -> arm -> metric -> value."""
     tasks: dict[str, dict[str, Metric]] = field(default_factory=dict)
-    """Arm -> further columns, of `lidnet_fast.assessment`, on the first seed; empty where nobody asked for them."""
+    """Arm -> further columns, of `lidnet_fast.assessment`; empty where nobody asked for them."""
 
     @property
     def trained(self) -> list[str]:

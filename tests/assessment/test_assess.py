@@ -73,6 +73,16 @@ def write_store(path, simulation):
             writer.add_series(info, volume, np.zeros((0, 5)))
 
 
+def test_lesions_of_the_users_own_contrasts(tmp_path, monkeypatch):
+    (tmp_path / "my_denoisers.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    content = run(tmp_path, "--model", "my_denoisers:half", "--lesion-contrasts", "-60", "-20")
+    lesions = content["lesions"]["half"]["0.25"]["lesions"]
+    assert {lesion["contrast_hu"] for lesion in lesions} == {-60, -20}
+    assert {lesion["tissue"] for lesion in lesions} == {"soft tissue"}
+    assert [lesion["retained"] for lesion in lesions] == pytest.approx([0.5] * len(lesions), abs=1e-3)
+
+
 def test_a_users_own_ct(tmp_path, monkeypatch):
     (tmp_path / "my_denoisers.py").write_text(MINE)
     monkeypatch.chdir(tmp_path)

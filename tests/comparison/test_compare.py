@@ -143,15 +143,33 @@ def test_bounds_train_judges_on_the_arms_images(compared: Path, config: Path, tm
 
 
 def test_task_based_columns(compared: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Means over seeds; what is there isn't assessed again."""
     out = tmp_path / "assessed"
     shutil.copytree(compared, out)
     few = {"realisations": 10, "diameters": (5.0,), "contrasts": (40.0,), "edges": (400.0,)}
     options = AssessOptions(doses=(0.05,), **few, cases=1, case_realisations=1)
     monkeypatch.setattr(compare_module, "assessment_of", lambda run: options)
-    main(["compare", "--config", str(config), "--out", str(out), "--collect", "--assess"])
+    command = ["compare", "--config", str(config), "--out", str(out), "--collect", "--assess"]
+    main(command)
     for table in tables(out):
-        assert table["arms"]["mine"]["task_noise"][0] > 0
-        assert table["arms"]["low dose"]["task_dose"] == 0.05
-        page = out / "phantoms" / table["denoiser"]
-        assert "worth a dose of" in (page / "report.html").read_text()
-        assert list(json.loads((page / "assessment" / "assess.json").read_text())["arms"]) == ARMS[:-1]
+        page = out / "phantoms" / table["denoiser"] / "report.html"
+        assert "worth a dose of" in page.read_text()
+        of_seeds = [
+            json.loads(
+                (out / "phantoms" / f"seed{seed}" / table["denoiser"] / "assessment" / "assess.json").read_text()
+            )
+            for seed in (0, 1)
+        ]
+        assert [content["options"]["seed"] for content in of_seeds] == [0, 1]
+        assert all(list(content["arms"]) == ARMS[:-1] for content in of_seeds)
+        one, other = (content["uniform"]["mine"]["0.05"]["noise"]["magnitude_hu"][0] for content in of_seeds)
+        value, _, high = table["arms"]["mine"]["task_noise"]
+        assert value == pytest.approx((one + other) / 2)
+        assert high - value == pytest.approx(
+            12.706 * abs(one - other) / 2, rel=1e-3
+        )  # Student's t, 1 degree of freedom
+        assert table["arms"]["low dose"]["task_dose"] == [0.05, 0.05, 0.05]
+    before = tables(out)
+    monkeypatch.setattr(compare_module, "assess_models", None)
+    main(command)
+    assert tables(out) == before

@@ -28,6 +28,7 @@ class Study:
         scan_photons: photons per ray of the normal-dose scan.
         dose_fraction: of the low-dose scan.
         window: HU in which the organ is read, and networks are trained.
+        lesion_contrasts: HU of the lesions that `assess` inserts into its slices, in soft tissue; None: as in any CT.
     """
 
     patients: tuple[tuple[str, int], ...] = (("train", 50), ("val", 4), ("test", 16))
@@ -35,6 +36,7 @@ class Study:
     scan_photons: float = 1e5
     dose_fraction: float = 0.02
     window: HUWindow = field(default_factory=lambda: HUWindow(-1000.0, 400.0))
+    lesion_contrasts: tuple[float, ...] | None = None
 
 
 STUDIES = {
@@ -45,6 +47,7 @@ STUDIES = {
         scan_photons=1.6e6,
         dose_fraction=0.1,
         window=HUWindow(-160.0, 240.0),
+        lesion_contrasts=(-15.0, -25.0, -40.0, -60.0),
     ),
     "head": Study(
         patients=(("train", 44), ("val", 6), ("test", 36)),
@@ -52,6 +55,7 @@ STUDIES = {
         scan_photons=2.5e6,
         dose_fraction=0.05,
         window=HUWindow(0.0, 100.0),
+        lesion_contrasts=(8.0, 12.0, 18.0, 27.0),
     ),
 }
 """Name -> study."""
