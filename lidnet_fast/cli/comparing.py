@@ -20,7 +20,7 @@ def compare(arguments: Sequence[str]) -> None:
     add("--study", action="append", default=[], help="embedded study to compare on: chest, liver, head; repeatable")
     add("--cells", default=None, metavar="I/N", help="do the I-th of N shares of the cells only, and no tables")
     add("--collect", action="store_true", help="only make the tables of what is there, and name what is missing")
-    add("--assess", action="store_true", help="add columns of task-based image quality, of one seed; docs/assess.md")
+    add("--assess", action="store_true", help="add columns of task-based image quality; docs/assess.md")
     parser.set_defaults(out="runs/compare")
     options = parse(parser, arguments)
     if options.cells and (options.collect or options.assess):
