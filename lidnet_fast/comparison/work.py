@@ -19,8 +19,8 @@ from lidnet_fast.device import choose_device
 from lidnet_fast.evaluation.arms import Arm, evaluate, network_arm, reference_arms
 from lidnet_fast.evaluation.results import COTRAINED
 from lidnet_fast.files import whole_path
-from lidnet_fast.models.detectors import LesionDetector
 from lidnet_fast.models.files import load_denoiser, load_detector
+from lidnet_fast.models.lesion_detector import LesionDetector
 from lidnet_fast.models.registry import NetworkConfig
 from lidnet_fast.runtime import recorded_cost
 from lidnet_fast.trainer.config import RunConfig

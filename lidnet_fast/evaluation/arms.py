@@ -17,8 +17,8 @@ from lidnet_fast.device import autocast
 from lidnet_fast.files import write_text
 from lidnet_fast.metrics.detection import DetectionMetrics
 from lidnet_fast.metrics.image_quality import ImageQuality
-from lidnet_fast.models.detectors import LesionDetector
 from lidnet_fast.models.hu import HUDenoiser
+from lidnet_fast.models.lesion_detector import LesionDetector
 from lidnet_fast.neighbours import middle
 from lidnet_fast.progress import progress
 from lidnet_fast.trainer.config import RunConfig

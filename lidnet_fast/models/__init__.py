@@ -1,7 +1,8 @@
 """Denoisers, lesion detectors, and the HU window they work in."""
 
 from lidnet_fast.models.denoisers import DENOISERS, build_denoiser
-from lidnet_fast.models.detectors import DETECTORS, LesionDetector, build_detector
+from lidnet_fast.models.detectors import DETECTORS, build_detector
+from lidnet_fast.models.lesion_detector import LesionDetector
 from lidnet_fast.models.registry import NetworkConfig
 from lidnet_fast.models.windowing import HUWindow
 

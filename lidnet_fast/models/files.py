@@ -16,9 +16,10 @@ from lidnet_fast import __version__
 from lidnet_fast.errors import InputError
 from lidnet_fast.files import write_bytes
 from lidnet_fast.models.denoisers import build_denoiser
-from lidnet_fast.models.detectors import LesionDetector, build_detector
+from lidnet_fast.models.detectors import build_detector
 from lidnet_fast.models.envelope import Envelope
 from lidnet_fast.models.hu import HUDenoiser
+from lidnet_fast.models.lesion_detector import LesionDetector
 from lidnet_fast.models.onnx import OnnxDenoiser
 from lidnet_fast.models.published import CONFIG, ONNX, WEIGHTS, is_published, read_published
 from lidnet_fast.models.registry import NetworkConfig, is_import_path

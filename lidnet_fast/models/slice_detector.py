@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from lidnet_fast.device import Precision, autocast, choose_precision
-from lidnet_fast.models.detectors import LesionDetector
+from lidnet_fast.models.lesion_detector import LesionDetector
 from lidnet_fast.models.windowing import HUWindow
 
 OVERLAP = 64

@@ -14,7 +14,7 @@ from lidnet_fast.extractors.cache import FeatureCache
 from lidnet_fast.extractors.layers import feature_variance
 from lidnet_fast.extractors.networks import load_network, network_and_layers, outline_network
 from lidnet_fast.losses import ROIPerceptualLoss
-from lidnet_fast.models.detectors import LesionDetector
+from lidnet_fast.models.lesion_detector import LesionDetector
 from lidnet_fast.models.registry import first_line
 from lidnet_fast.models.windowing import HUWindow
 from lidnet_fast.neighbours import middle

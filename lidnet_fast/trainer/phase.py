@@ -22,7 +22,7 @@ from lidnet_fast.device import choose_device
 from lidnet_fast.errors import InputError
 from lidnet_fast.metrics.detection import DetectionMetrics
 from lidnet_fast.metrics.image_quality import ImageQuality
-from lidnet_fast.models.detectors import LesionDetector
+from lidnet_fast.models.lesion_detector import LesionDetector
 from lidnet_fast.neighbours import middle
 from lidnet_fast.trainer.clock import StepClock, step_memory_mb
 from lidnet_fast.trainer.config import RunConfig

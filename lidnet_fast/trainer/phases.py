@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lidnet_fast.data.samples.dataset import Batch
 from lidnet_fast.device import choose_device
 from lidnet_fast.models.denoisers import evaluated
-from lidnet_fast.models.detectors import LesionDetector
+from lidnet_fast.models.lesion_detector import LesionDetector
 from lidnet_fast.multitask import mtl_backward
 from lidnet_fast.neighbours import middle
 from lidnet_fast.trainer import ranks

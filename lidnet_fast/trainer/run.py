@@ -23,9 +23,9 @@ from lidnet_fast.data.store.reader import index_files
 from lidnet_fast.device import choose_device, choose_precision
 from lidnet_fast.errors import InputError
 from lidnet_fast.files import as_private_as, is_temporary, make_folder, remove_temporary, write_text
-from lidnet_fast.models.detectors import LesionDetector
 from lidnet_fast.models.envelope import Envelope
 from lidnet_fast.models.files import Kind, build_network, load_network, save_network, without_weights
+from lidnet_fast.models.lesion_detector import LesionDetector
 from lidnet_fast.models.registry import NetworkConfig
 from lidnet_fast.runtime import recorded_cost
 from lidnet_fast.trainer import ranks

@@ -23,9 +23,10 @@ from lidnet_fast.data.formats.find import files_below
 from lidnet_fast.data.formats.volumes.series import scan_volumes
 from lidnet_fast.errors import InputError
 from lidnet_fast.inference import denoise, detect
-from lidnet_fast.models.detectors import LesionDetector, build_detector
+from lidnet_fast.models.detectors import build_detector
 from lidnet_fast.models.envelope import Envelope
 from lidnet_fast.models.files import save_network
+from lidnet_fast.models.lesion_detector import LesionDetector
 from lidnet_fast.models.registry import NetworkConfig
 from lidnet_fast.models.slice_detector import SliceDetector
 from lidnet_fast.models.windowing import HUWindow

@@ -6,7 +6,7 @@ from torch import nn
 
 from lidnet_fast.errors import InputError
 from lidnet_fast.models import DETECTORS, LesionDetector, build_detector
-from lidnet_fast.models.detectors import OneStageDetector, TwoStageDetector
+from lidnet_fast.models.lesion_detector import OneStageDetector, TwoStageDetector
 
 SMALL = ["faster_rcnn_small", "retinanet_small", "retinanet_small_fpn"]
 BOX = torch.tensor([[10.0, 12.0, 24.0, 30.0]])
