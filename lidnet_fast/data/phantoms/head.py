@@ -20,7 +20,7 @@ from lidnet_fast.data.phantoms.solids import Ellipsoid, Tube
 from lidnet_fast.data.phantoms.stack import Lesion, Stack, StackPhantom
 
 DIAMETERS_MM = (3.5, 10.0)
-DENSITIES_HU = (46.0, 66.0)
+DENSITIES_HU = (44.0, 61.0)
 """Of haemorrhages."""
 
 _LEVELS = (-52.0, 14.0)
@@ -85,7 +85,7 @@ def _paint_distractor(rng: np.random.Generator, head: Head, stack: Stack) -> Non
     elif kind == 1:  # a vessel
         length, rise = u(8, 24), u(-0.5, 0.5)
         end = (x + length * math.cos(heading), y + length * math.sin(heading), z + rise * length)
-        stack.paint(Tube(point, end, (u(1.0, 2.6), u(0.6, 1.0))), u(46, 66))
+        stack.paint(Tube(point, end, (u(1.0, 2.6), u(0.6, 1.0))), u(*DENSITIES_HU))
     else:  # a bump of the skull's inside that fills the slice in part
         a, b, c = head.inside
         near = math.sqrt(max(1 - (z / c) ** 2, 0))
