@@ -7,18 +7,27 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from lidnet_fast.data.samples.dataset import LesionPatches, collate, make_batch
+from lidnet_fast.data.samples.dataset import LesionPatches, Samples, collate, make_batch
 from lidnet_fast.data.simulation.dose import DoseSimulation
 from lidnet_fast.data.store.index import SeriesInfo
 from lidnet_fast.data.store.writer import StoreWriter
-from lidnet_fast.runtime import machine_facts
+from lidnet_fast.runtime import keep_freed_memory, machine_facts
 
-SLICES, SIDE, BATCH, ROUNDS = 40, 512, 4, 40
+SLICES, SIDE, BATCH, ROUNDS = 40, 512, 4, 20
+NOISE = "new noise"
+PARTS: dict[str, dict[str, object]] = {
+    "loaded, normal dose alone (detectors)": {"with_low_dose": False},
+    "loaded, with what noise needs": {},
+    "the same, slices not seen before": {"cache_mib": 0},
+    NOISE: {},
+}
 
 
 def write_store(path: Path) -> None:
@@ -42,30 +51,34 @@ def seconds(run: Callable[[], object]) -> float:
 
 def main() -> None:
     torch.set_num_threads(1)
+    keep_freed_memory()  # as `train` does
     print(", ".join(f"{name} {fact}" for name, fact in machine_facts().items()), end=".\n\n")
-    print("| field of view | context | loaded, ms | noise, ms |\n| --- | ---: | ---: | ---: |")
+    print("| field of view | ms per sample | one slice | three | times |\n| --- | --- | ---: | ---: | ---: |")
     with tempfile.TemporaryDirectory() as folder:
         write_store(Path(folder) / "store")
-        for crop in (256, None):
-            options = {"crop": crop, "positive_fraction": 0.85, "augment": True, "seed": 0}
-            data = {
-                k: LesionPatches(Path(folder) / "store", "train", **options, context=k, low_dose_context=k)  # type: ignore[arg-type]
+        for crop, (part, phase) in product((256, None), PARTS.items()):
+            options = {"crop": crop, "positive_fraction": 0.85, "augment": True, "seed": 0, **phase}
+            data = [
+                LesionPatches(Path(folder) / "store", "train", **options, context=k, low_dose_context=k)  # type: ignore[arg-type]
                 for k in (0, 1)
-            }
-            times: dict[int, list[tuple[float, float]]] = {k: [] for k in data}
-            for of_context in data.values():  # fills the caches
-                for draw in range(10 * SLICES):
+            ]
+            for of_context in data:  # fills the caches
+                for draw in range(5 * SLICES):
                     of_context[draw]
+            times: list[tuple[float, ...]] = []
             for number in range(ROUNDS):
                 draws = range(number * BATCH, (number + 1) * BATCH)
-                for k, of_context in data.items():
-                    samples = collate([of_context[draw] for draw in draws])
-                    loaded = seconds(lambda d=of_context, n=draws: collate([d[draw] for draw in n]))  # type: ignore[misc]
-                    noise = seconds(lambda s=samples: make_batch(s, torch.device("cpu")))  # type: ignore[misc]
-                    times[k].append((loaded, noise))
-            for k, measured in times.items():
-                loaded, noise = (1e3 * statistics.median(part) for part in zip(*measured, strict=True))
-                print(f"| {crop or SIDE} | {k} | {loaded:.2f} | {noise:.1f} |")
+                work = [loading(of_context, draws) for of_context in data]
+                if part == NOISE:
+                    work = [partial(make_batch, load(), torch.device("cpu")) for load in work]
+                times.append(tuple(seconds(run) for run in work))
+            one, three = (1e3 * statistics.median(of_context) for of_context in zip(*times, strict=True))
+            print(f"| {crop or SIDE} | {part} | {one:.2f} | {three:.2f} | {three / one:.2f} |", flush=True)
+
+
+def loading(data: LesionPatches, draws: range) -> Callable[[], Samples]:
+    """What a loader process does for a batch, but for handing it over."""
+    return lambda: collate([data[draw] for draw in draws])
 
 
 if __name__ == "__main__":

@@ -37,8 +37,8 @@ def test_it_sees_what_the_denoiser_makes_of_low_dose(tiny_config: RunConfig) -> 
 def test_normal_dose_costs_no_noise(tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A detector that trains and validates on normal dose asks for no low dose; one on denoised images does."""
     drawn: list[int] = []
-    noise = dataset.sector_noise
-    monkeypatch.setattr(dataset, "sector_noise", lambda *args: drawn.append(1) or noise(*args))
+    noise = dataset.stack_noise
+    monkeypatch.setattr(dataset, "stack_noise", lambda *args: drawn.append(1) or noise(*args))
     run = Run(replace(tiny_config, independent_judge=tiny_config.detector.network))
     run.train_independent_judge()
     run.train_detector()

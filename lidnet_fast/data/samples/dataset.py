@@ -22,7 +22,7 @@ from lidnet_fast.data.simulation.dose import (
     DoseSimulation,
     coarse_attenuation,
     sample_generator,
-    sector_noise,
+    stack_noise,
     variance_maps,
 )
 from lidnet_fast.data.store.reader import Store
@@ -192,16 +192,16 @@ class LesionPatches(Dataset[Sample]):
         window = (y0, x0, rows, columns)
         flips = (bool(rng.integers(2)), bool(rng.integers(2))) if self.augment else (False, False)
         flip = (slice(None), *(slice(None, None, -1 if flipped else 1) for flipped in flips))
-        simulated = self.simulation is not None
-        stored = self.with_low_dose and not simulated
+        stored = self.with_low_dose and self.simulation is None
         epoch, sample = divmod(draw, len(self))
         around = self.around
         seen = neighbours(z, self.store.series[index].shape[0], around).tolist()
+        pixels, attenuation = self._normal_dose(index, z, seen, window)
         return Sample(
             id=(index, z, y0, x0, *flips),
-            normal_dose=self.store.read_stack(index, z, around, window)[flip],
+            normal_dose=pixels[flip],
             low_dose=self.store.read_stack(index, z, around, window, low_dose=True)[flip] if stored else None,
-            attenuation=torch.stack([self._attenuation(index, one) for one in seen]) if simulated else None,
+            attenuation=attenuation,
             image_size=(height, width),
             pixel_spacing=self.store.series[index].spacing[2],
             boxes=boxes_in_view(self.store.boxes(index, z), window, flips),
@@ -210,16 +210,30 @@ class LesionPatches(Dataset[Sample]):
             context=self.context,
         )
 
-    def _attenuation(self, index: int, z: int) -> Tensor:
-        assert self.simulation is not None
-        key = (index, z)
-        if (known := self._cache.get(key)) is not None:
-            return known
-        hu = torch.from_numpy(self.store.read(index, z))[None]
-        attenuation = coarse_attenuation(hu, self.store.series[index].spacing[2], self.simulation)[0]
-        if attenuation.nbytes <= self._cache.maxsize:
-            self._cache[key] = attenuation
-        return attenuation
+    def _normal_dose(
+        self, index: int, z: int, seen: Sequence[int], window: tuple[int, int, int, int]
+    ) -> tuple[np.ndarray, Tensor | None]:
+        """A field of view of slices, and their attenuation if noise is simulated; nothing is decoded twice."""
+        if self.simulation is None:
+            return self.store.read_stack(index, z, self.around, window), None
+        whole: np.ndarray | None = None
+        attenuation = []
+        for channel, one in enumerate(seen):
+            known = self._cache.get((index, one))
+            if known is None:
+                if whole is None:
+                    whole = self.store.read_stack(index, z, self.around)
+                hu = torch.from_numpy(whole[channel])[None]
+                known = coarse_attenuation(hu, self.store.series[index].spacing[2], self.simulation)[0]
+                if known.nbytes <= self._cache.maxsize:
+                    self._cache[index, one] = known
+            attenuation.append(known)
+        y0, x0, rows, columns = window
+        if whole is None:
+            pixels = self.store.read_stack(index, z, self.around, window)
+        else:
+            pixels = whole[:, y0 : y0 + rows, x0 : x0 + columns]
+        return pixels, torch.stack(attenuation)
 
 
 def collate(samples: Sequence[Sample]) -> Samples:
@@ -264,15 +278,14 @@ def _noise(samples: Samples, simulation: DoseSimulation, device: torch.device) -
     noise = torch.empty(samples.normal_dose.shape, device=device)
     for size, attenuation in samples.attenuation.items():
         members = [n for n, of_sample in enumerate(samples.image_sizes) if of_sample == size]
-        spacings = torch.tensor([samples.pixel_spacings[n] for n in members])
-        for channel in range(slices):  # one at a time: a batch of all would leave the processor's caches
-            maps = variance_maps(attenuation[:, channel].to(device, non_blocking=True), size, spacings, simulation)
-            noise[members, channel] = sector_noise(
-                maps,
-                size,
-                [(*samples.ids[n][2:4], rows, columns) for n in members],
-                [sample_generator(*samples.noise_keys[n][channel]) for n in members],
-            )
+        spacings = torch.tensor([samples.pixel_spacings[n] for n in members]).repeat_interleave(slices)
+        maps = variance_maps(attenuation.flatten(0, 1).to(device, non_blocking=True), size, spacings, simulation)
+        noise[members] = stack_noise(
+            maps.unflatten(0, (-1, slices)),
+            size,
+            [(*samples.ids[n][2:4], rows, columns) for n in members],
+            [[sample_generator(*key) for key in samples.noise_keys[n]] for n in members],
+        )
     flips = torch.tensor([sample[4:] for sample in samples.ids]).to(device, non_blocking=True)
     for axis in (2, 3):
         noise = torch.where(flips[:, axis - 2, None, None, None], noise.flip(axis), noise)

@@ -154,6 +154,17 @@ def test_normal_dose_alone_is_the_same_samples(tmp_path: Path, simulate: bool) -
         assert torch.equal(batch["boxes"][0], expected["boxes"][0])
 
 
+@pytest.mark.parametrize("context", [0, 1])
+def test_what_is_cached_changes_nothing(tmp_path: Path, context: int) -> None:
+    store = write_store(tmp_path / "store")
+    options = {"context": context, "low_dose_context": context}
+    cached, never = patches(store, **options), patches(store, **options, cache_mib=0)
+    for draw in range(12):
+        batch, again, expected = (batch_of(data, [draw]) for data in (cached, cached, never))
+        assert all(torch.equal(found["low_dose"], expected["low_dose"]) for found in (batch, again))
+        assert torch.equal(batch["normal_dose"], expected["normal_dose"])
+
+
 def test_a_slice_has_the_same_noise_in_every_stack_of_an_epoch(tmp_path: Path) -> None:
     store = write_store(tmp_path / "store")
     data = patches(store, context=1, low_dose_context=1, crop=None, augment=False)

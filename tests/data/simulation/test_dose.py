@@ -17,6 +17,7 @@ from lidnet_fast.data.simulation.dose import (
     sample_generator,
     sector_noise,
     simulate_low_dose,
+    stack_noise,
 )
 from lidnet_fast.errors import InputError
 
@@ -233,6 +234,25 @@ def test_noise_depends_on_its_own_generator_alone(chest):
         maps.flip(0), (SIZE, SIZE), windows[::-1], [sample_generator(5, 1, n) for n in (2, 1, 0)]
     )
     torch.testing.assert_close(together, reversed_order.flip(0), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("sectors", [1, 7, 8])
+def test_slices_of_a_stack_have_the_noise_that_they_have_alone(chest, sectors):
+    """Two slices are shaped at a time, as one complex image, and an odd one alone."""
+    simulation = dataclasses.replace(SCAN, sectors=sectors)
+    slices = torch.cat([chest, chest.flip(1), chest * 0.5])
+    maps = noise_variance_maps(torch.cat([slices, slices.flip(2)]), SPACING, simulation)
+    windows = [(0, 0, 63, 48), (50, 60, 63, 48)]
+    stacks = stack_noise(
+        maps.unflatten(0, (2, 3)),
+        (SIZE, SIZE),
+        windows,
+        [[sample_generator(5, stack, z) for z in range(3)] for stack in range(2)],
+    )
+    generators = [sample_generator(5, stack, z) for stack in range(2) for z in range(3)]
+    alone = sector_noise(maps, (SIZE, SIZE), [window for window in windows for _ in range(3)], generators)
+    torch.testing.assert_close(stacks.flatten(0, 1), alone, rtol=1e-5, atol=1e-3)
+    assert torch.equal(stacks[:, 2], alone[2::3])
 
 
 def test_the_same_call_gives_the_same_bits(chest):
