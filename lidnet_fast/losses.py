@@ -16,13 +16,13 @@ from ._plausibility import boxes_inside
 from ._tensors import compute_dtype, reduce_boxes, upload
 from .extractors.cache import FeatureCache
 from .extractors.layers import LayerExtractor, spatial_scale
-from .extractors.parts import Part, parts_of
+from .extractors.parts import Part, Parts, parts_of
 from .extractors.windowed import WindowBatch, WindowedExtractor
 from .extractors.windows import Plan
 from .functional import MultiLossOutput
 from .functional._boxes import as_box_weights, check_boxes
 from .functional._pooling import Pooling
-from .functional.roi import OUTSIDE, compare_boxes
+from .functional.roi import OUTSIDE, compare_boxes, windows_of_pair
 
 __all__ = ["MultiLoss", "ROIPerceptualLoss"]
 
@@ -287,26 +287,34 @@ class ROIPerceptualLoss(nn.Module):
         if self.cache is None:
             sample_ids = None
         plan = self._plan(rois, size, len(denoised), share_kinds=sample_ids is None)
-        parts, order = parts_of(plan, rois, denoised, self.layer_weights, self.windows)
+        parts = parts_of(plan, rois, denoised, self.layer_weights, self.windows)
+        of_denoised, of_normal_dose = self._cut(parts, denoised, normal_dose if sample_ids is None else None)
         losses = []
-        for part in parts:
-            inputs = self._features(part, denoised)
+        for part in parts.parts:
+            inputs = self._features(part, denoised, of_denoised)
             with torch.no_grad():
-                if part.batch is None or sample_ids is None:
-                    targets = self._features(part, normal_dose)
-                else:
+                if part.batch is not None and sample_ids is not None:
                     windows = [plan.windows[number] for number in part.windows]
                     kind = denoised.device.type
                     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else denoised.dtype
                     keys = [(sample_ids[window.image], window.stretches, size, dtype) for window in windows]
                     targets = self._cached(normal_dose, part.batch, keys)
+                else:
+                    targets = self._features(part, normal_dose, of_normal_dose)
             losses.append(self._compare(inputs, targets, part.rois, size))
-        return torch.cat(losses)[order]
+        return losses[0] if parts.order is None else torch.cat(losses)[parts.order]
 
-    def _features(self, part: Part, images: Tensor) -> dict[str, Tensor]:
+    def _cut(self, parts: Parts, denoised: Tensor, normal_dose: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
+        """The windows of both images, of each part that has windows."""
+        batches = [part.batch for part in parts.parts if part.batch is not None]
+        counts, sizes = [len(batch.corners) for batch in batches], [batch.size for batch in batches]
+        return windows_of_pair(denoised, normal_dose, parts.corners, counts, sizes) if batches else ([], [])
+
+    def _features(self, part: Part, images: Tensor, windows: list[Tensor]) -> dict[str, Tensor]:
+        """Those of a part of the images, from the next of the windows, which is taken, where it has windows."""
         if part.batch is not None:
             assert self.windows is not None
-            return self.windows.features(images, part.batch)
+            return self.windows.features_of(windows.pop(0), part.batch)
         assert part.images is not None
         return self.extractor.features(images if len(part.images) == len(images) else images[part.images])
 
@@ -340,7 +348,10 @@ class ROIPerceptualLoss(nn.Module):
             scale = self._scale(layer, features.shape[2:], image_size)
             pooling = Pooling(None, [scale], self.output_size, self.sampling_ratio, self.aligned)
             local = of_layer.to(compute_dtype(features.dtype))
-            losses.append(weight * compare_boxes([features], [targets[layer]], local, pooling, self.criterion))
+            of_boxes = compare_boxes([features], [targets[layer]], local, pooling, self.criterion)
+            losses.append(of_boxes if weight == 1 else weight * of_boxes)
+        if len(losses) == 1:
+            return losses[0] if self.variances is None else losses[0] / self.variances
         together = torch.stack(losses)
         return (together if self.variances is None else together / self.variances[:, None]).sum(0)
 

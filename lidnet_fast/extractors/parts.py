@@ -14,7 +14,7 @@ from .._tensors import upload
 from .windowed import WindowBatch, WindowedExtractor
 from .windows import Plan
 
-__all__ = ["Part", "parts_of"]
+__all__ = ["Part", "Parts", "parts_of"]
 
 
 class Part(NamedTuple):
@@ -36,10 +36,24 @@ class Part(NamedTuple):
     rois: list[Tensor]
 
 
+class Parts(NamedTuple):
+    """What a plan comes to, on the device of the images.
+
+    Attributes:
+        parts: A part for each kind of window, and one of whole images if the plan has any.
+        corners: Of the windows of all parts, one after the other.
+        order: What brings values of the parts' boxes, part by part, into the boxes' order; None where they are in it.
+    """
+
+    parts: list[Part]
+    corners: Tensor
+    order: Tensor | None
+
+
 def parts_of(
     plan: Plan, rois: Tensor, images: Tensor, layers: Iterable[str], extractor: WindowedExtractor | None
-) -> tuple[list[Part], Tensor]:
-    """The parts of a plan on the device of the images, and what brings values of their boxes into the boxes' order.
+) -> Parts:
+    """The parts of a plan of at least one box.
 
     Args:
         plan: Windows and whole images.
@@ -48,15 +62,30 @@ def parts_of(
         layers: Names of the layers.
         extractor: What computes windows; without it the plan has none.
     """
-    parts = [] if extractor is None else _of_windows(plan, rois, images, list(layers), extractor)
+    layers = list(layers)
+    parts = [] if extractor is None else _of_windows(plan, rois, images, layers, extractor)
+    nowhere = torch.empty(0, images.ndim - 1, dtype=torch.int64, device="cpu")
+    corners = torch.cat([nowhere, *(part.batch.corners for part in parts if part.batch is not None)])
     if plan.whole:
-        boxes, whole = np.flatnonzero(plan.window_of_box < 0), torch.tensor(sorted(plan.whole), device="cpu")
-        local = rois[boxes]
-        local[:, 0] = torch.searchsorted(whole, local[:, 0].long()).to(local.dtype)
-        parts.append(Part(boxes, [], None, whole, [local for _ in layers]))
-    order = torch.from_numpy(np.concatenate([part.boxes for part in parts]).argsort())
-    order, *numbers = upload([order, *(tensor for part in parts for tensor in _numbers(part))], images.device)
-    return [_with_numbers(part, numbers) for part in parts], order
+        parts.append(_of_images(plan, rois, layers))
+    order = [torch.from_numpy(np.concatenate([part.boxes for part in parts]).argsort())] if len(parts) > 1 else []
+    of_parts = [tensor for part in parts for tensor in (part.images, *part.rois) if tensor is not None]
+    corners, *numbers = upload([corners, *order, *of_parts], images.device)
+    in_order = numbers.pop(0) if order else None
+    return Parts(_placed(parts, corners, numbers), corners, in_order)
+
+
+def _placed(parts: Sequence[Part], corners: Tensor, numbers: list[Tensor]) -> list[Part]:
+    """Parts with their corners and the next of the numbers, which are taken, for their own."""
+    placed, first = [], 0
+    for part in parts:
+        if part.batch is None:
+            part = part._replace(images=numbers.pop(0))
+        else:
+            of_part = corners[first : first + len(part.windows)]
+            part, first = part._replace(batch=part.batch._replace(corners=of_part)), first + len(of_part)
+        placed.append(part._replace(rois=[numbers.pop(0) for _ in part.rois]))
+    return placed
 
 
 def _of_windows(
@@ -74,15 +103,8 @@ def _of_windows(
     return parts
 
 
-def _numbers(part: Part) -> list[Tensor]:
-    places = part.images if part.batch is None else part.batch.corners
-    assert places is not None
-    return [places, *part.rois]
-
-
-def _with_numbers(part: Part, numbers: list[Tensor]) -> Part:
-    """A part with the next of the numbers, which are taken, for its own."""
-    places, *rois = (numbers.pop(0) for _ in range(1 + len(part.rois)))
-    if part.batch is None:
-        return part._replace(images=places, rois=rois)
-    return part._replace(batch=part.batch._replace(corners=places), rois=rois)
+def _of_images(plan: Plan, rois: Tensor, layers: Sequence[str]) -> Part:
+    boxes, whole = np.flatnonzero(plan.window_of_box < 0), torch.tensor(sorted(plan.whole), device="cpu")
+    local = rois[boxes]
+    local[:, 0] = torch.searchsorted(whole, local[:, 0].long()).to(local.dtype)
+    return Part(boxes, [], None, whole, [local for _ in layers])

@@ -144,7 +144,10 @@ class WindowedExtractor:
             images: [N, C, H, W] or [N, C, D, H, W].
             batch: Windows of these images.
         """
-        windows = fast.roi_windows(images, batch.corners, batch.size)
+        return self.features_of(fast.roi_windows(images, batch.corners, batch.size), batch)
+
+    def features_of(self, windows: Tensor, batch: WindowBatch) -> dict[str, Tensor]:
+        """`features` of windows that are cut out already."""
         return batch.network(self.extractor.network, windows, self.extractor.mean, self.extractor.std)
 
     def _derived(self, kind: _Kind) -> _Derived:
@@ -261,7 +264,7 @@ def fold(
     if std is not None:
         weight = weight / std.to(weight.dtype)
     shift = None if mean is None else -(weight * mean.to(weight.dtype)).sum(1, keepdim=True)
-    if channels == 1:
+    if channels < weight.shape[1]:
         weight = weight.sum(1, keepdim=True)
     if shift is not None and padded:
         weight = torch.cat((weight, shift), 1)

@@ -32,6 +32,7 @@ from ._pooling import Pooling, level_areas, level_scale
 CRITERIA = ("mse", "l1", "smooth_l1", "charbonnier")
 REDUCTIONS = ("none", "sum", "mean")
 OUTSIDE = ("keep", "ignore")
+_MOST_KINDS = 32  # of windows that one launch cuts: their addresses are its arguments
 _DOUBT_OF_SCALE = "Of features, is spatial_scale 1 / stride?"
 _DOUBT_OF_SIZES = "Are image_sizes those of the images?"
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -290,6 +291,40 @@ def roi_windows(images: Tensor, corners: Tensor, size: Sequence[int]) -> Tensor:
         raise ValueError(f"size must be at most the images', {tuple(images.shape[2:])}, got {lengths}")
     check_corners(corners, images, lengths)
     return backend.implementation("roi_windows", images.device)(images, corners.to(images.device), lengths)
+
+
+def windows_of_pair(
+    images: Tensor, targets: Tensor | None, corners: Tensor, counts: Sequence[int], sizes: Sequence[Sequence[int]]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Windows of arguments that are checked, kind by kind: of the images, and of targets, which get no gradient.
+
+    On CUDA all are cut by one launch, and one adds their gradients.
+
+    Args:
+        images: As in `roi_windows`.
+        targets: Of the shape and dtype of `images`, or None for no windows of theirs.
+        corners: As in `roi_windows`, of all kinds, one after the other.
+        counts: Windows of each kind.
+        sizes: Of the windows of each kind.
+    """
+    of_pair: tuple[list[Tensor], list[Tensor]] = ([], [])
+    fused = backend.kernel("windows_of_pair", images.device)
+    if fused is None:
+        cut = backend.implementation("roi_windows", images.device)
+        kinds = list(zip(corners.split(list(counts)), sizes, strict=True))
+        of_pair[0].extend(cut(images, of_kind, size) for of_kind, size in kinds)
+        with torch.no_grad():
+            of_pair[1].extend(cut(targets, of_kind, size) for of_kind, size in kinds if targets is not None)
+        return of_pair
+    first = 0
+    for kind in range(0, len(counts), _MOST_KINDS):
+        number, lengths = list(counts[kind : kind + _MOST_KINDS]), sizes[kind : kind + _MOST_KINDS]
+        flat = [side for size in lengths for side in size]
+        windows = fused(images, targets, corners[first : first + sum(number)], number, flat)
+        of_pair[0].extend(windows[: len(number)])
+        of_pair[1].extend(windows[len(number) :])
+        first += sum(number)
+    return of_pair
 
 
 def check_pooling(

@@ -11,4 +11,8 @@ _TRITON = frozenset({"roi_perceptual_loss", "roi_windows"})
 _CUDA = frozenset({"combine_gradients", "gradient_gramian", "multi_loss", "multi_loss_jacobian"})
 
 # The ops that the kernels of each kind compute; the kinds are the names of `backend.missing_kernels`.
-KERNELS = {"cpu": _TRITON | _CUDA | {"roi_align"}, "cuda, Triton": _TRITON | {"check_boxes"}, "cuda, C++": _CUDA}
+KERNELS = {
+    "cpu": _TRITON | _CUDA | {"roi_align"},
+    "cuda, Triton": _TRITON | {"check_boxes", "windows_of_pair"},
+    "cuda, C++": _CUDA,
+}

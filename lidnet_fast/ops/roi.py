@@ -37,6 +37,14 @@ define(f"roi_perceptual_losses_backward(Tensor grad_losses, {_OF_BOXES}) -> Tens
 define("roi_windows(Tensor images, Tensor corners, SymInt[] size) -> Tensor")
 define("roi_windows_backward(Tensor grad_windows, Tensor corners, SymInt[] shape) -> Tensor")
 
+# Windows of several kinds, the first so many corners of the first and so on, each kind of a size of its own: of the
+# images, and then of the targets, which get no gradient.
+define("windows_of_pair(Tensor images, Tensor? targets, Tensor corners, SymInt[] counts, SymInt[] sizes) -> Tensor[]")
+define(
+    "windows_of_pair_backward(Tensor[] grad_windows, Tensor corners, SymInt[] counts, SymInt[] sizes, SymInt[] shape) "
+    "-> Tensor"
+)
+
 
 @torch.library.register_fake("lidnet_fast::roi_align")
 def _(inputs: list[Tensor], rois: Tensor, *options: Any) -> Tensor:
@@ -307,3 +315,76 @@ def _(*arguments: Any) -> Tensor:
     from lidnet_fast.kernels.roi_windows import roi_windows_backward
 
     return roi_windows_backward(*arguments)
+
+
+@torch.library.register_fake("lidnet_fast::windows_of_pair")
+def _(
+    images: Tensor, targets: Tensor | None, corners: Tensor, counts: Sequence[int], sizes: Sequence[int]
+) -> list[Tensor]:
+    kinds = zip(counts, _by_level(sizes, images.ndim - 2), strict=True)
+    shapes = [(count, images.shape[1], *size) for count, size in kinds]
+    return [images.new_empty(shape) for shape in (shapes if targets is None else shapes * 2)]
+
+
+@torch.library.register_fake("lidnet_fast::windows_of_pair_backward")
+def _(grad_windows: Sequence[Tensor], *arguments: Any) -> Tensor:
+    return grad_windows[0].new_empty(tuple(arguments[-1]))
+
+
+def _save_kinds(ctx: Any, arguments: tuple[Any, ...], output: Sequence[Tensor]) -> None:
+    images, _, corners, *ctx.kinds = arguments
+    keep(ctx, corners)
+    ctx.shape = images.shape
+    ctx.constant = len(output) - len(ctx.kinds[0])
+    ctx.mark_non_differentiable(*output[len(ctx.kinds[0]) :])
+
+
+def _add_kinds(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+    return _added(ctx, gradients), None, None, None, None
+
+
+def _added(ctx: Any, windows: Sequence[Tensor | None]) -> Tensor:
+    """The first windows, one of each kind, added up; None stands for zeros."""
+    counts, sizes = ctx.kinds
+    lengths = _by_level(sizes, len(ctx.shape) - 2)
+    shapes = [(count, ctx.shape[1], *size) for count, size in zip(counts, lengths, strict=True)]
+    filled = _filled(windows[: len(counts)], shapes)
+    return torch.ops.lidnet_fast.windows_of_pair_backward(filled, *ctx.saved_tensors, *ctx.kinds, ctx.shape)
+
+
+def _cut_kinds_tangent(ctx: Any, tangent: Tensor | None, of_targets: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    refuse_tangents("windows_of_pair", targets=of_targets)
+    cut = torch.ops.lidnet_fast.windows_of_pair(tangent, None, *ctx.saved_tensors, *ctx.kinds)
+    return (*cut, *(None for _ in range(ctx.constant)))
+
+
+def _save_added(ctx: Any, arguments: tuple[Any, ...], output: Tensor) -> None:
+    _, corners, *ctx.kinds, ctx.shape = arguments
+    keep(ctx, corners)
+
+
+def _cut_kinds(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    cut = torch.ops.lidnet_fast.windows_of_pair(gradient, None, *ctx.saved_tensors, *ctx.kinds)
+    return cut, None, None, None, None
+
+
+def _added_kinds_tangent(ctx: Any, tangents: Sequence[Tensor | None], *_: Any) -> Tensor:
+    return _added(ctx, tangents)
+
+
+differentiate("windows_of_pair", _save_kinds, _add_kinds, _cut_kinds_tangent)
+differentiate("windows_of_pair_backward", _save_added, _cut_kinds, _added_kinds_tangent)
+
+
+@torch.library.impl(library, "windows_of_pair", "CUDA")
+def _(*arguments: Any) -> list[Tensor]:
+    from lidnet_fast.kernels.roi_windows import windows_of_pair
+
+    return windows_of_pair(*arguments)
+
+
+@torch.library.impl(library, "windows_of_pair_backward", "CUDA")
+def _(*arguments: Any) -> Tensor:
+    from lidnet_fast.kernels.roi_windows import windows_of_pair_backward
+
+    return windows_of_pair_backward(*arguments)

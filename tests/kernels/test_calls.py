@@ -6,6 +6,7 @@ from torch import nn
 
 from lidnet_fast import ROIPerceptualLoss, multi_loss, multiscale_roi_perceptual_loss, roi_perceptual_loss
 from lidnet_fast.extractors import windows
+from lidnet_fast.functional import roi
 
 from .emulated import build, load
 
@@ -138,19 +139,20 @@ def network():
     )
 
 
+# Boxes, options, and launches of the loss and its gradient.
 PERCEPTUAL = {
-    "windows of two kinds": ([[10, 12, 18, 20], [0, 0, 9, 9]], {}),
-    "windows and a whole image": ([[10, 12, 18, 20], [0, 0, 60, 60]], {}),
-    "whole images": ([[10, 12, 18, 20], [20, 20, 30, 30]], {"halo": "whole"}),
-    "two layers": ([[10, 12, 18, 20], [20, 20, 30, 30]], {"layers": ["1", "4"]}),
-    "ignored": ([[10, 12, 18, 20], [90, 90, 99, 99]], {"outside": "ignore"}),
-    "weights": ([[10, 12, 18, 20], [0, 0, 9, 9]], {"weights": torch.tensor([2.0, 3.0])}),
-    "nothing": ([], {}),
+    "windows of two kinds": ([[10, 12, 18, 20], [0, 0, 9, 9]], {}, 58),
+    "windows and a whole image": ([[10, 12, 18, 20], [0, 0, 60, 60]], {}, 57),
+    "whole images": ([[10, 12, 18, 20], [20, 20, 30, 30]], {"halo": "whole"}, 26),
+    "two layers": ([[10, 12, 18, 20], [20, 20, 30, 30]], {"layers": ["1", "4"]}, 78),
+    "ignored": ([[10, 12, 18, 20], [90, 90, 99, 99]], {"outside": "ignore"}, 64),
+    "weights": ([[10, 12, 18, 20], [0, 0, 9, 9]], {"weights": torch.tensor([2.0, 3.0])}, 66),
+    "nothing": ([], {}, 5),
 }
 
 
-@pytest.mark.parametrize(("boxes", "options"), PERCEPTUAL.values(), ids=PERCEPTUAL)
-def test_the_perceptual_loss_of_images_waits_for_nothing(boxes, options, monkeypatch):
+@pytest.mark.parametrize(("boxes", "options", "launches"), PERCEPTUAL.values(), ids=PERCEPTUAL)
+def test_the_perceptual_loss_of_images_waits_for_nothing(boxes, options, launches, monkeypatch):
     """Boxes are on the CPU; all that is planned from them goes to the device in one copy."""
     monkeypatch.setattr(windows, "COST_PER_CALL", 0)  # so that windows of so small images pay
     options = {"layers": "4", "output_size": 2, **options}
@@ -178,3 +180,31 @@ def test_the_perceptual_loss_of_images_waits_for_nothing(boxes, options, monkeyp
         assert torch.allclose(there.held, here, atol=1e-6)
     assert not pretence.waits
     assert pretence.uploads <= (2 if "outside" in options else 1)
+    assert pretence.launches.total() <= launches, pretence.launches
+    assert pretence.launches["_cut_kernel"] <= 1
+    assert pretence.launches["_add_kernel"] <= 1
+
+
+@pytest.mark.parametrize("most", [1, 32])
+def test_windows_of_both_images_and_their_derivatives(most, monkeypatch):
+    """In one launch, and in several where there are more kinds than one takes."""
+    monkeypatch.setattr(roi, "_MOST_KINDS", most)
+    images, targets, along = torch.rand(3, 2, 1, 8, 9, generator=torch.Generator().manual_seed(0))
+    corners, kinds = torch.tensor([[0, 1, 2], [1, 0, 0], [0, 2, 3]]), ([2, 1], [(4, 5), (6, 3)])
+
+    def call(place):
+        leaf = place(images.clone()).requires_grad_()
+        windows, of_targets = roi.windows_of_pair(leaf, place(targets), place(corners), *kinds)
+        (first,) = torch.autograd.grad(sum((w**3).sum() for w in windows), leaf, create_graph=True)
+        (second,) = torch.autograd.grad((first * place(along)).sum(), leaf)
+        assert not any(w.requires_grad for w in of_targets)
+        return [*windows, *of_targets, first, second]
+
+    expected = call(torch.clone)
+    with pretending() as pretence:
+        got = call(pretence.on_device)
+    for there, here in zip(got, expected, strict=True):
+        assert torch.allclose(there.held, here, rtol=1e-5)
+    launches = -(-len(kinds[0]) // most)
+    assert pretence.launches["_cut_kernel"] == 2 * launches  # the second time for the second derivative
+    assert pretence.launches["_add_kernel"] == 2 * launches

@@ -38,7 +38,7 @@ def run(body, source=None, result=None, blocks=2, uninitialised=None, constants=
     result = torch.full((blocks * THREADS,), -7, dtype=torch.int32) if result is None else result
     memory, counts = GlobalMemory([source, result], uninitialised or Uninitialised()), Executed()
     program = parse(constants + KERNEL % (THREADS, THREADS, body))
-    execute(program, [source.data_ptr(), result.data_ptr()], range(blocks), memory, 1024, counts)
+    execute(program, [source.data_ptr(), result.data_ptr()], range(blocks), memory, 1024, counts, blocks)
     return result, counts
 
 
@@ -105,10 +105,16 @@ def test_arithmetic_of_the_hardware():
         ("mul.hi.s32", (1 << 20, -(1 << 20)), -256),
         ("min.s32", (-1, 1), -1),
         ("min.u32", (-1, 1), 1),
+        ("brev.b32", (6,), 0x60000000),
+        ("bfind.shiftamt.u32", (6,), 29),
+        ("bfind.shiftamt.u32", (0,), -1),
+        ("prmt.b32", (0x44332211, -0x77665545, 0x1B50), 0x22004411),
     ],
 )
 def test_arithmetic_of_integers(opcode, values, expected):
-    body = f"mov.b32 %r5, {values[0]}; mov.b32 %r6, {values[1]}; {opcode} %r4, %r5, %r6; {STORE}"
+    registers = [f"%r{number}" for number in range(5, 5 + len(values))]
+    moved = "".join(f"mov.b32 {name}, {value}; " for name, value in zip(registers, values, strict=True))
+    body = f"{moved}{opcode} %r4, {', '.join(registers)}; {STORE}"
     assert run(body)[0].unique().tolist() == [expected]
 
 
@@ -221,7 +227,7 @@ FAULTS = {
         ExecutionError,
         "never come to",
     ),
-    "an unknown instruction": ("brev.b32 %r4, %r1;", ExecutionError, "not modelled"),
+    "an unknown instruction": ("fns.b32 %r4, %r1, 0, 1;", ExecutionError, "not modelled"),
 }
 
 

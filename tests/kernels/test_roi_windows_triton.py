@@ -45,6 +45,43 @@ def test_values_and_gradients(case, device, dtype):
     assert torch.equal(gradient, kernels.roi_windows_backward(upstream, corners, shape))
 
 
+KINDS = {"images": ((2, 3, 9, 11), [(4, 6), (9, 11), (2, 3)]), "volumes": ((2, 2, 4, 6, 7), [(2, 3, 4), (4, 6, 7)])}
+
+
+@pytest.mark.parametrize("counts", [(2, 1, 3), (0, 2, 0), (1, 0, 2), (3, 1, 0), (0, 0, 0)])
+@pytest.mark.parametrize("of", KINDS)
+def test_windows_of_several_kinds_and_both_images(of, counts, device):
+    """One launch cuts all, one adds all up."""
+    shape, sizes = KINDS[of]
+    counts = list(counts[: len(sizes)])
+    generator = torch.Generator().manual_seed(0)
+    images, targets = (torch.randn(shape, generator=generator, dtype=torch.float64).to(device) for _ in range(2))
+    most = [[shape[0] - 1, *(a - n for a, n in zip(shape[2:], size, strict=True))] for size in sizes]
+    corners = [
+        torch.cat([torch.randint(m + 1, (count, 1), generator=generator) for m in of_kind], 1)
+        for of_kind, count in zip(most, counts, strict=True)
+    ]
+    flat, together = [side for size in sizes for side in size], torch.cat(corners).to(device)
+    windows = kernels.windows_of_pair(images, targets, together, counts, flat)
+    kinds = list(zip(corners, sizes, strict=True))
+    expected = [
+        torch.stack([source[slices(corner, size)] for corner in of_kind])
+        if len(of_kind)
+        else source.new_empty(0, shape[1], *size)
+        for source in (images, targets)
+        for of_kind, size in kinds
+    ]
+    assert all(map(torch.equal, windows, expected))
+    alone = kernels.windows_of_pair(images, None, together, counts, flat)
+    assert all(map(torch.equal, alone, expected[: len(sizes)]))
+    upstream = [torch.randn(w.shape, generator=generator, dtype=torch.float64).to(device) for w in alone]
+    gradient = torch.zeros_like(images)
+    for (of_kind, size), grads in zip(kinds, upstream, strict=True):
+        for corner, of_window in zip(of_kind, grads, strict=True):
+            gradient[slices(corner, size)] += of_window
+    assert torch.equal(kernels.windows_of_pair_backward(upstream, together, counts, flat, shape), gradient)
+
+
 def test_memory(case, device, recorded, watched):
     """No access outside the tensors, no pixel stored twice, and nothing read that isn't needed but corners."""
     shape, corners, size = case

@@ -101,6 +101,9 @@ def _widened(a: Array) -> np.dtype[Any]:
 def _product(a: Array, b: Array, part: str) -> Array:
     if part == "lo":
         return a * b
+    if a.dtype.itemsize == 8:  # numpy has no wider integers: Python's
+        wide = [int(x) * int(y) for x, y in zip(a, b, strict=True)]
+        return np.array([(product >> 64) & (2**64 - 1) for product in wide], np.uint64).view(a.dtype)
     wide = a.astype(_widened(a)) * b.astype(_widened(a))
     return wide if part == "wide" else (wide >> (8 * a.dtype.itemsize)).astype(a.dtype)
 
@@ -118,6 +121,32 @@ def _extracted(a: Array, position: Array, length: Array) -> Array:
         sign = (field >> (length.view(np.uint32) - np.uint32(1))) & np.uint32(1)
         field = np.where(sign == 1, field | ~mask, field)
     return field.view(a.dtype)
+
+
+def _reversed(a: Array) -> Array:
+    """`brev`: the bits in the opposite order."""
+    for width in (1, 2, 4, 8, 16):
+        mask = np.uint32(0xFFFFFFFF // (2**width + 1))
+        a = ((a & mask) << np.uint32(width)) | ((a >> np.uint32(width)) & mask)
+    return a
+
+
+def _shift_to_top(a: Array) -> Array:
+    """`bfind.shiftamt`: how far the highest bit of 1 is from the top."""
+    highest = np.frexp(a.astype(np.float64))[1] - 1
+    return np.where(a == 0, np.uint32(0xFFFFFFFF), (31 - highest).astype(np.uint32))
+
+
+def _permuted(a: Array, b: Array, selector: Array) -> Array:
+    """`prmt`: each of four bytes is one of b's and a's eight, or its sign."""
+    both = a.astype(np.uint64) | b.astype(np.uint64) << np.uint64(32)
+    result = np.zeros_like(a)
+    for place in range(4):
+        chosen = selector >> np.uint32(4 * place)
+        byte = (both >> ((chosen & np.uint32(7)).astype(np.uint64) * np.uint64(8))).astype(np.uint32) & np.uint32(0xFF)
+        sign = np.where(byte >> np.uint32(7) == 1, np.uint32(0xFF), np.uint32(0))
+        result |= np.where(chosen & np.uint32(8) != 0, sign, byte) << np.uint32(8 * place)
+    return result
 
 
 # Modifiers that change nothing that is modelled.
@@ -155,6 +184,9 @@ OPERATIONS: dict[tuple[str, ...], Callable[..., Array]] = {
     ("shl",): lambda a, b: _shift(a, b, left=True),
     ("shr",): lambda a, b: _shift(a, b, left=False),
     ("bfe",): _extracted,
+    ("brev",): _reversed,
+    ("bfind", "shiftamt"): _shift_to_top,
+    ("prmt",): _permuted,
 }
 
 

@@ -53,21 +53,23 @@ class Executed:
 
 def execute(
     program: Program,
-    arguments: Sequence[int],
+    arguments: Sequence[int | bytes],
     blocks: Sequence[int],
     memory: GlobalMemory,
     shared: int,
     counts: Executed,
+    grid: int,
 ) -> None:
     """Runs blocks of a launch on a grid of one dimension.
 
     Args:
         program: the kernel.
-        arguments: one number per parameter, the bits of a pointer or an integer.
+        arguments: per parameter a number, the bits of a pointer or an integer, or the bytes of a struct.
         blocks: their numbers in the grid.
         memory: what pointers may point to.
         shared: bytes of shared memory of a block.
         counts: what the launch did is added to it.
+        grid: how many blocks the whole launch has.
 
     Raises:
         DeviceAssertionError: for an assertion of the kernel's that fails.
@@ -76,7 +78,7 @@ def execute(
     """
     at_once = max(_LANES // program.threads, 1)
     for first in range(0, len(blocks), at_once):
-        _Lanes(program, arguments, blocks[first : first + at_once], memory, shared, counts).run()
+        _Lanes(program, arguments, blocks[first : first + at_once], memory, shared, counts, grid).run()
     counts.warps += len(blocks) * program.threads // WARP
 
 
@@ -112,16 +114,25 @@ class _Lanes:
     def __init__(
         self,
         program: Program,
-        arguments: Sequence[int],
+        arguments: Sequence[int | bytes],
         blocks: Sequence[int],
         memory: GlobalMemory,
         shared: int,
         counts: Executed,
+        grid: int,
     ) -> None:
         count = program.threads * len(blocks)
         self._program, self._count = program, count
         self._memory, self._shared, self._counts = memory, SharedMemory(len(blocks), shared), counts
-        self._arguments = dict(zip(program.parameters, arguments, strict=True))
+        given = zip(arguments, program.parameters.values(), strict=True)
+        self._parameters = np.zeros(max((place.stop for place in program.parameters.values()), default=0), np.uint8)
+        for argument, place in given:
+            held = (
+                argument
+                if isinstance(argument, bytes)
+                else argument.to_bytes(len(place), "little", signed=argument < 0)
+            )
+            self._parameters[place.start : place.stop] = np.frombuffer(held, np.uint8)
         lane = np.arange(count, dtype=np.uint32)
         self._block = (lane // program.threads).astype(np.int32)  # of these
         self._block_number = np.asarray(blocks, np.int32)[self._block]
@@ -129,6 +140,7 @@ class _Lanes:
             "%tid.x": lane % np.uint32(program.threads),
             "%laneid": lane % np.uint32(WARP),
             "%ctaid.x": self._block_number.astype(np.uint32),
+            "%nctaid.x": np.full(count, grid, np.uint32),
         }
         self._waiting: dict[int, Mask] = {0: np.ones(count, np.bool_)}  # by the place where they stand
         self._at_barrier: dict[int, Mask] = {}
@@ -202,6 +214,9 @@ class _Lanes:
     def _read(self, operand: str, dtype: np.dtype) -> Array:
         if operand.startswith("%"):
             return as_type(self._registers[operand], dtype)
+        for variables in (self._program.parameters, self._program.shared):
+            if operand in variables:  # its address in their memory
+                return np.full(self._count, variables[operand].start, dtype)
         if operand in self._program.texts:  # its place among them, in place of an address
             return np.full(self._count, list(self._program.texts).index(operand), dtype)
         return np.full(self._count, 0 if operand == "global_smem" else _immediate(operand, dtype), dtype)
@@ -259,11 +274,18 @@ class _Lanes:
         raise DeviceAssertionError(list(self._program.texts.values())[message])
 
     def _load_parameter(self, now: Instruction) -> None:
-        dtype = np.dtype(f"u{TYPES[now.opcode[-1]].itemsize}")
-        name, offset = _address(now.operands[1])
-        if offset:
-            raise ExecutionError(f"not modelled: {now.text}")
-        self._write(now.operands[0], np.full(self._count, _immediate(str(self._arguments[name]), dtype), dtype))
+        """Of the memory of parameters, in which each has its place; compilers choose among parameters by address."""
+        size = TYPES[now.opcode[-1]].itemsize
+        base, offset = _address(now.operands[1])
+        lanes = np.flatnonzero(self._running)
+        start = self._read(base, np.dtype(np.uint64))[lanes].astype(np.int64) + offset
+        for number, register in enumerate(_parts(now.operands[0])):
+            at = start + number * size
+            if ((at < 0) | (at + size > len(self._parameters))).any():
+                raise MemoryAccessError(f"outside of all parameters: {now.text}")
+            values = np.full(self._count, -1, np.int64).astype(f"u{size}")
+            values[lanes] = self._parameters[at[:, None] + np.arange(size)].copy().view(f"u{size}")[:, 0]
+            self._write(register, values)
 
     def _access(self, now: Instruction) -> None:
         """ld and st of global and shared memory, of one value or a vector of them."""

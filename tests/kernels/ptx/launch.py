@@ -78,7 +78,7 @@ def running_ptx(sampled: Mapping[str, int] | None = None) -> Iterator[Launches]:
         most = (sampled or {}).get(self.__name__, grid[0])
         if most < grid[0]:
             blocks = random.Random(0).sample(blocks, most)
-        execute(program, numbers, blocks, memory, shared, counts)
+        execute(program, numbers, blocks, memory, shared, counts, grid[0])
         warps = grid[0] * program.threads // WARP
         launches.warps[self.__name__] = launches.warps.get(self.__name__, 0) + warps
         launches.executed.setdefault(self.__name__, Executed()).add(counts)

@@ -17,34 +17,42 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Program:
-    """A kernel. Labels name the index of the instruction that follows; parameters are named in their order.
+    """A kernel. Labels name the index of the instruction that follows.
 
     Texts are the constants that assertions name, by their symbols.
     """
 
     instructions: list[Instruction]
     labels: dict[str, int]
-    parameters: list[str]
+    parameters: dict[str, range]  # in their order; the bytes of each in the memory of parameters
     threads: int  # of a block, along x
     texts: dict[str, str]
+    shared: dict[str, range]  # variables in shared memory, and the bytes of each; none of Triton's, which has one
 
 
 _INSTRUCTION = re.compile(
     r"(?:@(?P<not>!?)(?P<predicate>%\w+)\s+)?(?P<opcode>[a-z][\w.:]*)\s*(?P<operands>.*)", re.DOTALL
 )
+# Of a variable: how it is aligned, bits of an element, name, elements.
+_VARIABLE = r"\.SPACE\s+(?:\.align\s+(\d+)\s+)?\.[busf](\d+)[^,;\[]*?(\w+)\s*(?:\[(\d+)\])?\s*(?=[,;]|$)"
 
 
-def parse(ptx: str) -> Program:
-    """The only kernel in `ptx`, as Triton compiles it. Raises ValueError for a line that isn't PTX."""
+def parse(ptx: str, kernel: str = "") -> Program:
+    """A kernel in `ptx`, as Triton or nvcc compile it: the one whose name holds `kernel`, where there are several.
+
+    Raises:
+        ValueError: No such kernel, or a line that isn't PTX.
+    """
     text = re.sub(r"//[^\n]*", "", ptx)
-    entry = re.search(r"\.entry\s+\w+\s*\((?P<parameters>.*?)\)(?P<directives>[^{]*)\{", text, re.DOTALL)
-    threads = re.search(r"\.reqntid\s+(\d+)", entry["directives"]) if entry else None
+    name = rf"\.entry\s+\w*{kernel}\w*\s*\((?P<parameters>[^)]*)\)(?P<directives>[^{{]*)\{{"
+    entry = re.search(name, text)
+    threads = re.search(r"\.(?:reqntid|maxntid)\s+(\d+)", entry["directives"]) if entry else None
     if entry is None or threads is None:
-        raise ValueError("no .entry with a .reqntid in this PTX")
-    parameters = re.findall(r"(\w+)\s*(?:,|$)", entry["parameters"].strip())
+        raise ValueError(f"no .entry {kernel} with a .reqntid or .maxntid in this PTX")
+    body = text[entry.end() :].partition("\n}")[0]
     instructions: list[Instruction] = []
     labels: dict[str, int] = {}
-    for statement in _statements(text[entry.end() :]):
+    for statement in _statements(body):
         if label := re.fullmatch(r"(\$?\w+):", statement):
             labels[label[1]] = len(instructions)
         elif not statement.startswith("."):
@@ -58,7 +66,20 @@ def parse(ptx: str) -> Program:
         name: bytes(map(int, values.split(","))).decode()
         for name, values in re.findall(r"\.global [^;]*?\.b8 (assert\w+)\[\d+\] = \{([^}]*)\};", text)
     }
-    return Program(instructions, labels, parameters, int(threads[1]), texts)
+    parameters, shared = (
+        _places(space, among) for space, among in (("param", entry["parameters"].strip()), ("shared", body))
+    )
+    return Program(instructions, labels, parameters, int(threads[1]), texts, shared)
+
+
+def _places(space: str, text: str) -> dict[str, range]:
+    """The variables that are declared in a space of memory, one after the other: name -> its bytes."""
+    places, end = {}, 0
+    for align, bits, name, length in re.findall(_VARIABLE.replace("SPACE", space), text):
+        size = int(bits) // 8 * int(length or 1)
+        start = -(-end // int(align or size)) * int(align or size)
+        places[name], end = range(start, start + size), start + size
+    return places
 
 
 def _statements(body: str) -> list[str]:
