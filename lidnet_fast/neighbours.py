@@ -37,6 +37,19 @@ def stacks(slices: Tensor, context: int) -> Tensor:
     return slices[neighbours(np.arange(len(slices)), len(slices), context)]
 
 
+def stacks_of_channels(slices: Tensor, context: int) -> Tensor:
+    """What a network of this context sees of every channel that has its neighbours on both sides.
+
+    Args:
+        slices: [N,C,H,W]; channels are neighbours.
+        context: slices on each side.
+
+    Returns:
+        [N (C - 2 context), 2 context + 1, H, W].
+    """
+    return slices.unfold(1, 2 * context + 1, 1).movedim(-1, 2).flatten(0, 1)
+
+
 def middle(stack: Tensor, context: int = 0) -> Tensor:
     """The middle slice of stacks [N,C,H,W], with `context` of its neighbours on each side: [N, 2 context + 1, H, W]."""
     aside = stack.shape[1] // 2 - context

@@ -134,11 +134,7 @@ def _rebuild(
             f"but the configuration asks for {expected.name} {expected.options}"
         )
     seen = content.get("context", 0)  # files of before there was a context
-    if context is not None and seen != context:
-        raise InputError(
-            f"{path} holds a {kind} of context {seen}, which sees {2 * seen + 1} slices, but one of context {context} "
-            "is needed. To fix: use it where data.context and data.denoiser_context are those that it was trained with"
-        )
+    _check_context(path, kind, seen, context)
     if expected is None and not trust_code:
         refuse_foreign_code(path, config)
     network = build_network(kind, without_weights(config), seen)
@@ -150,6 +146,14 @@ def _rebuild(
     if diverged is not None:
         raise InputError(f"{path}: {diverged} is NaN")
     return network.eval(), HUWindow(**content["window"]), _envelope(path, content), seen
+
+
+def _check_context(path: Path, kind: Kind, seen: int, needed: int | None) -> None:
+    if needed is not None and seen != needed:
+        raise InputError(
+            f"{path} holds a {kind} of context {seen}, which sees {2 * seen + 1} slices, but one of context {needed} "
+            "is needed. To fix: use it where data.context and data.denoiser_context are those that it was trained with"
+        )
 
 
 def _envelope(path: Path, content: dict[str, Any]) -> Envelope | None:
@@ -266,7 +270,7 @@ def load_denoiser(
     Args:
         path: the folder of a run, a `denoiser.pt`, or what `lidnet-fast publish` made: the folder or its `model.onnx`.
         expected: as in `load_network`; ONNX doesn't say what network it was.
-        context: as in `load_network`; ONNX has context 0.
+        context: as in `load_network`.
         trust_code: as in `load_network`; ONNX needs no code.
 
     Raises:
@@ -274,9 +278,9 @@ def load_denoiser(
     """
     file = denoiser_file(path)
     if file.suffix == ".onnx":
-        if context:
-            raise InputError(f"{file}: ONNX denoises each slice by itself, but one of context {context} is needed")
-        return OnnxDenoiser(file).eval()
+        made = OnnxDenoiser(file).eval()
+        _check_context(file, "denoiser", made.context, context)
+        return made
     rebuilt = _rebuild(file, "denoiser", expected, context, trust_code)
     return HUDenoiser(*rebuilt).eval().requires_grad_(False)
 

@@ -23,6 +23,7 @@ from lidnet_fast.models.footprint import Reach
 from lidnet_fast.models.hu import HUDenoiser
 from lidnet_fast.models.registry import first_line
 from lidnet_fast.models.windowing import HUWindow
+from lidnet_fast.neighbours import stacks_of_channels
 
 OPSET = 18
 """Version of ONNX's operators: the oldest that PyTorch's exporter writes without converting."""
@@ -34,9 +35,9 @@ _KEY = "lidnet_fast"
 """Under which the model's metadata have what is known of the denoiser, as JSON."""
 _INPUT, _OUTPUT = "hu", "denoised_hu"
 _AXES = {0: "N", 2: "H", 3: "W"}
-_TRACED = ((2, 1, 67, 77), (2, 1, 64, 96))
+_TRACED = ((2, 67, 77), (2, 64, 96))
 """The first that the network takes is traced: multiples of nothing show how it pads."""
-_CHECKED = ((1, 1, 96, 128), (3, 1, 71, 58), (1, 1, 64, 64))
+_CHECKED = ((1, 96, 128), (3, 71, 58), (1, 64, 64))
 
 
 class OnnxDenoiser(HUDenoiser):
@@ -54,12 +55,16 @@ class OnnxDenoiser(HUDenoiser):
             raise InputError(f"there is no model {path}")
         network = _Session(path)
         known = _Known.read(path, network.session.get_modelmeta().custom_metadata_map)
-        super().__init__(network, known.window, known.envelope)
+        if network.slices != 2 * known.context + 1:
+            raise InputError(
+                f"{path}: takes {network.slices} slices, but its metadata name a context of {known.context}"
+            )
+        super().__init__(network, known.window, known.envelope, known.context)
         self._known = known
 
     def denoise(self, hu: Tensor) -> Tensor:
-        """As `HUDenoiser.denoise`; the window is part of the graph."""
-        return self.network(hu)
+        """As `HUDenoiser.denoise`, of slices [N,C,H,W] as `HUWindow.denoise`, whose work is part of the graph."""
+        return self.network(stacks_of_channels(hu, self.context)).view(len(hu), -1, *hu.shape[2:])
 
     def bytes_per_pixel(self) -> int:
         """As `HUDenoiser.bytes_per_pixel`, measured when the file was made."""
@@ -84,12 +89,13 @@ class _Session(nn.Module):
         except Exception as error:  # one class for each of its status codes
             raise InputError(f"{path}: is no model that ONNX Runtime can run: {first_line(error)}"[:300]) from error
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
-        if not all(len(values) == 1 and _is_images(values[0]) for values in (inputs, outputs)):
+        slices, denoised = ([_slices(one) for one in values] for values in (inputs, outputs))
+        if not (len(slices) == 1 and slices[0] % 2 == 1 and denoised == [1]):
             raise InputError(
-                f"{path}: takes {_words(inputs)} and gives {_words(outputs)}; a denoiser takes and gives float "
-                "[N, 1, H, W] of any N, H and W"
+                f"{path}: takes {_words(inputs)} and gives {_words(outputs)}; a denoiser takes float [N, 1, H, W], or "
+                "an odd number of neighbouring slices, and gives [N, 1, H, W], of any N, H and W"
             )
-        self._input = inputs[0].name
+        self._input, self.slices = inputs[0].name, slices[0]
 
     def forward(self, hu: Tensor) -> Tensor:
         images = hu.detach().float().numpy(force=True)
@@ -97,15 +103,17 @@ class _Session(nn.Module):
             (denoised,) = self.session.run(None, {self._input: images})
         except Exception as error:
             raise ValueError(first_line(error)) from error
-        if denoised.shape != images.shape:
-            raise ValueError(f"the model must return {list(images.shape)}, got {list(denoised.shape)}")
+        expected = (len(images), 1, *images.shape[2:])
+        if denoised.shape != expected:
+            raise ValueError(f"the model must return {list(expected)}, got {list(denoised.shape)}")
         return torch.from_numpy(denoised).to(hu.device)
 
 
-def _is_images(value: Any) -> bool:
-    """Whether an input or output is float [N, 1, H, W] with free sizes."""
-    free = [axis for axis in value.shape if not isinstance(axis, int)]
-    return value.type == "tensor(float)" and len(value.shape) == 4 and len(free) == 3 and value.shape[1] == 1
+def _slices(value: Any) -> int:
+    """How many slices an input or output float [N, slices, H, W] with free sizes has; 0 where it is something else."""
+    fixed = [place for place, axis in enumerate(value.shape) if isinstance(axis, int)]
+    is_images = value.type == "tensor(float)" and len(value.shape) == 4 and fixed == [1]
+    return int(value.shape[1]) if is_images else 0
 
 
 def _words(values: list[Any]) -> str:
@@ -115,12 +123,20 @@ def _words(values: list[Any]) -> str:
 class _Known:
     """What a file says of its denoiser beside the graph."""
 
-    def __init__(self, window: HUWindow, envelope: Envelope | None, bytes_per_pixel: int, reach: Reach | None) -> None:
+    def __init__(
+        self,
+        window: HUWindow,
+        envelope: Envelope | None,
+        bytes_per_pixel: int,
+        reach: Reach | None,
+        context: int,
+    ) -> None:
         self.window, self.envelope, self.bytes_per_pixel, self.reach = window, envelope, bytes_per_pixel, reach
+        self.context = context
 
     @classmethod
     def of(cls, denoiser: HUDenoiser) -> Self:
-        return cls(denoiser.window, denoiser.envelope, denoiser.bytes_per_pixel(), denoiser.reach())
+        return cls(denoiser.window, denoiser.envelope, denoiser.bytes_per_pixel(), denoiser.reach(), denoiser.context)
 
     def to_json(self) -> str:
         return json.dumps(
@@ -132,6 +148,7 @@ class _Known:
                 "envelope": None if self.envelope is None else self.envelope.to_dict(),
                 "bytes_per_pixel": self.bytes_per_pixel,
                 "reach": None if self.reach is None else asdict(self.reach),
+                "context": self.context,
             }
         )
 
@@ -157,6 +174,7 @@ class _Known:
                 None if envelope is None else Envelope.from_dict(envelope),
                 max(1, int(content["bytes_per_pixel"])),
                 None if reach is None else Reach(**{name: int(value) for name, value in reach.items()}),
+                int(content.get("context", 0)),  # files of before there was a context
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{path}: its metadata can't be read: {first_line(error)}"[:300]) from error
@@ -178,7 +196,8 @@ def write_onnx(path: Path, denoiser: HUDenoiser) -> None:
     with evaluated(denoiser), torch.no_grad():
         examples = [images for shape in _TRACED if (images := _taken(denoiser, shape)) is not None]
         if not examples:
-            raise InputError(f"the denoiser takes neither of the shapes {', '.join(map(str, _TRACED))}")
+            shapes = [list(_of_slices(denoiser, shape)) for shape in _TRACED]
+            raise InputError(f"the denoiser takes neither of the shapes {', '.join(map(str, shapes))}")
         model = _translated(denoiser, examples[0])
         onnx.helper.set_model_props(model, {_KEY: _Known.of(denoiser).to_json()})
         onnx.save(model, path)
@@ -189,9 +208,14 @@ def write_onnx(path: Path, denoiser: HUDenoiser) -> None:
                 _check_same(denoiser, made, images)
 
 
-def _taken(denoiser: HUDenoiser, shape: tuple[int, ...]) -> Tensor | None:
-    """Images of a shape, from air to beyond metal, if the network takes them."""
-    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 4000 - 2000
+def _of_slices(denoiser: HUDenoiser, shape: tuple[int, int, int]) -> tuple[int, int, int, int]:
+    """(N, H, W) with as many slices as the denoiser sees."""
+    return shape[0], 2 * denoiser.context + 1, *shape[1:]
+
+
+def _taken(denoiser: HUDenoiser, shape: tuple[int, int, int]) -> Tensor | None:
+    """Images (N, H, W) of a shape, from air to beyond metal, if the network takes them."""
+    images = torch.rand(_of_slices(denoiser, shape), generator=torch.Generator().manual_seed(0)) * 4000 - 2000
     try:
         denoiser.denoise(images)
     except Exception:  # whatever a user's network raises

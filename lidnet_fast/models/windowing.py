@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lidnet_fast.errors import InputError
+from lidnet_fast.neighbours import stacks_of_channels
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class HUWindow:
             ValueError: the network returns something else, or another shape.
         """
         hu = hu.float()
-        seen = self.scale(hu.clamp(*self.denoised_range)).unfold(1, 2 * context + 1, 1).movedim(-1, 2).flatten(0, 1)
+        seen = stacks_of_channels(self.scale(hu.clamp(*self.denoised_range)), context)
         windowed = network(seen)
         if not isinstance(windowed, Tensor) or windowed.shape != seen[:, :1].shape:
             got = list(windowed.shape) if isinstance(windowed, Tensor) else type(windowed).__name__

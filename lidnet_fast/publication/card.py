@@ -46,6 +46,7 @@ def model_card(
     network: Mapping[str, Any],
     window: HUWindow,
     envelope: Envelope | None,
+    context: int,
     trained: Mapping[str, Any],
     data: Store | None,
     results: Results | None,
@@ -57,6 +58,7 @@ def model_card(
         network: its name and options.
         window: the HU window that it works in.
         envelope: what it was trained on; None where that is unknown, as of the others.
+        context: neighbouring slices on each side that it sees.
         trained: the run's configuration in plain types; empty where it is unknown.
         data: the run's store.
         results: of its evaluation.
@@ -67,6 +69,8 @@ def model_card(
         name=printable(name),
         network=printable(f"{network['name']}{f' ({options})' if options else ''}"),
         software=__version__,
+        seen=_seen(context),
+        slices=2 * context + 1,
         window=f"{window.low:g}..{window.high:g}",
         opset=OPSET,
         tolerance=TOLERANCE_HU,
@@ -94,6 +98,15 @@ def _front_matter(name: str, results: Results | None) -> str:
         dataset = {"type": "private", "name": "held-out patients"}
         about["model-index"] = [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}]
     return yaml.safe_dump(about, sort_keys=False, allow_unicode=True)
+
+
+def _seen(context: int) -> str:
+    if not context:
+        return "slice by slice"
+    return (
+        f"each slice with {context} on either side of it as channels, in the order of their positions along the cross "
+        "product of row and column direction; beyond the ends of a series, its end slices are repeated"
+    )
 
 
 def _data(store: Store | None) -> str:

@@ -36,8 +36,7 @@ def publish(model: str | Path, out: str | Path, *, trust_code: bool = False) -> 
         `out`.
 
     Raises:
-        InputError: `out` exists, the model can't be read or sees neighbouring slices, or ONNX can't express it: the
-            message names the operator.
+        InputError: `out` exists, the model can't be read, or ONNX can't express it: the message names the operator.
     """
     out = Path(out)
     if out.exists():
@@ -46,11 +45,6 @@ def publish(model: str | Path, out: str | Path, *, trust_code: bool = False) -> 
     if is_published(file) or file.suffix == ".onnx":
         raise InputError(f"{model}: is published already. To fix: give the folder of a run, or a denoiser.pt")
     denoiser = load_denoiser(file, trust_code=trust_code)
-    if denoiser.context:
-        raise InputError(
-            f"{model}: sees {2 * denoiser.context + 1} neighbouring slices, and what is published takes one at a time. "
-            "To fix: train with --data.denoiser_context false"
-        )
     content = read_network(file, "denoiser")
     run = file.resolve().parents[1] if file.parent.name == "collaborate" else None
     trained = content.get("trained")
@@ -59,6 +53,7 @@ def publish(model: str | Path, out: str | Path, *, trust_code: bool = False) -> 
         content["network"],
         denoiser.window,
         denoiser.envelope,
+        denoiser.context,
         trained if isinstance(trained, dict) else {},
         None if run is None else _data(run),
         None if run is None else _results(run, file),

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import SimpleITK as sitk  # noqa: N813
 import torch
 import yaml
 from huggingface_hub import ModelCard
@@ -21,7 +22,7 @@ from lidnet_fast.data.phantoms.chest import ChestPhantom
 from lidnet_fast.data.phantoms.study import Study, make_study
 from lidnet_fast.errors import InputError
 from lidnet_fast.inference import HUDenoiser, SliceDenoiser, load_denoiser, save_denoiser
-from lidnet_fast.models.denoisers import DENOISERS, build_denoiser
+from lidnet_fast.models.denoisers import DENOISERS
 from lidnet_fast.models.envelope import Envelope
 from lidnet_fast.models.files import fingerprint, save_network
 from lidnet_fast.models.onnx import OPSET, TOLERANCE_HU, OnnxDenoiser, write_onnx
@@ -157,11 +158,13 @@ def test_slices_in_tiles_through_onnx(published: Path, denoiser: HUDenoiser) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("context", [0, 1])
 @pytest.mark.parametrize("name", DENOISERS)
-def test_every_denoiser_of_ours_becomes_onnx(name: str, tmp_path: Path) -> None:
-    denoiser = HUDenoiser(random_network(name, channels=4), HUWindow())
+def test_every_denoiser_of_ours_becomes_onnx(name: str, context: int, tmp_path: Path) -> None:
+    options = {"context": context} if context else {}
+    denoiser = HUDenoiser(random_network(name, channels=4, **options), HUWindow(), context=context)
     write_onnx(tmp_path / "model.onnx", denoiser)
-    hu = images(1, 1, 45, 58)
+    hu = images(1, 2 * context + 1, 45, 58)
     with torch.no_grad():
         torch.testing.assert_close(OnnxDenoiser(tmp_path / "model.onnx")(hu), denoiser(hu), rtol=0, atol=TOLERANCE_HU)
 
@@ -239,15 +242,69 @@ def test_what_onnx_can_not_say_is_refused_by_name(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_denoiser_of_neighbouring_slices_is_refused(published: Path, tmp_path: Path) -> None:
-    network = NetworkConfig("unet", {"channels": 4})
-    denoiser = HUDenoiser(build_denoiser("unet", context=1, channels=4), HUWindow(), context=1)
-    save_denoiser(tmp_path / "denoiser.pt", denoiser, network)
-    with pytest.raises(InputError, match="sees 3 neighbouring slices"):
-        publish(tmp_path / "denoiser.pt", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+def publish_of_neighbours(root: Path) -> None:
+    """A denoiser that sees 5 slices, and what is published of it."""
+    options = {"channels": 4, "levels": 3, "blocks": 1}
+    denoiser = HUDenoiser(random_network("unet", context=2, **options), WINDOW, ENVELOPE, context=2)
+    save_denoiser(root / "denoiser.pt", denoiser, NetworkConfig("unet", options))
+    main(["publish", str(root / "denoiser.pt"), str(root / "five")])
+
+
+@pytest.fixture(scope="session")
+def five(once: Once) -> Path:
+    return once("published_five", publish_of_neighbours)
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 64), (3, 37, 53), (1, 7, 130)])
+def test_neighbouring_slices(five: Path, shape: tuple[int, ...]) -> None:
+    """The folder gives what the model gives, and ONNX nearly that, at sizes that weren't traced."""
+    denoiser, folder, made = (
+        load_denoiser(five / name, context=2) for name in ("denoiser.pt", "five", "five/model.onnx")
+    )
+    hu = images(shape[0], 5, *shape[1:])
+    expected = denoiser(hu)
+    assert (expected - hu[:, 2:3]).abs().max() > 1
+    assert torch.equal(folder(hu), expected)
+    torch.testing.assert_close(made(hu), expected, rtol=0, atol=TOLERANCE_HU)
+    wide = images(shape[0], 7, *shape[1:])  # what a detector of three slices looks at
+    torch.testing.assert_close(made.denoise(wide), denoiser.denoise(wide), rtol=0, atol=TOLERANCE_HU)
+    with pytest.raises(ValueError, match=r"hu must be \[N,5,H,W\]"):
+        made(hu[:, 1:4])
+    assert (made.window, made.envelope, made.reach()) == (WINDOW, ENVELOPE, denoiser.reach())
+
+
+def test_a_model_of_neighbouring_slices_says_so(five: Path, published: Path) -> None:
+    model = onnx.load(five / "five" / "model.onnx")
+    shapes = [
+        [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
+        for value in (model.graph.input[0], model.graph.output[0])
+    ]
+    assert shapes == [["N", 5, "H", "W"], ["N", 1, "H", "W"]]
+    card = (five / "five" / "README.md").read_text()
+    assert "each slice with 2 on either side of it as channels" in card
+    assert "one input, float32 [N, 5, H, W]" in card
+    assert json.loads((five / "five" / "config.json").read_text())["context"] == 2
+    for model_file in (five / "five", five / "five" / "model.onnx"):
+        with pytest.raises(InputError, match=r"holds a denoiser of context 2, .* one of context 0 is needed"):
+            load_denoiser(model_file, context=0)
     with pytest.raises(InputError, match="one of context 1 is needed"):
         load_denoiser(published / "model.onnx", context=1)
+
+
+def test_studies_through_a_model_of_neighbouring_slices(five: Path, tmp_path: Path) -> None:
+    """Volumes, by the folder and by ONNX, and stacks in tiles: what the model itself makes of them."""
+    hu = np.rint(images(6, 40, 56).numpy()).clip(-1024).astype(np.int16)
+    sitk.WriteImage(sitk.GetImageFromArray(hu), str(tmp_path / "ct.nii"))
+    expected = SliceDenoiser(load_denoiser(five / "denoiser.pt"), "cpu")(hu)
+    for number, model in enumerate(("five", "five/model.onnx")):
+        out, precision = tmp_path / f"{number}.nii", ["--precision", "float32"]
+        main(
+            ["denoise", str(tmp_path / "ct.nii"), str(out), "--model", str(five / model), "--device", "cpu", *precision]
+        )
+        found = sitk.GetArrayFromImage(sitk.ReadImage(str(out)))
+        assert np.abs(found - expected.clip(-1024)).max() <= 0.5 + TOLERANCE_HU
+    tiles = SliceDenoiser(load_denoiser(five / "five" / "model.onnx"), "cpu", tile=32)(hu)
+    np.testing.assert_allclose(tiles, expected, atol=TOLERANCE_HU)
 
 
 @pytest.mark.parametrize("changed", [{"own": False}, {"denoiser": "0" * 64}, {"own": None}])
