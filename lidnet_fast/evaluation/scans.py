@@ -108,15 +108,18 @@ def _detect(
     context = config.data.context_of("detector")
     for start in range(0, len(low), _BATCH):
         slices = np.arange(start, min(start + _BATCH, len(low)))
+        # Restored one by one, and then repeated at the ends, as `lidnet-fast detect --denoise-first` does.
+        around = np.arange(max(0, start - context), min(slices[-1] + context + 1, len(low)))
         low_dose, normal_dose = (
-            torch.from_numpy(volume[neighbours(slices, len(low), around)]).to(device).float()
-            for volume, around in ((low, context + config.data.context_of("denoiser")), (normal, context))
+            torch.from_numpy(volume[neighbours(around, len(low), seen)]).to(device).float()
+            for volume, seen in ((low, config.data.context_of("denoiser")), (normal, 0))
         )
-        ids: list[SampleId] = [(index, z, 0, 0, False, False) for z in range(start, start + len(low_dose))]
+        ids: list[SampleId] = [(index, z, 0, 0, False, False) for z in around.tolist()]
         with autocast(device, precision):
-            restored = arm.restore({"low_dose": low_dose, "normal_dose": normal_dose, "boxes": [], "ids": ids})
+            restored = arm.restore({"low_dose": low_dose, "normal_dose": normal_dose, "boxes": [], "ids": ids})[:, 0]
+        shown = restored[neighbours(slices, len(low), context) - around[0]]
         for name, detector in looking.items():
-            found[name] += detector(restored)
+            found[name] += detector(shown)
     return found
 
 

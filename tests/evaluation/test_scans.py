@@ -3,17 +3,26 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from lidnet_fast.cli import main
 from lidnet_fast.data.store.index import SeriesInfo
 from lidnet_fast.data.store.reader import Store
 from lidnet_fast.data.store.writer import StoreWriter
-from lidnet_fast.evaluation.scans import lesions_of_store
-from lidnet_fast.trainer.config import RunConfig
+from lidnet_fast.evaluation.arms import network_arm
+from lidnet_fast.evaluation.scans import _detect, lesions_of_store
+from lidnet_fast.inference import SliceDenoiser
+from lidnet_fast.models import HUWindow, build_detector
+from lidnet_fast.models.hu import HUDenoiser
+from lidnet_fast.models.slice_detector import SliceDetector
+from lidnet_fast.neighbours import stacks
+from lidnet_fast.trainer.config import DataConfig, RunConfig
+from tests.inference.conftest import random_network
 from tests.test_cli import refused
 
 HEADING = "seriesuid,coordX,coordY,coordZ,"
@@ -143,6 +152,26 @@ def test_a_run_on_whole_scans(trained_config: RunConfig, capsys: pytest.CaptureF
             value, low, high = result["cpm"]
             assert 0 <= low <= value <= high <= 1
     assert "Of whole scans by LUNA16" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("context", "around"), [(0, 0), (1, 0), (1, 1), (2, 2)])
+def test_scans_of_networks_that_see_neighbours(context: int, around: int) -> None:
+    """What their detectors see is what `detect --denoise-first` shows them, at the ends of a scan, too."""
+    torch.manual_seed(0)
+    denoiser = HUDenoiser(random_network("small", context=around, channels=4), HUWindow(), context=around).eval()
+    detector = build_detector("faster_rcnn_small", context=context, score_threshold=0.0, max_detections=3).eval()
+    data = DataConfig(store="none", crop=None, context=context, denoiser_context=around > 0)
+    config = replace(RunConfig(data=data), window=HUWindow())
+    hu = np.random.default_rng(0).integers(-1000, 400, (5, 64, 64)).astype(np.int16)
+    arm = network_arm("denoised", denoiser, {"judge": detector})
+    found = _detect(arm, 0, hu, hu, config, torch.device("cpu"), "float32")["judge"]
+    denoised = torch.from_numpy(SliceDenoiser(denoiser, "cpu")(hu))
+    with torch.inference_mode():
+        expected = SliceDetector(detector, HUWindow(), None, torch.device("cpu"), "float32")(stacks(denoised, context))
+    assert len(found) == 5
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one["scores"], other["scores"], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(one["boxes"], other["boxes"], rtol=1e-3, atol=0.05)
 
 
 def test_single_slices_are_no_scans(

@@ -9,12 +9,16 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
 
+from lidnet_fast.data.formats.dicom.series import read_volume, scan
 from lidnet_fast.inference import HUDenoiser, SliceDenoiser, denoise, detect, save_denoiser
 from lidnet_fast.inference import series as series_module
 from lidnet_fast.models import HUWindow, NetworkConfig, build_detector
 from lidnet_fast.models.files import save_network
 from lidnet_fast.neighbours import neighbours, slabs, stacks
+from tests.data.formats.dicom.test_multiframe import complete, converted
 from tests.inference.conftest import random_network
+
+__all__ = ["converted"]
 
 OPTIONS = {"channels": 8, "layers": 3}
 
@@ -77,9 +81,13 @@ def test_slabs_hold_every_slice_with_its_neighbours(context, size):
 
 
 @pytest.mark.parametrize("denoise_first", [False, True])
-def test_lesions_are_found_in_stacks(tmp_path, hu_denoiser, make_hu, write_series, denoise_first):
-    """In a volume and in the files of a series, whatever the size of the batches: what whole stacks show."""
-    run, hu = tmp_path / "run", make_hu(6, 64, 64)
+def test_lesions_are_found_in_stacks(tmp_path, hu_denoiser, converted, denoise_first):
+    """In a volume, in files and in a multi-frame file, whatever the size of the batches: what whole stacks show."""
+    run, source = tmp_path / "run", tmp_path / "in"
+    single, hu, enhanced = converted()
+    source.mkdir()
+    single.rename(source / "single")
+    enhanced.rename(source / "enhanced.dcm")
     torch.manual_seed(0)
     options = {"score_threshold": 0.0, "max_detections": 2}
     detector = build_detector("faster_rcnn_small", context=1, **options).eval()
@@ -87,8 +95,7 @@ def test_lesions_are_found_in_stacks(tmp_path, hu_denoiser, make_hu, write_serie
         config = NetworkConfig("faster_rcnn_small", options)
         save_network(run / name / "detector.pt", "detector", detector, config, HUWindow(), {}, context=1)
     save_denoiser(run / "collaborate" / "denoiser.pt", hu_denoiser, NetworkConfig("small", OPTIONS))
-    write_series(tmp_path / "in", hu)
-    sitk.WriteImage(sitk.GetImageFromArray(hu), str(tmp_path / "in" / "ct.nii"))
+    sitk.WriteImage(sitk.GetImageFromArray(hu), str(source / "ct.nii"))
     seen = torch.from_numpy(hu).float()
     if denoise_first:
         seen = torch.from_numpy(SliceDenoiser(hu_denoiser, "cpu")(hu)).clamp(min=-1024)
@@ -98,11 +105,15 @@ def test_lesions_are_found_in_stacks(tmp_path, hu_denoiser, make_hu, write_serie
     for size in (1, 4):
         out = tmp_path / f"out{size}"
         options = {"denoise_first": denoise_first, "batch_size": size, "device": "cpu", "precision": "float32"}
-        assert detect(tmp_path / "in", out, model=run, **options).failures == []
+        assert detect(source, out, model=run, **options).failures == []
         found = [json.loads(path.read_text()) for path in out.rglob("*.json") if path.name != "detect.json"]
-        assert len(found) == 2
+        assert len(found) == 3
         for record in found:
             assert record["lesions"][0]["score"] == pytest.approx(best, abs=1e-3)
+            scores = [box["score"] for lesion in record["lesions"] for box in lesion["boxes"]]
+            assert sorted(scores) == pytest.approx(
+                sorted(float(x) for one in expected for x in one["scores"]), abs=1e-3
+            )
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -112,6 +123,23 @@ def test_a_volume(tmp_path, model, expected, make_hu, batch_size):
     run_on(tmp_path / "ct.nii", tmp_path / "out.nii", model, batch_size=batch_size)
     made = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out.nii")))
     assert np.abs(made - expected(np.maximum(hu, -1024)).clip(-1024)).max() <= 0.5 + 1e-3
+
+
+@pytest.mark.parametrize("files", [1, 2])
+def test_multi_frame_ct(tmp_path, model, expected, write_series, make_hu, files):
+    """Frames in no order, in one file or in two that lie one behind the other."""
+    legacy = pytest.importorskip("highdicom.legacy")
+    hu = make_hu(6, 40, 56)
+    singles = [pydicom.dcmread(path) for path in write_series(tmp_path / "single", hu, edit=complete)]
+    (tmp_path / "in").mkdir()
+    for number, part in enumerate(np.array_split(np.arange(6), files)):
+        frames = [singles[z] for z in np.random.default_rng(0).permutation(part)]
+        place = {"series_instance_uid": "1.2.9", "series_number": 1, "instance_number": number + 1}
+        made = legacy.LegacyConvertedEnhancedCTImage(frames, sop_instance_uid=f"1.2.9.{number}", **place)
+        made.save_as(tmp_path / "in" / f"{number}.dcm")
+    assert run_on(tmp_path / "in", tmp_path / "out", model).slices == 6
+    (series,) = scan(sorted((tmp_path / "out").rglob("*.dcm"))).series
+    assert np.abs(read_volume(series) - expected(hu).clip(-1024)).max() <= 0.5 + 1e-3
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
