@@ -8,9 +8,9 @@ from typing import TypeVar
 import numpy as np
 
 from lidnet_fast.data.formats.dicom.headers import acquired_with
-from lidnet_fast.data.formats.dicom.images import DicomSeries
+from lidnet_fast.data.formats.dicom.images import SAME_POSITION, DicomSeries
 from lidnet_fast.data.formats.dicom.pixels import decode
-from lidnet_fast.data.formats.geometry import LOWEST_HU
+from lidnet_fast.data.formats.geometry import LOWEST_HU, slice_distance
 from lidnet_fast.data.formats.volumes.series import VolumeSeries
 from lidnet_fast.models.envelope import Acquisition
 
@@ -30,13 +30,16 @@ def acquisition_of_series(series: DicomSeries, pool: Executor) -> Acquisition:
     slices = list(pool.map(_decode, _spread(frames)))
     headers = [part for image in series.images for part in image.slices]
     spacing = max((max(part.geometry.spacing[1:]) for part in headers), default=None)
-    return Acquisition.measured(slices, pixel_spacing=spacing, **acquired_with(headers))
+    positions = sorted(float(part.geometry.axes[2] @ part.geometry.origin) for part in headers)
+    steps = [step for step in np.diff(positions) if step >= SAME_POSITION]
+    distance = float(np.median(steps)) if steps else None
+    return Acquisition.measured(slices, pixel_spacing=spacing, slice_distance=distance, **acquired_with(headers))
 
 
 def acquisition_of_volume(volume: VolumeSeries, slices: np.ndarray) -> Acquisition:
     """Measure a volume; `slices` are what it holds, [Z,H,W] in HU."""
     measured = [np.maximum(slices[z], LOWEST_HU) for z in _spread(range(len(slices)))]
-    return Acquisition.measured(measured, pixel_spacing=max(volume.spacing[1:]))
+    return Acquisition.measured(measured, pixel_spacing=max(volume.spacing[1:]), slice_distance=slice_distance(volume))
 
 
 def _spread(items: Sequence[T]) -> list[T]:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, repeat
 from pathlib import Path
 from typing import Any, get_args
@@ -208,6 +208,9 @@ class _Networks:
             "precision": looking.precision,
         }
         envelope = trained.envelope if first is None else first.envelope
+        if first is not None and envelope is not None and trained.envelope is not None and not first.context:
+            # What the denoiser does is the same at any distance; what the detector sees beside it isn't.
+            envelope = replace(envelope, slice_distance=trained.envelope.slice_distance)
         size = batch_size or (1 if device.type == "cpu" else 8)
         return cls(looking, first, envelope, size, settings, model_name(detector))
 

@@ -16,6 +16,7 @@ _SPACING_FACTOR, _NOISE_FACTOR, _HU_MARGIN = 1.25, 1.5, 200.0
 """How far a series may lie beyond what was trained on before it counts as outside."""
 
 Range = tuple[float, float]
+_RANGES = ("hu", "pixel_spacing", "slice_thickness", "slice_distance")
 
 
 def noise_level(hu: np.ndarray) -> dict[str, float]:
@@ -51,6 +52,7 @@ class Acquisition:
         hu: 0.1st and 99.9th percentile, HU.
         pixel_spacing: mm, the larger of rows and columns.
         slice_thickness: mm.
+        slice_distance: mm, the median between neighbouring slices.
         kernel: name of the reconstruction kernel (DICOM ConvolutionKernel).
         body_part: DICOM BodyPartExamined.
         noise: tissue -> HU, the median over slices of `noise_level`.
@@ -61,6 +63,7 @@ class Acquisition:
     hu: Range | None = None
     pixel_spacing: float | None = None
     slice_thickness: float | None = None
+    slice_distance: float | None = None
     kernel: str = ""
     body_part: str = ""
     noise: Mapping[str, float] = field(default_factory=dict)
@@ -84,12 +87,14 @@ class Envelope:
     """The range of what a denoiser was trained on; attributes as of `Acquisition`, None or empty where unknown.
 
     Attributes:
+        slice_distance: of networks that see neighbouring slices; None of others, to which it means nothing.
         inserted_lesions: whether the lesions that it was trained for were inserted, none of them a patient's own.
     """
 
     hu: Range | None = None
     pixel_spacing: Range | None = None
     slice_thickness: Range | None = None
+    slice_distance: Range | None = None
     kernels: tuple[str, ...] = ()
     body_parts: tuple[str, ...] = ()
     noise: Mapping[str, Range] = field(default_factory=dict)
@@ -109,6 +114,7 @@ class Envelope:
             hu=(min(low for low, _ in hu), max(high for _, high in hu)) if hu else None,
             pixel_spacing=spread([one.pixel_spacing for one in trained]),
             slice_thickness=spread([one.slice_thickness for one in trained]),
+            slice_distance=spread([one.slice_distance for one in trained]),
             kernels=tuple(sorted({one.kernel for one in trained} - {""})),
             body_parts=tuple(sorted({one.body_part for one in trained} - {""})),
             noise={tissue: ends for tissue, ends in noise.items() if ends is not None},
@@ -123,6 +129,7 @@ class Envelope:
         for name, trained, value in (
             ("pixel spacing", self.pixel_spacing, series.pixel_spacing),
             ("slice thickness", self.slice_thickness, series.slice_thickness),
+            ("slice distance", self.slice_distance, series.slice_distance),
         ):
             if trained and value and not trained[0] / _SPACING_FACTOR <= value <= trained[1] * _SPACING_FACTOR:
                 found.append(f"{name} {value:.3g} mm (trained on {_text(trained)} mm)")
@@ -152,6 +159,7 @@ class Envelope:
             "HU": self.hu,
             "pixel spacing, mm": self.pixel_spacing,
             "slice thickness, mm": self.slice_thickness,
+            "slice distance, mm": self.slice_distance,
             **{f"noise in {tissue}, HU": ends for tissue, ends in self.noise.items()},
         }
         names = {"kernels": self.kernels, "body parts": self.body_parts}
@@ -159,8 +167,11 @@ class Envelope:
         return texts | {name: ", ".join(values) for name, values in names.items() if values}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types, as a model file keeps them."""
-        return asdict(self)
+        """Plain types, as a model file keeps them; without a slice distance, older versions read it, too."""
+        values = asdict(self)
+        if self.slice_distance is None:
+            del values["slice_distance"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:
@@ -193,7 +204,7 @@ class Envelope:
             raise InputError(f"its envelope.inserted_lesions can't be {inserted!r}"[:300])
         checked = {tissue: ends(f"noise.{tissue}", value) for tissue, value in noise.items()}
         return cls(
-            **{name: ends(name, values.get(name)) for name in ("hu", "pixel_spacing", "slice_thickness")},
+            **{name: ends(name, values.get(name)) for name in _RANGES},
             kernels=names("kernels"),
             body_parts=names("body_parts"),
             noise={tissue: value for tissue, value in checked.items() if value is not None},

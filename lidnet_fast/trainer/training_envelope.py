@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 
+from lidnet_fast.data.formats.geometry import slice_distance
 from lidnet_fast.data.samples.dataset import collate, make_batch
 from lidnet_fast.models.envelope import Acquisition, Envelope
 from lidnet_fast.neighbours import middle
@@ -15,7 +16,11 @@ _SAMPLES = 48
 
 
 def training_envelope(config: RunConfig, images: Literal["low_dose", "normal_dose"] = "low_dose") -> Envelope:
-    """Measure the images of the first samples of the denoiser phase: low dose for denoisers, normal for detectors."""
+    """Measure the images of the first samples of the denoiser phase: low dose for denoisers, normal for detectors.
+
+    The distance between slices counts where the network sees neighbours.
+    """
+    context = config.data.context_of("denoiser" if images == "low_dose" else "detector")
     patches = split_patches(config, "train", "denoiser", with_low_dose=images == "low_dose")
     trained = []
     for draw in range(_SAMPLES):
@@ -27,6 +32,7 @@ def training_envelope(config: RunConfig, images: Literal["low_dose", "normal_dos
                 [middle(image)[0, 0].numpy()],
                 pixel_spacing=max(series.spacing[1:]),
                 slice_thickness=series.slice_thickness,
+                slice_distance=slice_distance(series) if context else None,
                 kernel=series.kernel,
                 body_part=series.body_part,
             )

@@ -11,13 +11,17 @@ from pydicom.data import get_testdata_file
 
 from lidnet_fast.cli import main
 from lidnet_fast.errors import InputError
-from lidnet_fast.inference import Acquisition, Envelope, SliceDenoiser, denoise, load_denoiser
+from lidnet_fast.inference import Acquisition, Envelope, SliceDenoiser, denoise, detect, load_denoiser
 from lidnet_fast.inference.acquisition import acquisition_of_series
 from lidnet_fast.inference.sources import find
+from lidnet_fast.models.detectors import build_detector
 from lidnet_fast.models.files import save_network
 from lidnet_fast.models.registry import NetworkConfig
 from lidnet_fast.models.windowing import HUWindow
+from tests.data.formats.dicom.test_multiframe import converted
 from tests.inference.conftest import random_network
+
+__all__ = ["converted"]
 
 ENVELOPE = Envelope(
     hu=(-1300.0, 1000.0),
@@ -179,6 +183,45 @@ def test_multi_frame_files_say_it_in_their_functional_groups(tmp_path):
     assert measured.slice_thickness == float(measures.SliceThickness)
     assert measured.pixel_spacing == max(measures.PixelSpacing)
     assert measured.hu is not None
+
+
+@pytest.mark.parametrize("kind", ["single", "multi-frame", "volume"])
+def test_neighbours_at_another_distance(tmp_path, converted, capsys, kind):
+    """A model of neighbouring slices, which saw them 10 mm apart, and series whose slices lie 2.5 mm apart.
+
+    The denoiser, the detector, and the detector behind a denoiser of single slices; whose own file says nothing of it.
+    """
+    single, hu, enhanced = converted()
+    source = {"single": single, "multi-frame": enhanced, "volume": tmp_path / "ct.nii"}[kind]
+    if kind == "volume":
+        image = sitk.GetImageFromArray(hu)
+        image.SetSpacing((0.8, 0.7, 2.5))
+        sitk.WriteImage(image, str(source))
+    run, far = tmp_path / "run", Envelope(slice_distance=(10.0, 12.0))
+    for place, context, envelope in (("run", 1, far), ("alone", 0, Envelope())):
+        network = random_network("small", context=context, channels=4, layers=2)
+        config = NetworkConfig("small", {"channels": 4, "layers": 2})
+        file = tmp_path / place / "collaborate" / "denoiser.pt"
+        save_network(file, "denoiser", network, config, HUWindow(), {}, envelope, context)
+        detector = build_detector("faster_rcnn_small", context=1)
+        for phase in ("detector", "collaborate"):
+            path = tmp_path / place / phase / "detector.pt"
+            save_network(path, "detector", detector, NetworkConfig("faster_rcnn_small"), HUWindow(), {}, far, context=1)
+    said = "slice distance 2.5 mm (trained on 10..12 mm)"
+    for number, (function, options) in enumerate(
+        (
+            (denoise, {"model": run}),
+            (detect, {"model": run}),
+            (detect, {"model": run, "denoise_first": True}),
+            (detect, {"model": tmp_path / "alone", "denoise_first": True}),
+        )
+    ):
+        summary = function(source, tmp_path / f"out{number}", **options, device="cpu", precision="float32")
+        assert list(summary.outside.values()) == [[said]]
+    refused = detect(source, tmp_path / "none", model=run, outside="refuse", device="cpu", precision="float32")
+    (failure,) = refused.failures
+    assert f"{said}. To fix: --outside warn" in failure
+    assert denoise(source, tmp_path / "quiet", model=tmp_path / "alone", device="cpu").outside == {}
 
 
 def test_in_python(model):

@@ -1,6 +1,7 @@
 """What a model was trained on: noise is measured right, and what lies outside is named."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -38,8 +39,18 @@ def test_tissues_are_told_apart():
 
 TRAINED = Envelope.around(
     [
-        Acquisition.measured([scan(100.0)], pixel_spacing=0.6, slice_thickness=1.0, kernel="B30f", body_part="CHEST"),
-        Acquisition.measured([scan(140.0)], pixel_spacing=0.9, slice_thickness=2.5, kernel="B50f", body_part="CHEST"),
+        Acquisition.measured(
+            [scan(noise)],
+            pixel_spacing=spacing,
+            slice_thickness=thickness,
+            slice_distance=distance,
+            kernel=kernel,
+            body_part="CHEST",
+        )
+        for noise, spacing, thickness, distance, kernel in (
+            (100.0, 0.6, 1.0, 2.5, "B30f"),
+            (140.0, 0.9, 2.5, 3.0, "B50f"),
+        )
     ]
 )
 
@@ -57,6 +68,8 @@ TRAINED = Envelope.around(
             {"slice_thickness": 5.0, "kernel": "H60s"},
             ["slice thickness 5 mm", "kernel H60s (trained on B30f, B50f)"],
         ),
+        (120.0, {"slice_distance": 0.6}, ["slice distance 0.6 mm (trained on 2.5..3 mm)"]),
+        (120.0, {"slice_distance": 2.1}, []),
         (120.0, {"body_part": "HEAD"}, ["body part HEAD (trained on CHEST)"]),
     ],
 )
@@ -78,6 +91,15 @@ def test_an_unknown_envelope_says_nothing():
 def test_round_trip():
     assert Envelope.from_dict(json.loads(json.dumps(TRAINED.to_dict()))) == TRAINED
     assert Envelope.from_dict(Envelope().to_dict()) == Envelope()
+    assert TRAINED.described()["slice distance, mm"] == "2.5..3"
+
+
+def test_files_of_before_there_was_a_slice_distance():
+    """They load, and say nothing of it; nor do files of models that see one slice."""
+    older = replace(TRAINED, slice_distance=None)
+    assert "slice_distance" not in older.to_dict()
+    assert Envelope.from_dict(older.to_dict()) == older
+    assert older.outside(Acquisition(slice_distance=0.6)) == []
 
 
 @pytest.mark.parametrize(

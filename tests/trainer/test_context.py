@@ -1,5 +1,6 @@
 """Runs whose networks see neighbouring slices."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,11 +14,12 @@ import yaml
 from lidnet_fast import cli
 from lidnet_fast.assessment.arms import model_arms
 from lidnet_fast.data.samples.dataset import collate, make_batch
+from lidnet_fast.data.store.reader import Store
 from lidnet_fast.errors import InputError
 from lidnet_fast.evaluation.evaluate import evaluate_run
 from lidnet_fast.models.denoisers import build_denoiser
 from lidnet_fast.models.detectors import build_detector
-from lidnet_fast.models.files import load_denoiser, load_detector, save_denoiser
+from lidnet_fast.models.files import load_denoiser, load_detector, load_trained_detector, save_denoiser
 from lidnet_fast.models.hu import HUDenoiser
 from lidnet_fast.models.registry import NetworkConfig
 from lidnet_fast.models.windowing import HUWindow
@@ -42,7 +44,11 @@ def test_a_run_with_neighbours(among: RunConfig, tmp_path: Path, monkeypatch: py
     around = 1 if among.data.denoiser_context else 0
     assert load_denoiser(run).context == around
     assert load_detector(run / "collaborate" / "detector.pt").context == 1
-    evaluation = evaluate_run(run, device="cpu")
+    distance = Store(among.data.store).series[0].spacing[0]
+    assert load_trained_detector(run / "detector" / "detector.pt").envelope.slice_distance == (distance, distance)
+    assert load_denoiser(run).envelope.slice_distance == ((distance, distance) if around else None)
+    evaluation = evaluate_run(run, device="cpu", scans=True)
+    assert set(json.loads((run / "metrics.json").read_text())["scans"]["denoised"]) == {"judge", "cotrained"}
     assert evaluation.metrics["normal dose"]["psnr"] == 100
     assert evaluation.examples[0].images["denoised"].shape == (64, 64)
     with pytest.raises(

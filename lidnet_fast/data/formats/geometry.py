@@ -120,6 +120,11 @@ class Geometry:
         return None
 
 
+def slice_distance(scan: Geometry) -> float | None:
+    """The distance between neighbouring slices in mm; None where there is one slice, or where it is unknown."""
+    return scan.spacing[0] if scan.shape[0] > 1 and scan.spacing[0] > 0 else None
+
+
 @dataclasses.dataclass(frozen=True)
 class Difference:
     """In what two geometries differ.
