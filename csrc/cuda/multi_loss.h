@@ -20,7 +20,7 @@ struct Planes {
   int64_t count, depth, height, width;
 };
 
-// Whether each pixel's centre is in a box of its image, and how many of each run of 256 pixels are.
+// Whether each pixel's centre is in a box of its image, and in how many pixels of each tile it is.
 struct MaskLaunch {
   const void* rois;  // [K, 5] or [K, 7], of the arithmetic
   int64_t boxes;

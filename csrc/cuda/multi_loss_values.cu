@@ -4,32 +4,71 @@
 
 #include "device.cuh"
 #include "multi_loss.h"
+#include "multi_loss_tiles.cuh"
 
 namespace lid {
 namespace cuda {
 namespace {
 
-constexpr int kWarps = kThreads / 32;
+constexpr int kMaskRows = 32;  // of a tile
 
+// Which rows, or columns, have their centre in [from, to): the first one, and the one behind the last, within the image.
+__device__ inline int first_centre(double from, int64_t side) {
+  const double first = ceil(from - 0.5), most = static_cast<double>(side);
+  return static_cast<int>(first < 0 ? 0 : first < most ? first : most);
+}
+
+// A block for each tile. Of 256 boxes at a time each thread looks whether one touches the tile, and then every pixel looks at
+// those that do. Coordinates that aren't numbers touch nothing.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) mask_kernel(MaskLaunch a) {
   LID_SHARED(int, scratch, kWarps);
+  LID_SHARED(unsigned, touching, kWarps);  // a bit for each box
+  LID_SHARED(int, ends, 4 * kThreads);     // of each that touches: first column, the one behind the last, and so for rows
+  constexpr int kCount = kMaskRows / kWarps;
   const int axes = a.volume ? 3 : 2;
-  const int64_t slice = a.height * a.width, image = a.depth * slice;
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  int covered = 0;
-  if (i < a.images * image) {
-    const double centre[3] = {i % a.width + 0.5, i / a.width % a.height + 0.5, i / slice % a.depth + 0.5};
-    for (int64_t k = 0; k < a.boxes && !covered; ++k) {
-      const T* box = static_cast<const T*>(a.rois) + k * (1 + 2 * axes);
-      covered = box[0] == T(i / image);
-      for (int axis = 0; axis < axes; ++axis) {
-        covered = covered && box[1 + axis] <= centre[axis] && centre[axis] < box[1 + axes + axis];
+  const Tile tile = tile_of_block<kMaskRows>(a.height, a.width);
+  const int64_t image = tile.unit / a.depth, slice = tile.unit % a.depth;
+  const int64_t row = tile.top + tile.first_row, column = tile.left + tile.column;
+  bool covered[kCount] = {};
+  for (int64_t first = 0; first < a.boxes; first += kThreads) {
+    unsigned bits = 0;
+    if (first + threadIdx.x < a.boxes) {
+      const T* box = static_cast<const T*>(a.rois) + (first + threadIdx.x) * (1 + 2 * axes);
+      bool touches = box[0] == T(image);
+      for (int axis = 0; axis < axes; ++axis) touches = touches && box[1 + axis] < box[1 + axes + axis];
+      if (touches) {
+        const int left = first_centre(box[1], a.width), right = first_centre(box[1 + axes], a.width);
+        const int top = first_centre(box[2], a.height), bottom = first_centre(box[2 + axes], a.height);
+        touches = left < tile.left + kColumns && right > tile.left && top < tile.top + kMaskRows && bottom > tile.top;
+        if (a.volume) touches = touches && first_centre(box[3], a.depth) <= slice && slice < first_centre(box[6], a.depth);
+        ends[4 * threadIdx.x] = left;
+        ends[4 * threadIdx.x + 1] = right;
+        ends[4 * threadIdx.x + 2] = top;
+        ends[4 * threadIdx.x + 3] = bottom;
+      }
+      bits = static_cast<unsigned>(touches) << threadIdx.x % 32;
+    }
+    for (int offset = 16; offset > 0; offset /= 2) bits |= __shfl_down_sync(~0u, bits, offset);
+    if (threadIdx.x % 32 == 0) touching[threadIdx.x / 32] = bits;
+    __syncthreads();
+    for (int warp = 0; warp < kWarps; ++warp) {
+      for (unsigned rest = touching[warp]; rest != 0; rest &= rest - 1) {
+        const int box = 4 * (32 * warp + __ffs(static_cast<int>(rest)) - 1);
+        const bool beside = column < ends[box] || column >= ends[box + 1];
+        const int top = ends[box + 2], bottom = ends[box + 3];
+        LID_UNROLL for (int j = 0; j < kCount; ++j) covered[j] |= !beside && row + j >= top && row + j < bottom;
       }
     }
-    a.mask[i] = static_cast<uint8_t>(covered);
+    __syncthreads();
   }
-  const int sum = block_sum(covered, scratch);
+  int inside = 0;
+  LID_UNROLL for (int j = 0; j < kCount; ++j) {
+    if (row + j >= a.height || column >= a.width) continue;
+    a.mask[(tile.unit * a.height + row + j) * a.width + column] = static_cast<uint8_t>(covered[j]);
+    inside += covered[j];
+  }
+  const int sum = block_sum(inside, scratch);
   if (threadIdx.x == 0) a.inside[blockIdx.x] = sum;
 }
 
@@ -137,7 +176,7 @@ int64_t blocks_for(int64_t count) { return (count + kThreads - 1) / kThreads; }
 }  // namespace
 
 int64_t mask_blocks(const MaskLaunch& launch) {
-  return blocks_for(launch.images * launch.depth * launch.height * launch.width);
+  return launch.images * launch.depth * tiles_across(launch.width) * tiles_down(launch.height, kMaskRows);
 }
 
 int launch_mask(const MaskLaunch& launch, void* stream) {

@@ -303,6 +303,7 @@ using __half = _Float16;
 inline float __half2float(__half value) { return value; }
 inline __half __float2half(float value) { return static_cast<__half>(value); }
 
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
 template <typename T>
 T __shfl_down_sync(unsigned mask, T value, unsigned offset) {
   return emulation::shuffle_down(mask, value, offset);

@@ -14,6 +14,8 @@ from tests.kernels.emulated import build, load
 
 WEIGHTS = {"l1": 0.7, "mse": -3.0, "charbonnier": 1.3, "ssim": 0.5, "edge": 0.2, "tv": 0.1}
 BOXES = torch.tensor([[0, 1.5, 2, 9, 7.5], [0, 4, 4, 30, 6], [1, -4, 5, 9, 40], [0, 3, 3, 3, 3]])
+# More than a block looks at together.
+MANY_BOXES = torch.cat((BOXES, torch.tensor([[n % 2, n % 37, n % 29, n % 37 + 1.5, n % 29 + 1] for n in range(280)])))
 VOLUME_BOXES = torch.tensor([[0, 1.5, 2, 3, 9, 7.5, 8], [0, 4, 4, 0, 30, 6, 2], [1, -4, 5, -4, 9, 40, 40]])
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-5, torch.bfloat16: 1e-5}
 
@@ -67,7 +69,7 @@ def assert_near(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     [
         ((1, 1, 11, 11), torch.float32, None),
         ((2, 2, 45, 75), torch.float32, BOXES),
-        ((2, 1, 33, 43), torch.float64, BOXES.double()),
+        ((2, 1, 33, 43), torch.float64, MANY_BOXES.double()),
         ((2, 1, 42, 20), torch.float16, BOXES),
         ((1, 1, 43, 42), torch.bfloat16, None),
         ((2, 1, 12, 13, 35), torch.float32, VOLUME_BOXES),
@@ -146,7 +148,7 @@ def test_every_barrier_is_needed(emulation):
     pair, volumes = images(1, 1, 45, 40), images(1, 1, 12, 13, 12)
 
     def everything():
-        emulated(*pair, WEIGHTS)
+        emulated(*pair, WEIGHTS, MANY_BOXES[MANY_BOXES[:, 0] == 0].repeat(2, 1), 2.0)
         emulated(*volumes, WEIGHTS)
         torch.ops.lidnet_fast_emulated.gradient_gramian(torch.randn(3, 50), False)
 
