@@ -50,8 +50,9 @@ __device__ inline float load(const BFloat16* from) {
   return value;
 }
 __device__ inline float load(const Half* from) {
+  const uint16_t bits = from->bits;  // read at once; a memcpy from memory reads bytes
   __half value;
-  memcpy(&value, from, sizeof value);
+  memcpy(&value, &bits, sizeof value);
   return __half2float(value);
 }
 
@@ -65,13 +66,22 @@ __device__ inline void store(BFloat16* to, float value) {
 }
 __device__ inline void store(Half* to, float value) {
   const __half half = __float2half(value);
-  memcpy(to, &half, sizeof half);
+  uint16_t bits;
+  memcpy(&bits, &half, sizeof bits);
+  to->bits = bits;
+}
+
+// The sum over the lanes of a warp, right in lane 0. All of its threads must call it.
+template <typename T>
+__device__ T warp_sum(T value) {
+  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_down_sync(~0u, value, offset);
+  return value;
 }
 
 // The sum over the threads of a block, right in thread 0; `scratch` has a value for each warp. All threads must call it.
 template <typename T, typename Shared>
 __device__ T block_sum(T value, Shared& scratch) {
-  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_down_sync(~0u, value, offset);
+  value = warp_sum(value);
   if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
   __syncthreads();
   T sum = 0;

@@ -26,7 +26,7 @@ Tensor gradient_gramian(Tensor gradients, bool per_sample) {
   GramianLaunch launch{dense.const_data_ptr(), storage_of(dense), count, samples, dense.numel() / count / samples, nullptr,
                        result.mutable_data_ptr()};
   const Tensor partial =
-      torch::stable::new_empty(dense, {gramian_chunks(launch), samples, count, count}, ScalarType::Double);
+      torch::stable::new_empty(dense, {samples, count, count, gramian_chunks(launch)}, ScalarType::Double);
   launch.partial = partial.mutable_data_ptr<double>();
   check_launch(launch_gramian(launch, device.stream()));
   return result;

@@ -14,7 +14,7 @@ struct GramianLaunch {
   const void* gradients;
   Storage storage;
   int64_t count, samples, length;
-  double* partial;  // [gramian_chunks(), samples, count, count]
+  double* partial;  // [samples, count, count, gramian_chunks()]
   void* result;     // of the arithmetic
 };
 int64_t gramian_chunks(const GramianLaunch& launch);
