@@ -108,7 +108,7 @@ def test_arithmetic_of_the_hardware():
         ("brev.b32", (6,), 0x60000000),
         ("bfind.shiftamt.u32", (6,), 29),
         ("bfind.shiftamt.u32", (0,), -1),
-        ("prmt.b32", (0x44332211, -0x77665545, 0x1B50), 0x22004411),
+        ("prmt.b32", (0x44332211, -0x77665545, 0x1B50), 0x2200AA11),
     ],
 )
 def test_arithmetic_of_integers(opcode, values, expected):
