@@ -16,6 +16,7 @@ import blosc2
 import msgpack
 import numpy as np
 
+from lidnet_fast.data.store.blocks import Blocks, add_table
 from lidnet_fast.errors import InputError
 from lidnet_fast.urls import is_url
 
@@ -74,7 +75,7 @@ class Blosc2:
         cparams = blosc2.CParams(codec=blosc2.Codec.LZ4, clevel=5, filters=[blosc2.Filter.SHUFFLE], nthreads=1)
         blocks = (1, min(128, height), min(128, width))
         try:
-            blosc2.asarray(
+            array = blosc2.asarray(
                 np.ascontiguousarray(volume),
                 urlpath=str(path),
                 mode="w",
@@ -82,6 +83,7 @@ class Blosc2:
                 blocks=blocks,
                 cparams=cparams,
             )
+            add_table(array)
         except RuntimeError as error:  # blosc2 doesn't say what the system told it
             raise OSError(errno.EIO, f"can't be written (disk full?): {error}", str(path)) from error
 
@@ -95,7 +97,7 @@ class Blosc2:
             array = blosc2.open(location, mode="r", deserialize="safe", dparams=blosc2.DParams(nthreads=1))
         if not isinstance(array, blosc2.NDArray):
             raise ValueError(f"it holds a {type(array).__name__}, not an array")
-        return _Blosc2Volume(array)
+        return _Blosc2Volume(array, location)
 
 
 def _check_blosc2_metadata(path: Path) -> None:
@@ -124,14 +126,18 @@ def _check_regular(paths: Iterable[Path]) -> None:
 
 
 class _Blosc2Volume:
-    def __init__(self, array: blosc2.NDArray):
+    def __init__(self, array: blosc2.NDArray, location: str):
         self._array = array
+        self._blocks = Blocks.of(location, array)
         self.shape, self.dtype = array.shape, array.dtype
 
     def __getitem__(self, place: tuple[slice, slice, slice], /) -> np.ndarray:
-        pixels = np.empty([part.stop - part.start for part in place], self.dtype)
-        # What array[place] comes down to; its handling of any kind of index takes as long as decoding a small window.
-        self._array.get_slice_numpy(pixels, ([part.start for part in place], [part.stop for part in place]))
+        start, stop = [part.start for part in place], [part.stop for part in place]
+        pixels = self._blocks.read(start, stop) if self._blocks else None
+        if pixels is None:
+            pixels = np.empty([part.stop - part.start for part in place], self.dtype)
+            # What array[place] comes down to; its handling of any index takes as long as decoding a small window.
+            self._array.get_slice_numpy(pixels, (start, stop))
         return pixels
 
 
