@@ -28,8 +28,9 @@ __global__ void __launch_bounds__(kThreads) mask_kernel(MaskLaunch a) {
   constexpr int kCount = kMaskRows / kWarps;
   const int axes = a.volume ? 3 : 2;
   const Tile tile = tile_of_block<kMaskRows>(a.height, a.width);
-  const int64_t image = tile.unit / a.depth, slice = tile.unit % a.depth;
-  const int64_t row = tile.top + tile.first_row, column = tile.left + tile.column;
+  const int image = static_cast<int>(tile.unit / a.depth), slice = static_cast<int>(tile.unit % a.depth);
+  const int tile_left = static_cast<int>(tile.left), tile_top = static_cast<int>(tile.top);
+  const int row = tile_top + tile.first_row, column = tile_left + tile.column;
   bool covered[kCount] = {};
   for (int64_t first = 0; first < a.boxes; first += kThreads) {
     unsigned bits = 0;
@@ -40,7 +41,7 @@ __global__ void __launch_bounds__(kThreads) mask_kernel(MaskLaunch a) {
       if (touches) {
         const int left = first_centre(box[1], a.width), right = first_centre(box[1 + axes], a.width);
         const int top = first_centre(box[2], a.height), bottom = first_centre(box[2 + axes], a.height);
-        touches = left < tile.left + kColumns && right > tile.left && top < tile.top + kMaskRows && bottom > tile.top;
+        touches = left < tile_left + kColumns && right > tile_left && top < tile_top + kMaskRows && bottom > tile_top;
         if (a.volume) touches = touches && first_centre(box[3], a.depth) <= slice && slice < first_centre(box[6], a.depth);
         ends[4 * threadIdx.x] = left;
         ends[4 * threadIdx.x + 1] = right;
