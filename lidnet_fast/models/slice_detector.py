@@ -18,7 +18,7 @@ OVERLAP = 64
 class SliceDetector:
     """Looks for lesions in whole slices, in tiles of the size of the fields of view that the detector was trained on.
 
-    Such a detector finds less in whole slices, which show it more at once than it has ever seen. Tiles overlap; each
+    Such a detector may find less in whole slices, which show it more at once than it has ever seen. Tiles overlap; each
     answers for the boxes whose centre is nearer to its own middle than to its neighbours', and what two of them still
     both find is left to non-maximum suppression.
 
