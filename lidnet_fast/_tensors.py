@@ -17,11 +17,17 @@ def in_forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
-def reduce_boxes(losses: Tensor, box_weights: Tensor | None, reduction: str, counted: Tensor | None = None) -> Tensor:
+def reduce_boxes(
+    losses: Tensor,
+    box_weights: Tensor | None,
+    reduction: str,
+    counted: Tensor | None = None,
+    count: int | None = None,
+) -> Tensor:
     """Weights the losses [K] of the boxes and reduces them: "none" [w_k l_k], "sum" their sum, "mean" the sum over K.
 
-    Boxes that aren't `counted`, bool [K], have a loss of 0 and no part in K. Without boxes the sum and the mean are 0
-    and stay connected to the graph.
+    Boxes that aren't `counted`, bool [K], have a loss of 0 and no part in K; `count` is how many are, where that is
+    known. Without boxes the sum and the mean are 0 and stay connected to the graph.
     """
     if counted is not None:
         losses = torch.where(counted, losses, 0)
@@ -31,12 +37,14 @@ def reduce_boxes(losses: Tensor, box_weights: Tensor | None, reduction: str, cou
         return losses
     if reduction == "sum":
         return losses.sum()
-    return losses.sum() / (max(losses.shape[0], 1) if counted is None else counted.sum().clamp(min=1))
+    if count is None and counted is not None:
+        return losses.sum() / counted.sum().clamp(min=1)
+    return losses.sum() / max(losses.shape[0] if count is None else count, 1)
 
 
 def upload(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     """Tensors of the CPU on a device, in one copy; on CUDA from pinned memory, so that nothing waits for it."""
-    if device.type == "cpu":
+    if device.type == "cpu" or not tensors:
         return list(tensors)
     room = [-(-tensor.nbytes // 16) * 16 for tensor in tensors]  # as a view of any dtype may begin
     packed = torch.empty(sum(room), dtype=torch.uint8, device="cpu", pin_memory=device.type == "cuda")

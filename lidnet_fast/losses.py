@@ -156,7 +156,7 @@ class ROIPerceptualLoss(nn.Module):
             normal_dose: As `denoised`, of any floating-point dtype; gets no gradient, so it mustn't require one.
             boxes: As in `functional.roi_perceptual_loss`, in pixels of the images, on any device; a list for a list of
                 images.
-            box_weights: As in `functional.roi_perceptual_loss`.
+            box_weights: As in `functional.roi_perceptual_loss`, on the images' device or, like boxes, on the CPU.
             sample_ids: What each normal-dose image is known by in the cache. The same id has to mean the same pixels;
                 None computes without the cache.
 
@@ -187,7 +187,7 @@ class ROIPerceptualLoss(nn.Module):
     ) -> Tensor:
         if not isinstance(denoised, list | tuple):
             of_batch = self._of_batch(denoised, normal_dose, boxes, box_weights, sample_ids)  # type: ignore[arg-type]
-            return reduce_boxes(of_batch.losses, of_batch.weights, self.reduction, of_batch.counted)
+            return reduce_boxes(of_batch.losses, of_batch.weights, self.reduction, of_batch.counted, of_batch.number)
         if isinstance(boxes, Tensor) or not len(denoised) == len(normal_dose) == len(boxes) > 0:
             raise ValueError("lists of images need as many normal-dose images and Tensors of boxes, at least one")
         pairs = []
@@ -199,6 +199,8 @@ class ROIPerceptualLoss(nn.Module):
         denoised, normal_dose = ([pair[side][0] for pair in pairs] for side in range(2))
         starts = np.cumsum([0, *(len(of_image) for of_image in boxes)])
         weights = as_box_weights(box_weights, starts[-1], denoised[0].device, compute_dtype(denoised[0].dtype))
+        if weights is not None and weights.device != denoised[0].device:
+            (weights,) = upload([weights], denoised[0].device)
         parts, rows = [], []
         for shape in dict.fromkeys(image.shape for image in denoised):
             members = [number for number, image in enumerate(denoised) if image.shape == shape]
@@ -213,7 +215,8 @@ class ROIPerceptualLoss(nn.Module):
             rows += [row for n in members for row in range(starts[n], starts[n + 1])]
         losses = _in_order([part.losses for part in parts], rows)
         counted = [part.counted for part in parts if part.counted is not None]
-        return reduce_boxes(losses, weights, self.reduction, _in_order(counted, rows) if counted else None)
+        in_order, count = _in_order(counted, rows) if counted else None, sum(part.number for part in parts)
+        return reduce_boxes(losses, weights, self.reduction, in_order, count)
 
     def _of_batch(
         self,
@@ -229,10 +232,13 @@ class ROIPerceptualLoss(nn.Module):
         if sample_ids is not None and len(sample_ids) != len(denoised):
             raise ValueError(f"sample_ids must have one for each image, {len(denoised)}, got {len(sample_ids)}")
         self.extractor.warn_of_images(normal_dose, "normal_dose")
-        counted = None
-        if self.outside == "ignore":
-            (counted,) = upload([boxes_inside(rois, denoised.shape[2:])], denoised.device)
-        return _BoxLosses(self._losses(denoised, normal_dose, rois, sample_ids), weights, counted)
+        counted = boxes_inside(rois, denoised.shape[2:]) if self.outside == "ignore" else None
+        count = len(rois) if counted is None else int(counted.sum())
+        on_host = [other for other in (weights, counted) if other is not None and other.device.type == "cpu"]
+        losses, others = self._losses(denoised, normal_dose, rois, sample_ids, on_host)
+        if weights is not None and weights.device.type == "cpu":
+            weights = others.pop(0)
+        return _BoxLosses(losses, weights, others.pop(0) if others else None, count)
 
     def _accepted(self, denoised: Tensor, normal_dose: Tensor, name: str, target_name: str) -> tuple[Tensor, Tensor]:
         """Images checked and of one dtype: the extractor's, or with autocast what they promote to."""
@@ -277,17 +283,23 @@ class ROIPerceptualLoss(nn.Module):
         return self.windows.planner(image_size).plan(_array(rois.double()), images, self.aligned, share_kinds)
 
     def _losses(
-        self, denoised: Tensor, normal_dose: Tensor, rois: Tensor, sample_ids: Sequence[Hashable] | None
-    ) -> Tensor:
-        """The loss of each box, [K], all layers together."""
+        self,
+        denoised: Tensor,
+        normal_dose: Tensor,
+        rois: Tensor,
+        sample_ids: Sequence[Hashable] | None,
+        others: Sequence[Tensor],
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The loss of each box, [K], all layers together; and `others`, of the CPU, on the images' device."""
         size = denoised.shape[2:]
         if not len(rois):  # an empty part of the images keeps the loss in their graph
             nothing = torch.empty(0, denoised.ndim - 1, dtype=torch.int64, device=denoised.device)
-            return fast.roi_windows(denoised, nothing, (1,) * (denoised.ndim - 2)).flatten().to(rois.dtype)
+            empty = fast.roi_windows(denoised, nothing, (1,) * (denoised.ndim - 2)).flatten().to(rois.dtype)
+            return empty, upload(others, denoised.device)
         if self.cache is None:
             sample_ids = None
         plan = self._plan(rois, size, len(denoised), share_kinds=sample_ids is None)
-        parts = parts_of(plan, rois, denoised, self.layer_weights, self.windows)
+        parts = parts_of(plan, rois, denoised, self.layer_weights, self.windows, others)
         of_denoised, of_normal_dose = self._cut(parts, denoised, normal_dose if sample_ids is None else None)
         losses = []
         for part in parts.parts:
@@ -302,7 +314,7 @@ class ROIPerceptualLoss(nn.Module):
                 else:
                     targets = self._features(part, normal_dose, of_normal_dose)
             losses.append(self._compare(inputs, targets, part.rois, size))
-        return losses[0] if parts.order is None else torch.cat(losses)[parts.order]
+        return losses[0] if parts.order is None else torch.cat(losses)[parts.order], parts.others
 
     def _cut(self, parts: Parts, denoised: Tensor, normal_dose: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
         """The windows of both images, of each part that has windows."""
@@ -373,11 +385,12 @@ class ROIPerceptualLoss(nn.Module):
 
 
 class _BoxLosses(NamedTuple):
-    """Of each box of a batch, [K]: its loss, its weight and whether it counts; None for all alike."""
+    """Of each box of a batch, [K]: its loss, its weight and whether it counts, None for all alike; and how many do."""
 
     losses: Tensor
     weights: Tensor | None
     counted: Tensor | None
+    number: int
 
 
 class MultiLoss(nn.Module):

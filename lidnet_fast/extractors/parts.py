@@ -43,15 +43,22 @@ class Parts(NamedTuple):
         parts: A part for each kind of window, and one of whole images if the plan has any.
         corners: Of the windows of all parts, one after the other.
         order: What brings values of the parts' boxes, part by part, into the boxes' order; None where they are in it.
+        others: What the caller had brought along.
     """
 
     parts: list[Part]
     corners: Tensor
     order: Tensor | None
+    others: list[Tensor]
 
 
 def parts_of(
-    plan: Plan, rois: Tensor, images: Tensor, layers: Iterable[str], extractor: WindowedExtractor | None
+    plan: Plan,
+    rois: Tensor,
+    images: Tensor,
+    layers: Iterable[str],
+    extractor: WindowedExtractor | None,
+    others: Sequence[Tensor] = (),
 ) -> Parts:
     """The parts of a plan of at least one box.
 
@@ -61,6 +68,7 @@ def parts_of(
         images: [N, C, H, W] or [N, C, D, H, W].
         layers: Names of the layers.
         extractor: What computes windows; without it the plan has none.
+        others: What else on the CPU is wanted on the device.
     """
     layers = list(layers)
     parts = [] if extractor is None else _of_windows(plan, rois, images, layers, extractor)
@@ -70,9 +78,9 @@ def parts_of(
         parts.append(_of_images(plan, rois, layers))
     order = [torch.from_numpy(np.concatenate([part.boxes for part in parts]).argsort())] if len(parts) > 1 else []
     of_parts = [tensor for part in parts for tensor in (part.images, *part.rois) if tensor is not None]
-    corners, *numbers = upload([corners, *order, *of_parts], images.device)
+    corners, *numbers = upload([corners, *order, *of_parts, *others], images.device)
     in_order = numbers.pop(0) if order else None
-    return Parts(_placed(parts, corners, numbers), corners, in_order)
+    return Parts(_placed(parts, corners, numbers), corners, in_order, numbers)
 
 
 def _placed(parts: Sequence[Part], corners: Tensor, numbers: list[Tensor]) -> list[Part]:

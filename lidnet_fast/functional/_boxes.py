@@ -85,11 +85,19 @@ def check_boxes(
 
 
 def as_box_weights(box_weights: Tensor | None, boxes: int, device: torch.device, dtype: torch.dtype) -> Tensor | None:
-    """Weights of boxes that were checked elsewhere, checked themselves, in the dtype of the arithmetic."""
+    """Weights of boxes that were checked elsewhere, checked themselves, in the dtype of the arithmetic.
+
+    They may be on the CPU, and then stay there.
+    """
     if box_weights is None:
         return None
-    check_box_weights(box_weights, boxes, device)
-    check_weight_values(box_weights)
+    on_host = isinstance(box_weights, Tensor) and box_weights.device.type == "cpu"
+    check_box_weights(box_weights, boxes, torch.device("cpu") if on_host else device)
+    on_device = backend.kernel("check_boxes", box_weights.device)
+    if on_device is None:
+        check_weight_values(box_weights)
+    else:  # of boxes without coordinates, so that one launch looks at the weights alone
+        on_device([box_weights.new_empty(boxes, 0)], box_weights, 1, 1.0, [], ["", WEIGHTS_RULE], dtype)
     return box_weights.to(dtype)
 
 
