@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lidnet_fast.comparison.cells import Cell, Plan
 from lidnet_fast.comparison.records import Record
 from lidnet_fast.comparison.statistics import Estimate, draws, estimate, plain_metrics
 from lidnet_fast.comparison.work import BOUND, Task, record_file
 from lidnet_fast.evaluation.arms import LOW_DOSE, NORMAL_DOSE
 from lidnet_fast.evaluation.results import (
+    COTRAINED,
     COTRAINED_COLUMNS,
     IMAGE_COLUMNS,
     INDEPENDENT_WORDS,
@@ -147,10 +150,43 @@ def _add_bounds(table: Table, cells: Sequence[Cell], same_people: bool) -> None:
             table.arms[arm][f"{judge}_closed"] = gained.share_of(gap)
 
 
+def rows_of_cell(cell: Path) -> tuple[dict[str, dict[str, Metric]], int]:
+    """What judges said of one cell and, on the same samples, of its seed's other arms, low and normal dose.
+
+    Args:
+        cell: its folder, `STORE/seed0/DENOISER/arms/ARM` in a comparison's.
+
+    Returns:
+        Arm -> metric -> value, this arm first, with intervals that say nothing of another training; and how many
+        samples there are. Empty where the cell has no record.
+
+    Raises:
+        InputError: a record can't be read.
+    """
+    references = cell.parents[2] / "references"
+    others = sorted(folder for folder in cell.parent.iterdir() if folder.is_dir() and folder != cell)
+    places = {cell.name: cell, LOW_DOSE: references, **{folder.name: folder for folder in others}}
+    places[NORMAL_DOSE] = references
+    files = {arm: record_file(folder, arm) for arm, folder in places.items()}
+    if not files[cell.name].is_file():
+        return {}, 0
+    records = {arm: Record.load(file) for arm, file in files.items() if file.is_file()}
+    own = records[cell.name]
+    drawn = draws([own.patient])
+    alike = {arm: record for arm, record in records.items() if np.array_equal(record.patient, own.patient)}
+    return {arm: _metrics(estimate([record], drawn)) for arm, record in alike.items()}, len(own.patient)
+
+
 def columns(judges: Iterable[str]) -> list[Column]:
     """The columns of a comparison's tables."""
     independent = [column for name in judges for column in detector_columns(name, name, INDEPENDENT_WORDS)]
     return [*IMAGE_COLUMNS, *JUDGE_COLUMNS, *independent, *COTRAINED_COLUMNS]
+
+
+def judges_in(row: Mapping[str, Metric]) -> list[str]:
+    """The independent judges that an arm's metrics name."""
+    names = [key.removesuffix("_ap50") for key in row if key.endswith("_ap50")]
+    return [name for name in names if name not in (JUDGE, COTRAINED)]
 
 
 def bound_columns(judges: Iterable[str]) -> list[Column]:

@@ -1,7 +1,7 @@
 """The model card: what a stranger must know of a denoiser before using it, in the form that model hubs read."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from string import Template
@@ -12,11 +12,11 @@ import yaml
 from lidnet_fast import __version__
 from lidnet_fast.data.store.index import SPLITS
 from lidnet_fast.data.store.reader import Store
-from lidnet_fast.evaluation.results import format_metric, present_columns
+from lidnet_fast.evaluation.results import COLUMNS, format_metric, present_columns
 from lidnet_fast.models.envelope import Envelope
 from lidnet_fast.models.onnx import OPSET, TOLERANCE_HU
 from lidnet_fast.models.windowing import HUWindow
-from lidnet_fast.report.data import Metric
+from lidnet_fast.report.data import Column, Metric
 from lidnet_fast.strangers_text import printable
 from lidnet_fast.trainer.stored import flattened
 
@@ -34,11 +34,17 @@ class Results:
         rows: arm -> metric -> value.
         arm: which of them the model is.
         samples: how many fields of view were looked at; None where that is unknown.
+        columns: the metrics that are shown.
+        of: whose images they are.
+        interval: what the intervals in brackets are.
     """
 
     rows: Mapping[str, Mapping[str, Metric]]
     arm: str
     samples: int | None = None
+    columns: Sequence[Column] = COLUMNS
+    of: str = "held-out patients"
+    interval: str = "95 % intervals"
 
 
 def model_card(
@@ -92,10 +98,10 @@ def _front_matter(name: str, results: Results | None) -> str:
         means = {key: value[0] if isinstance(value, tuple) else value for key, value in row.items()}
         metrics = [
             {"type": column.key, "name": f"{column.label} {column.group}", "value": means[column.key]}
-            for column in present_columns({results.arm: row})
+            for column in present_columns({results.arm: row}, results.columns)
         ]
         task = {"type": "image-to-image", "name": "Low-dose CT denoising"}
-        dataset = {"type": "private", "name": "held-out patients"}
+        dataset = {"type": "private", "name": results.of}
         about["model-index"] = [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}]
     return yaml.safe_dump(about, sort_keys=False, allow_unicode=True)
 
@@ -148,18 +154,21 @@ def _training(trained: Mapping[str, Any]) -> str:
 def _results(results: Results | None) -> str:
     if results is None:
         return "Not measured: `lidnet-fast evaluate RUN` hadn't been run when this was written."
-    rows = results.rows
+    rows, columns = results.rows, present_columns(results.rows, results.columns)
     values = [
         [
             " ".join(filter(None, (column.label, column.group, column.unit and f"({column.unit})"))),
             *(format_metric(column, row.get(column.key)) for row in rows.values()),
         ]
-        for column in present_columns(rows)
+        for column in columns
     ]
     table = _table(["", *rows], values)
     samples = "" if results.samples is None else f"{results.samples} fields of view of "
-    arm = printable(results.arm)
-    return f"On {samples}held-out patients; this model is *{arm}*. In brackets: 95 % intervals.\n\n{table}"
+    said = f"On {samples}{results.of}; this model is *{printable(results.arm)}*. In brackets: {results.interval}."
+    # Each detector's columns explain who it is after what they measure.
+    judges = {column.group: column.help.partition(" By ")[2] for column in columns if " By " in column.help}
+    listed = "\n".join(f"- {printable(judge)}: {who}" for judge, who in judges.items())
+    return "\n\n".join(filter(None, [said, table, listed]))
 
 
 def _table(heading: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lidnet_fast.comparison.config import DEVELOPMENT_SEEDS
+from lidnet_fast.comparison.tables import columns, judges_in, rows_of_cell
 from lidnet_fast.data.store.reader import Store
 from lidnet_fast.errors import InputError
 from lidnet_fast.evaluation.arms import flatten
@@ -14,6 +16,7 @@ from lidnet_fast.models.files import denoiser_file, fingerprint, load_denoiser, 
 from lidnet_fast.models.onnx import write_onnx
 from lidnet_fast.models.published import CONFIG, ONNX, WEIGHTS, is_published, write_published
 from lidnet_fast.publication.card import Results, model_card
+from lidnet_fast.report.data import Metric
 from lidnet_fast.trainer.stored import read_stored
 from lidnet_fast.urls import is_url
 
@@ -81,29 +84,40 @@ def _data(run: Path) -> Store | None:
 
 
 def _results(run: Path, file: Path) -> Results | None:
-    """What `evaluate` wrote of the run's own denoiser on its own store.
-
-    Of a cell of a comparison (`STORE/seed0/DENOISER/arms/ARM`), the comparison's table.
-    """
-    in_comparison = run.parent.name == "arms" and len(run.parents) > 4
-    path = (run.parents[4] if in_comparison else run) / "metrics.json"
+    """What `evaluate` wrote of the run itself; of a judged cell of a comparison, its record."""
+    if run.parent.name == "arms" and len(run.parents) > 4:
+        rows, samples = rows_of_cell(run)
+        if rows:
+            return _of_cell(run, rows, samples)
+    path = run / "metrics.json"
     if not path.is_file():
         return None
-    arm = run.name if in_comparison else DENOISED
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if in_comparison:
-            wanted = (run.parents[3].name, run.parents[1].name)
-            (content,) = (one for one in content["tables"] if (one["store"], one["denoiser"]) == wanted)
-        elif (content.get("own"), content.get("denoiser")) != (True, fingerprint(file)):
+        if (content.get("own"), content.get("denoiser")) != (True, fingerprint(file)):
             raise ValueError("of another denoiser or store, or of an older version, which didn't say")
         scans = content.get("scans", {})
         rows = {name: _row(values, scans.get(name, {})) for name, values in content["arms"].items()}
-        samples = content.get("samples")
-        return Results({arm: rows.pop(arm), **rows}, arm, samples if isinstance(samples, int) else None)
+        samples = content["samples"]
+        return Results({DENOISED: rows.pop(DENOISED), **rows}, DENOISED, samples)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        again = f"lidnet-fast evaluate {run}" if not in_comparison else "lidnet-fast compare --collect"
-        raise InputError(f"{path}: doesn't say that its results are this model's. To fix: {again}") from error
+        raise InputError(
+            f"{path}: doesn't say that its results are this model's. To fix: lidnet-fast evaluate {run}"
+        ) from error
+
+
+def _of_cell(cell: Path, rows: dict[str, dict[str, Metric]], samples: int) -> Results:
+    """A cell's own record beside those of its seed's other arms; a comparison's tables are of several seeds."""
+    seed = cell.parents[2].name.removeprefix("seed")
+    chosen = seed.isdigit() and int(seed) >= DEVELOPMENT_SEEDS
+    return Results(
+        rows,
+        cell.name,
+        samples,
+        columns(judges_in(rows[cell.name])),
+        of="validation patients, which ways of training were chosen on" if chosen else "held-out patients",
+        interval="95 % intervals over patients, which say nothing of another training",
+    )
 
 
 def _row(values: dict[str, Any], scans: dict[str, Any]) -> dict[str, Any]:

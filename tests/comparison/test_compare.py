@@ -14,6 +14,7 @@ from lidnet_fast.cli import main
 from lidnet_fast.comparison import compare as compare_module
 from lidnet_fast.evaluation.evaluate import evaluate_run
 from lidnet_fast.inference import load_denoiser
+from lidnet_fast.publication import publish
 from tests.comparison.commands import run, start
 
 pytestmark = pytest.mark.slow
@@ -59,6 +60,14 @@ def test_it_writes_what_it_promises_and_trains_each_network_once(compared: Path,
     evaluate_run(cell, out=tmp_path)  # a cell is a run
     evaluated = json.loads((tmp_path / "metrics.json").read_text())["arms"]["denoised"]
     assert evaluated["psnr"] == pytest.approx(tiny["seeds"]["1"]["lidnet"]["psnr"])
+    card = (publish(cell, tmp_path / "published") / "README.md").read_text()
+    assert "this model is *lidnet*" in card and "|  | lidnet | low dose | mine | mse | normal dose |" in card
+    for column, metric in (("PSNR whole image (dB)", "psnr"), ("AP@.5 retina", "retina_ap50")):
+        (line,) = (line for line in card.splitlines() if line.startswith(f"| {column} |"))
+        shown = [float(cell.split()[0]) for cell in line.split("|")[2:-1]]
+        of_arm = tiny["seeds"]["1"]
+        arms = ("lidnet", "low dose", "mine", "mse", "normal dose")
+        assert shown == pytest.approx([of_arm[arm][metric] for arm in arms], abs=0.006)
     assert evaluated["cotrained"]["ap50"] == pytest.approx(tiny["seeds"]["1"]["lidnet"]["cotrained_ap50"], abs=1e-6)
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lidnet_fast.cli import main
+from lidnet_fast.comparison.records import Record
 from lidnet_fast.data.phantoms.chest import ChestPhantom
 from lidnet_fast.data.phantoms.study import Study, make_study
 from lidnet_fast.errors import InputError
@@ -30,6 +31,7 @@ from lidnet_fast.models.registry import NetworkConfig
 from lidnet_fast.models.windowing import HUWindow
 from lidnet_fast.publication import publish
 from lidnet_fast.trainer.config import DataConfig, RunConfig, to_dict
+from tests.comparison.test_records import evaluated
 from tests.conftest import Once
 from tests.inference.conftest import random_network
 
@@ -328,25 +330,43 @@ def test_nothing_is_overwritten(published: Path, root: Path, tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
-def test_results_of_a_comparison_stand_beside_the_model(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("seed", [0, 100])
+def test_a_cell_of_a_comparison_is_published_with_its_record(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    """A cell is a run; the comparison's table has every arm, with intervals."""
+    """Every judge by its name, with intervals, beside the other arms and low dose on the same samples."""
     monkeypatch.setattr("lidnet_fast.publication.folder.write_onnx", lambda path, _: path.write_bytes(b""))
-    cell = tmp_path / "runs" / "liver" / "seed0" / "unet" / "arms" / "lidnet"
+    place = tmp_path / "runs" / "liver" / f"seed{seed}"
+    cell = place / "unet" / "arms" / "lidnet"
     shutil.copytree(root / "4711-run", cell)
-    other, row = {"psnr": [20.0, 19.0, 21.0], "judge_ap50": 0.5}, {"psnr": [29.0, 28.0, 30.0], "judge_ap50": None}
-    tables = [{"store": "liver", "denoiser": name, "arms": {"mse": other, "lidnet": row}} for name in ("small", "unet")]
-    (tmp_path / "runs" / "metrics.json").write_text(json.dumps({"tables": tables}))
+    patients = np.repeat(np.arange(5), 2)
+    evaluation = evaluated(len(patients))
+    for one, file in (
+        ("one", cell / "evaluation" / "lidnet.npz"),
+        ("two", cell.with_name("mse") / "evaluation" / "mse.npz"),
+        ("two", place / "references" / "evaluation" / "low_dose.npz"),
+    ):
+        file.parent.mkdir(parents=True)
+        Record.of(evaluation, one, patients).save(file)
+    other = evaluated(3)  # of other samples, as of another configuration
+    (cell.with_name("third") / "evaluation").mkdir(parents=True)
+    Record.of(other, "one", [0, 1, 2]).save(cell.with_name("third") / "evaluation" / "third.npz")
     card = ModelCard.load(publish(cell, tmp_path / "out") / "README.md")
-    assert "this model is *lidnet*" in card.text
-    assert "| PSNR whole image (dB) | 29.00 [28.00, 30.00] | 20.00 [19.00, 21.00] |" in card.text
+    of = "validation" if seed else "held-out"
+    assert f"On 10 fields of view of {of} patients" in card.text
+    assert "this model is *lidnet*" in card.text and "over patients" in card.text
+    assert "|  | lidnet | low dose | mse |" in card.text
+    assert "- other: a detector of another architecture" in card.text
+    flat = evaluation.flat()
+    for label, key, digits in (("AP@.5 other", "other_ap50", 3), ("PSNR whole image (dB)", "psnr", 2)):
+        (line,) = (line for line in card.text.splitlines() if line.startswith(f"| {label} |"))
+        shown = [cell.strip() for cell in line.split("|")[2:-1]]
+        assert [text.partition(" [")[0] for text in shown] == [
+            f"{flat[arm][key]:.{digits}f}" for arm in ("one", "two", "two")
+        ]
+        assert all(text.endswith("]") for text in shown)
     (found,) = card.data.to_dict()["model-index"][0]["results"]
-    assert found["metrics"] == [{"type": "psnr", "name": "PSNR whole image", "value": 29.0}]
-    (tmp_path / "runs" / "metrics.json").write_text(json.dumps({"tables": tables[:1]}))
-    with pytest.raises(InputError, match=r"metrics.json: doesn't say that its results are this model's"):
-        publish(cell, tmp_path / "out2")
-    assert not (tmp_path / "out2").exists()
+    assert {"psnr", "judge_ap50", "other_ap50"} <= {metric["type"] for metric in found["metrics"]}
 
 
 @pytest.mark.parametrize(
