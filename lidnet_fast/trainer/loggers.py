@@ -5,7 +5,8 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lidnet_fast.trainer.config import LoggerName
 _PROJECT = "lidnet_fast"
 _PACKAGES = {"wandb": "wandb", "mlflow": "mlflow-skinny"}
 """Loggers that need a package of their own -> what pip calls it."""
+_FILES = "MLFLOW_ALLOW_FILE_STORE"
 
 
 def check_loggers(names: Sequence[LoggerName]) -> None:
@@ -108,14 +110,28 @@ def _wandb(folder: Path, earlier: str | None) -> tuple[Logger, str]:
 
 
 def _mlflow(folder: Path, earlier: str | None) -> tuple[Logger, str]:
-    logger = MLFlowLogger(
-        os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT),
-        _title(folder),
-        os.environ.get("MLFLOW_TRACKING_URI"),
-        {"mlflow.user": "-", "mlflow.source.name": "lidnet-fast train"},  # by default the user and a path
-        str(folder.parent / "mlruns"),
-        run_id=earlier,
-    )
-    identity = logger.run_id
+    with _files_allowed():
+        logger = MLFlowLogger(
+            os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT),
+            _title(folder),
+            os.environ.get("MLFLOW_TRACKING_URI"),
+            {"mlflow.user": "-", "mlflow.source.name": "lidnet-fast train"},  # by default the user and a path
+            str(folder.parent / "mlruns"),
+            run_id=earlier,
+        )
+        identity = logger.run_id
     assert identity is not None
     return logger, identity
+
+
+@contextmanager
+def _files_allowed() -> Iterator[None]:
+    """MLflow writes to a folder only if asked for, and mlflow-skinny has no database to write to instead."""
+    before = os.environ.get(_FILES)
+    if before is None:
+        os.environ[_FILES] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_FILES]

@@ -1,6 +1,7 @@
-"""Loggers by name: wandb for real, offline; MLflow, whose cachetools isn't ours, by a module that stands for it."""
+"""Loggers by name: wandb for real, offline; MLflow by what stands for it, and for real where it is installed."""
 
 import json
+import os
 import sys
 import types
 from dataclasses import replace
@@ -114,6 +115,23 @@ def test_a_resumed_phase_goes_on_with_its_run_of_mlflow(tmp_path: Path, mlflow: 
     assert tags == {"mlflow.user": "-", "mlflow.source.name": "lidnet-fast train", "mlflow.runName": "mine denoiser"}
     assert {"key": "denoiser/name", "value": "small"} in parameters[1]
     assert [call[0] for call in calls] == ["began", "logged", "logged", "FINISHED", "logged", "FINISHED"]
+
+
+@pytest.mark.slow
+def test_mlflow_for_real(tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a server it writes to the run's folder, which today's MLflow does only if it is asked for."""
+    pytest.importorskip("mlflow", reason="mlflow-skinny isn't installed")
+    for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_ALLOW_FILE_STORE"):
+        monkeypatch.delenv(variable, raising=False)
+    run = Run(replace(tiny_config, loggers=["csv", "mlflow"]))
+    run.train_denoiser()
+    assert "MLFLOW_ALLOW_FILE_STORE" not in os.environ
+    identity = json.loads((run.out / "denoiser" / "tracking.json").read_text())["mlflow"]
+    (found,) = run.out.glob(f"mlruns/*/{identity}")
+    losses = [float(line.split()[1]) for line in (found / "metrics" / "denoiser" / "total").read_text().splitlines()]
+    assert losses == pytest.approx(list(curves(run.out / "denoiser")["denoiser/total"][1]), rel=1e-4)
+    assert (found / "params" / "denoiser" / "name").read_text() == "small"
+    assert (found / "tags" / "mlflow.user").read_text() == "-"
 
 
 @pytest.mark.parametrize(("name", "package"), [("wandb", "wandb"), ("mlflow", "mlflow-skinny")])
