@@ -56,8 +56,9 @@ class OnnxDenoiser(HUDenoiser):
         network = _Session(path)
         known = _Known.read(path, network.session.get_modelmeta().custom_metadata_map)
         if network.slices != 2 * known.context + 1:
+            seen = 2 * known.context + 1
             raise InputError(
-                f"{path}: takes {network.slices} slices, but its metadata name a context of {known.context}"
+                f"{path}: its metadata say that it sees slices: {seen}, but its input has {network.slices}"
             )
         super().__init__(network, known.window, known.envelope, known.context)
         self._known = known

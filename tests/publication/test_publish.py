@@ -402,6 +402,7 @@ def test_other_models_are_refused_by_name(published: Path, tmp_path: Path, capfd
     free = ["N", 1, "H", "W"]
     models = {
         other_onnx(tmp_path / "rgb.onnx", [1, 3, 224, 224]): "x0 tensor(float) [1, 3, 224, 224]",
+        other_onnx(tmp_path / "even.onnx", ["N", 2, "H", "W"]): "or an odd number of neighbouring slices",
         other_onnx(tmp_path / "half.onnx", free, onnx.TensorProto.FLOAT16): "tensor(float16)",
         other_onnx(tmp_path / "two.onnx", free, inputs=2): "x0 tensor(float) [N, 1, H, W], x1",
         other_onnx(tmp_path / "unknown.onnx", free): "don't say that it takes HU",
@@ -416,6 +417,11 @@ def test_other_models_are_refused_by_name(published: Path, tmp_path: Path, capfd
     onnx.helper.set_model_props(known, {"lidnet_fast": '{"format": "lidnet_fast-onnx", "version": 9}'})
     onnx.save(known, tmp_path / "newer.onnx")
     models[tmp_path / "newer.onnx"] = "its metadata can't be read: format lidnet_fast-onnx version 9"
+    known = onnx.load(published / "model.onnx")
+    (entry,) = (entry for entry in known.metadata_props if entry.key == "lidnet_fast")
+    entry.value = json.dumps({**json.loads(entry.value), "context": 1})
+    onnx.save(known, tmp_path / "fewer.onnx")
+    models[tmp_path / "fewer.onnx"] = "its metadata say that it sees slices: 3, but its input has 1"
     for model, said in models.items():
         with pytest.raises(SystemExit, match="2"):
             main(["denoise", str(tmp_path), str(tmp_path / "out"), "--model", str(model)])
