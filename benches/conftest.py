@@ -27,18 +27,18 @@ def race(benchmark, request) -> Race:
     )
 
 
-def facts() -> dict[str, str]:
-    return {**machine_facts(), "ops": backend.current()}
+def facts(config) -> dict[str, str]:
+    return {**machine_facts(), "ops": backend.current(), "timer": str(config.option.benchmark_timer)}
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
-    machine_info["lidnet_fast"] = facts()
+    machine_info["lidnet_fast"] = facts(config)
 
 
 def pytest_terminal_summary(terminalreporter, config):
     if not config.stash[ROWS]:
         return
-    text = report(config.stash[ROWS], facts())
+    text = report(config.stash[ROWS], facts(config))
     terminalreporter.section("speed")
     terminalreporter.write(text)
     if config.option.benchmark_table:

@@ -7,8 +7,9 @@ compared. Before each turn two large buffers are copied: that leaves no contesta
 bandwidth that the memory floor is counted with.
 
 pytest-benchmark's options say how long: a race takes about --benchmark-max-time seconds per contestant, in at least
---benchmark-min-rounds rounds, or SLOW_ROUNDS where those would take longer than SLOW_SECONDS. With --benchmark-disable
-contestants are compared and not timed.
+--benchmark-min-rounds rounds, or SLOW_ROUNDS where those would take longer than SLOW_SECONDS. On a machine that does
+other work, --benchmark-timer time.process_time counts the processor's time. With --benchmark-disable contestants are
+compared and not timed.
 """
 
 import statistics
@@ -72,6 +73,7 @@ class Race:
         expected: Sequence[Tensor],
         tolerance: float | Mapping[str, float],
         floor_bytes: int | None = None,
+        before: Mapping[str, Callable[[], None]] | None = None,
     ) -> None:
         """Run one race.
 
@@ -84,14 +86,16 @@ class Race:
             expected: What every contestant has to return, in float64.
             tolerance: Relative L2 error allowed in each Tensor, of all contestants or by the name of each.
             floor_bytes: What any implementation has to read and write at least; None where memory isn't the limit.
+            before: Name -> what is done before each of its turns, and isn't timed.
         """
         contestants = {OURS: ours, **peers}
+        prepare = {name: (before or {}).get(name, lambda: None) for name in contestants}
         for name, contestant in contestants.items():
             check_parity(name, contestant(), expected, tolerance[name] if isinstance(tolerance, Mapping) else tolerance)
         if self._benchmark.disabled:
             self._benchmark.pedantic(ours)
             return
-        copy = _copy_of_large_buffers()
+        copy, timer = _copy_of_large_buffers(), self._benchmark._timer  # what --benchmark-timer names
         start = time.perf_counter()
         extra_mb = {name: _extra_memory_mb(contestant) for name, contestant in contestants.items()}
         round_seconds = time.perf_counter() - start + len(contestants) * _seconds_of(copy)
@@ -104,9 +108,11 @@ class Race:
         def turns_of_peers() -> None:
             results.clear()
             for name, peer in peers.items():
-                copies.append(_seconds_of(copy))
-                of_peers[name].append(_seconds_of(peer))
-            copies.append(_seconds_of(copy))
+                copies.append(_seconds_of(copy, timer))
+                prepare[name]()
+                of_peers[name].append(_seconds_of(peer, timer))
+            copies.append(_seconds_of(copy, timer))
+            prepare[OURS]()
 
         self._benchmark.pedantic(lambda: results.append(ours()), setup=turns_of_peers, rounds=rounds)
         row = Row(
@@ -145,10 +151,10 @@ def _copy_of_large_buffers() -> Contestant:
     return lambda: (destination.copy_(source),)
 
 
-def _seconds_of(contestant: Contestant) -> float:
-    start = time.perf_counter()
+def _seconds_of(contestant: Contestant, timer: Callable[[], float] = time.perf_counter) -> float:
+    start = timer()
     result = contestant()
-    seconds = time.perf_counter() - start
+    seconds = timer() - start
     del result  # freed outside of what is timed, as ours is
     return seconds
 
