@@ -17,7 +17,7 @@ from ._tensors import compute_dtype, reduce_boxes, upload
 from .extractors.cache import FeatureCache
 from .extractors.layers import LayerExtractor, spatial_scale
 from .extractors.parts import Part, Parts, parts_of
-from .extractors.windowed import WindowBatch, WindowedExtractor
+from .extractors.windowed import Folded, WindowBatch, WindowedExtractor
 from .extractors.windows import Plan
 from .functional import MultiLossOutput
 from .functional._boxes import as_box_weights, check_boxes
@@ -301,9 +301,10 @@ class ROIPerceptualLoss(nn.Module):
         plan = self._plan(rois, size, len(denoised), share_kinds=sample_ids is None)
         parts = parts_of(plan, rois, denoised, self.layer_weights, self.windows, others)
         of_denoised, of_normal_dose = self._cut(parts, denoised, normal_dose if sample_ids is None else None)
-        losses = []
+        losses: list[Tensor] = []
+        folded: Folded = {}
         for part in parts.parts:
-            inputs = self._features(part, denoised, of_denoised)
+            inputs = self._features(part, denoised, of_denoised, folded)
             with torch.no_grad():
                 if part.batch is not None and sample_ids is not None:
                     windows = [plan.windows[number] for number in part.windows]
@@ -312,7 +313,7 @@ class ROIPerceptualLoss(nn.Module):
                     keys = [(sample_ids[window.image], window.stretches, size, dtype) for window in windows]
                     targets = self._cached(normal_dose, part.batch, keys)
                 else:
-                    targets = self._features(part, normal_dose, of_normal_dose)
+                    targets = self._features(part, normal_dose, of_normal_dose, folded)
             losses.append(self._compare(inputs, targets, part.rois, size))
         return losses[0] if parts.order is None else torch.cat(losses)[parts.order], parts.others
 
@@ -322,11 +323,11 @@ class ROIPerceptualLoss(nn.Module):
         counts, sizes = [len(batch.corners) for batch in batches], [batch.size for batch in batches]
         return windows_of_pair(denoised, normal_dose, parts.corners, counts, sizes) if batches else ([], [])
 
-    def _features(self, part: Part, images: Tensor, windows: list[Tensor]) -> dict[str, Tensor]:
+    def _features(self, part: Part, images: Tensor, windows: list[Tensor], folded: Folded) -> dict[str, Tensor]:
         """Those of a part of the images, from the next of the windows, which is taken, where it has windows."""
         if part.batch is not None:
             assert self.windows is not None
-            return self.windows.features_of(windows.pop(0), part.batch)
+            return self.windows.features_of(windows.pop(0), part.batch, folded)
         assert part.images is not None
         return self.extractor.features(images if len(part.images) == len(images) else images[part.images])
 

@@ -21,8 +21,19 @@ __all__ = ["WindowBatch", "WindowedExtractor"]
 # How many kinds of windows keep their network, compiled or not, and how many sizes of images their planner.
 MOST_KINDS, MOST_SIZES = 256, 256
 
-# (the extractor's network, whose parameters it reads; windows; mean; std) -> layer -> features.
+# (the extractor's network, whose parameters it reads; windows; mean; std; folded weights) -> layer -> features.
 WindowNetwork = Callable[..., dict[str, Tensor]]
+
+
+class Fold(NamedTuple):
+    """A convolution of images that are neither normalised nor repeated yet; see `fold`."""
+
+    node: fx.Node
+    padded: bool
+
+
+# Weights and bias as `fold` gives them, once for all windows and both images of a call.
+Folded = dict[Fold, tuple[Tensor, Tensor | None]]
 
 
 class WindowBatch(NamedTuple):
@@ -33,12 +44,14 @@ class WindowBatch(NamedTuple):
         corners: [windows, 1 + axes] on the CPU: the image, and the first row and column (and depth before) to take.
         size: Pixels of each window along the axes.
         origins: Layer -> [windows, axes], the features' first cell in the layer of the whole image.
+        folds: Whose folded weights the network takes, in this order.
     """
 
     network: WindowNetwork
     corners: Tensor
     size: tuple[int, ...]
     origins: dict[str, Tensor]
+    folds: tuple[Fold, ...]
 
 
 @dataclass(frozen=True)
@@ -67,11 +80,13 @@ class _Derived(NamedTuple):
         network: What computes them.
         offset: Along each axis, from a window's first unit to the first pixel that it needs.
         size: Pixels of a window along the axes.
+        folds: As in `WindowBatch`.
     """
 
     network: WindowNetwork
     offset: tuple[int, ...]
     size: tuple[int, ...]
+    folds: tuple[Fold, ...]
 
 
 class WindowedExtractor:
@@ -99,6 +114,7 @@ class WindowedExtractor:
     def _derive(self) -> None:
         self.graph = LayerGraph(self.extractor)
         self._derived_for = lru_cache(MOST_KINDS)(self._derived)
+        self._weights_of = lru_cache(MOST_KINDS)(self._reader_of_weights)
         self._planner_of = lru_cache(MOST_SIZES)(lambda size: WindowPlanner(self.graph, size))
 
     def __getstate__(self) -> dict:
@@ -135,7 +151,7 @@ class WindowedExtractor:
             layer: torch.from_numpy(units * [axis.ratios[node] for axis in axes])
             for layer, node in self.graph.layers.items()
         }
-        return WindowBatch(derived.network, torch.from_numpy(corners), derived.size, origins)
+        return WindowBatch(derived.network, torch.from_numpy(corners), derived.size, origins, derived.folds)
 
     def features(self, images: Tensor, batch: WindowBatch) -> dict[str, Tensor]:
         """Layer -> features of a batch of windows.
@@ -144,11 +160,16 @@ class WindowedExtractor:
             images: [N, C, H, W] or [N, C, D, H, W].
             batch: Windows of these images.
         """
-        return self.features_of(fast.roi_windows(images, batch.corners, batch.size), batch)
+        return self.features_of(fast.roi_windows(images, batch.corners, batch.size), batch, {})
 
-    def features_of(self, windows: Tensor, batch: WindowBatch) -> dict[str, Tensor]:
-        """`features` of windows that are cut out already."""
-        return batch.network(self.extractor.network, windows, self.extractor.mean, self.extractor.std)
+    def features_of(self, windows: Tensor, batch: WindowBatch, folded: Folded) -> dict[str, Tensor]:
+        """`features` of windows that are cut out already; `folded` holds what earlier windows of a call needed."""
+        network, mean, std = self.extractor.network, self.extractor.mean, self.extractor.std
+        for needed in batch.folds:
+            if needed not in folded:
+                weight, bias = self._weights_of(needed.node)(network)
+                folded[needed] = fold(weight, bias, mean, std, windows.shape[1], needed.padded)
+        return batch.network(network, windows, mean, std, [folded[needed] for needed in batch.folds])
 
     def _derived(self, kind: _Kind) -> _Derived:
         axes, stretches = kind.axes, kind.window.stretches
@@ -156,13 +177,24 @@ class WindowedExtractor:
         pixels = [of_axis[self.graph.image] for of_axis in needed]
         first = (stretch.start * axis.alignment for axis, stretch in zip(axes, stretches, strict=True))
         offset = tuple(cells.start - unit for cells, unit in zip(pixels, first, strict=True))
-        return _Derived(self._network(kind, needed), offset, tuple(cells.stop - cells.start for cells in pixels))
+        network, folds = self._network(kind, needed)
+        return _Derived(network, offset, tuple(cells.stop - cells.start for cells in pixels), folds)
 
-    def _network(self, kind: _Kind, needed: Sequence[Mapping[fx.Node, Cells]]) -> WindowNetwork:
-        """What computes the layers' cells in a window from the pixels that it needs, and their mean and std."""
+    def _reader_of_weights(self, node: fx.Node) -> Callable[..., tuple[Tensor, Tensor | None]]:
+        """What gives the weight and the bias that a convolution has in the extractor's network then."""
+        part, step = Part(fx.Graph(), {}), self.graph.steps[node]
+        assert isinstance(step, Convolution)
+        part.graph.output(step.weights(part, node))
+        return type(fx.GraphModule(self.graph.network, part.graph)).forward
+
+    def _network(
+        self, kind: _Kind, needed: Sequence[Mapping[fx.Node, Cells]]
+    ) -> tuple[WindowNetwork, tuple[Fold, ...]]:
+        """What computes the layers' cells in a window from the pixels that it needs, and whose weights are folded."""
         graph, axes, stretches = self.graph, kind.axes, kind.window.stretches
         part = Part(fx.Graph(), {})
-        image, mean, std = (part.graph.placeholder(name) for name in ("images", "mean", "std"))
+        image, mean, std, weights = (part.graph.placeholder(name) for name in ("images", "mean", "std", "folded"))
+        folds: list[Fold] = []
         folded = (
             all(
                 isinstance(step, Convolution) and step.groups == 1 and step.mode == "zeros"
@@ -187,7 +219,9 @@ class WindowedExtractor:
                 for read in graph.inputs[node]
             }
             if folded and isinstance(step, Convolution) and graph.image in inputs:
-                part.maps[node] = _emit_folded(part, step, node, inputs[graph.image], frames, mean, std, kind.channels)
+                folds.append(Fold(node, any(any(frame.padding) for frame in frames)))
+                own = part.call(operator.getitem, weights, len(folds) - 1)
+                part.maps[node] = _emit_folded(part, step, inputs[graph.image], frames, mean, own, folds[-1].padded)
             else:
                 part.maps[node] = step.emit(part, node, inputs, frames)
         wanted = [axis.wanted(stretch) for axis, stretch in zip(axes, stretches, strict=True)]
@@ -199,13 +233,13 @@ class WindowedExtractor:
         )
         # The function alone: a GraphModule keeps the parameters that there were when it was made.
         network = type(fx.GraphModule(graph.network, part.graph)).forward
-        if not self.compiled:
-            return network
-        return (
-            _keeping_outputs(torch.compile(network, mode="reduce-overhead"))
-            if kind.captured
-            else torch.compile(network)
-        )
+        if self.compiled:
+            network = (
+                _keeping_outputs(torch.compile(network, mode="reduce-overhead"))
+                if kind.captured
+                else torch.compile(network)
+            )
+        return network, tuple(folds)
 
 
 def captures(images: Tensor) -> bool:
@@ -230,17 +264,13 @@ def _keeping_outputs(network: WindowNetwork) -> WindowNetwork:
 def _emit_folded(
     part: Part,
     step: Convolution,
-    node: fx.Node,
     image: fx.Node,
     frames: Sequence[Frame],
     mean: fx.Node,
-    std: fx.Node,
-    channels: int,
+    folded: fx.Node,
+    padded: bool,
 ) -> fx.Node:
-    """A convolution of images that are neither normalised nor repeated yet."""
-    padded = any(any(frame.padding) for frame in frames)
-    weight, bias = step.weights(part, node)
-    folded = part.call(fold, weight, bias, mean, std, channels, padded)
+    """A convolution of images that are neither normalised nor repeated yet, with folded weights."""
     weight, bias = (part.call(operator.getitem, folded, number) for number in range(2))
     if padded:
         image = part.call(with_ones, image, mean)

@@ -147,10 +147,10 @@ def test_the_device_asserts_what_the_cpu_checks_of_weights_alone():
     assert not pretence.waits
 
 
-def network():
+def network(channels=1):
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 4, 3, padding=1), nn.ReLU()
+        nn.Conv2d(channels, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 4, 3, padding=1), nn.ReLU()
     )
 
 
@@ -162,6 +162,7 @@ PERCEPTUAL = {
     "two layers": ([[10, 12, 18, 20], [20, 20, 30, 30]], {"layers": ["1", "4"]}, 78),
     "ignored": ([[10, 12, 18, 20], [90, 90, 99, 99]], {"outside": "ignore"}, 62),
     "weights": ([[10, 12, 18, 20], [0, 0, 9, 9]], {"weights": torch.tensor([2.0, 3.0])}, 61),
+    "windows of two kinds, of a network for RGB": ([[10, 12, 18, 20], [0, 0, 9, 9]], {"mean": "imagenet"}, 75),
     "weights on the CPU, ignored": (
         [[10, 12, 18, 20], [90, 90, 99, 99]],
         {"weights": torch.tensor([2.0, 3.0]), "on_host": True, "outside": "ignore"},
@@ -177,7 +178,7 @@ def test_the_perceptual_loss_of_images_waits_for_nothing(boxes, options, launche
     monkeypatch.setattr(windows, "COST_PER_CALL", 0)  # so that windows of so small images pay
     options = {"layers": "4", "output_size": 2, **options}
     weights, on_host = options.pop("weights", None), options.pop("on_host", False)
-    loss = ROIPerceptualLoss(network(), save_extractor=False, **options)
+    loss = ROIPerceptualLoss(network(3 if "mean" in options else 1), save_extractor=False, **options)
     pair = torch.rand(2, 2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
     rois = torch.tensor([[number % 2, *box] for number, box in enumerate(boxes)]).view(-1, 5).float()
 
