@@ -209,6 +209,7 @@ def place_of_results(
 
 
 def _same_place(one: str, other: str) -> bool:
+    one, other = without_secrets(one), without_secrets(other)  # a run keeps its store's URL without any
     return one == other or (not is_url(one + other) and Path(one).resolve() == Path(other).resolve())
 
 

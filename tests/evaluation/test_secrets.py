@@ -1,5 +1,6 @@
 """A store's password stays out of what a run and its evaluation write, and a run's URL isn't opened unasked."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,5 +48,6 @@ def test_a_run_keeps_no_password_and_its_url_is_opened_on_request(
     assert "repeat the URL with --store" in refused
     main(["evaluate", config.out, "--store", remote, "--samples", "2", "--device", "cpu"])
     assert "s3cr3t" not in "".join(capsys.readouterr())
+    assert json.loads(Path(config.out, "metrics.json").read_text())["own"]  # the URL with its password is the run's
     for file in filter(Path.is_file, Path(config.out).rglob("*")):
         assert b"s3cr3t" not in file.read_bytes(), file
