@@ -12,9 +12,11 @@ seeds give intervals that are too narrow (Hesterberg 2015, The American Statisti
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from scipy.stats import t as student_t
 
 from lidnet_fast.comparison.records import IMAGE_METRICS, LESION_METRICS, Findings, Record
@@ -25,8 +27,8 @@ Floats = NDArray[np.float64]
 
 REPLICATES = 1000
 
-_AT_ONCE = 10
-"""Replicates that are computed together: few enough for the cache."""
+_AT_ONCE = 100
+"""Replicates that are computed together: bounds memory."""
 
 _RECALLS = np.linspace(0, 1, 101)
 
@@ -174,9 +176,11 @@ def average_precision(found: Findings, weights: Floats, lesions: Floats) -> Floa
         [R]; NaN where there is no lesion.
     """
     order = np.argsort(-found.score, kind="stable")
-    counts = weights[:, found.image[order]]
-    hits = np.cumsum(counts * found.matched[order], axis=1)
-    all_found = np.cumsum(counts, axis=1)
+    image = found.image[order]
+    # Precision falls from one hit to the next, so that only those at hits matter.
+    at_hits = np.flatnonzero(found.matched[order])
+    hits = np.cumsum(weights[:, image[at_hits]], axis=1)
+    all_found = np.cumsum(_sums_between(weights, image, np.arange(len(image)), at_hits), axis=1)
     precision = hits / np.maximum(all_found, np.spacing(1))
     precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     values = np.full(len(weights), np.nan)
@@ -189,28 +193,48 @@ def average_precision(found: Findings, weights: Floats, lesions: Floats) -> Floa
 def froc_curve(found: Findings, weights: Floats, lesions: Floats) -> tuple[Floats, Floats]:
     """The points of FROC curves, as `lidnet_fast.metrics.froc.froc` defines them, of weighted samples.
 
+    Only those at which a curve may turn: where lesions are hit, and just before.
+
     Args:
         found: detections in N samples.
         weights: [R,N], how often each sample counts.
         lesions: [R,L], how often each lesion counts.
 
     Returns:
-        False positives per sample, never decreasing, and sensitivities, both [R,K] and from (0, 0): one point per
-        distinct score. Of equal false positives the last point counts.
+        False positives per sample, never decreasing, and sensitivities, both [R,K] and from (0, 0): points of distinct
+        scores. Of equal false positives the last point counts.
     """
-    seen = np.isfinite(found.lesion_score)
-    score = np.concatenate([found.lesion_score[seen], found.score[found.misses]])
-    order = np.argsort(-score, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(score[order])), len(order) - 1) if len(order) else np.empty(0, int)
-    true = np.zeros((len(weights), len(score)))
-    false = true.copy()
-    true[:, : seen.sum()] = lesions[:, seen]
-    false[:, seen.sum() :] = weights[:, found.image[found.misses]]
+    seen = np.flatnonzero(np.isfinite(found.lesion_score))
+    misses = np.flatnonzero(found.misses)
+    scores, place = np.unique(-np.concatenate([found.lesion_score[seen], found.score[misses]]), return_inverse=True)
+    hit, missed = place[: len(seen)], place[len(seen) :]
+    points = np.unique(np.concatenate([hit, hit - 1, [len(scores) - 1]]))
+    points = points[points >= 0]
+    true = _sums_between(lesions, seen, hit, points)
+    false = _sums_between(weights, found.image[misses], missed, points)
     start = np.zeros((len(weights), 1))
     with np.errstate(invalid="ignore", divide="ignore"):
-        sensitivity = np.cumsum(true[:, order], axis=1)[:, ends] / lesions.sum(1, keepdims=True)
-        per_sample = np.cumsum(false[:, order], axis=1)[:, ends] / weights.sum(1, keepdims=True)
+        sensitivity = np.cumsum(true, axis=1) / lesions.sum(1, keepdims=True)
+        per_sample = np.cumsum(false, axis=1) / weights.sum(1, keepdims=True)
     return np.hstack([start, per_sample]), np.hstack([start, sensitivity])
+
+
+def _sums_between(weights: Floats, column: NDArray[np.integer], place: NDArray[np.integer], ends: Any) -> Floats:
+    """Sums of weights, one for each end: of the items placed after the end before, up to this one.
+
+    Args:
+        weights: [R,N].
+        column: [D], whose weight an item has.
+        place: [D], where it is.
+        ends: [K], ascending; what lies beyond the last counts nowhere.
+
+    Returns:
+        [R,K].
+    """
+    end = np.searchsorted(ends, place)
+    inside = end < len(ends)
+    items = (np.ones(inside.sum()), (end[inside], column[inside]))
+    return (csr_array(items, shape=(len(ends), weights.shape[1])) @ weights.T).T
 
 
 def froc_mean(found: Findings, weights: Floats, lesions: Floats) -> Floats:
