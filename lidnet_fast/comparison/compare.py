@@ -1,14 +1,13 @@
 """`lidnet-fast compare`: the cells of a comparison, and what they say together."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student_t
+from scipy import stats
 
 from lidnet_fast.assessment.arms import LOW_DOSE
 from lidnet_fast.assessment.assess import RESULTS
@@ -95,17 +94,23 @@ def _assessment(plan: Plan, table: Table, seed: int) -> dict[str, Any]:
     tasks = {cell.arm: cell.task for cell in plan.cells if (cell.store, cell.denoiser, cell.seed) == at}
     run = tasks[table.trained[0]].run
     out = plan.out / table.store / f"seed{seed}" / table.denoiser / "assessment"
+    study = plan.comparison.study(table.store)
+    lesion_contrasts = None if study is None else study.lesion_contrasts
+    options = replace(assessment_of(run), seed=seed, lesion_contrasts=lesion_contrasts)
     if (done := out / RESULTS).exists():
         content = json.loads(done.read_text(encoding="utf-8"))
         judged = [record_file(tasks[arm].folder, arm).stat().st_mtime for arm in table.trained]
-        if {*content["arms"]} == {LOW_DOSE, *table.trained} and done.stat().st_mtime > max(judged):
+        # What is open, such as the photons, is the store's own.
+        chosen = json.loads(json.dumps({key: value for key, value in options.record().items() if value is not None}))
+        same = {*content["arms"]} == {LOW_DOSE, *table.trained} and chosen == {
+            key: content["options"].get(key) for key in chosen
+        }
+        if same and done.stat().st_mtime > max(judged):
             return content
-    study = plan.comparison.study(table.store)
-    lesion_contrasts = None if study is None else study.lesion_contrasts
     return assess_models(
         [f"{arm}={tasks[arm].folder}" for arm in table.trained],
         out,
-        replace(assessment_of(run), seed=seed, lesion_contrasts=lesion_contrasts),
+        options,
         store=run.data.store,
         device=run.device,
         precision=run.precision,
@@ -118,7 +123,7 @@ def _over_seeds(values: Sequence[float | None]) -> Metric:
     found = np.array([np.nan if value is None else value for value in values])
     if np.isnan(found).any():
         return None
-    error = found.std(ddof=1) / math.sqrt(len(found)) * student_t.ppf(0.975, len(found) - 1)
+    error = stats.sem(found) * stats.t.ppf(0.975, len(found) - 1)
     return float(found.mean()), float(found.mean() - error), float(found.mean() + error)
 
 

@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,13 @@ import pytest
 from lidnet_fast.assessment.options import AssessOptions
 from lidnet_fast.cli import main
 from lidnet_fast.comparison import compare as compare_module
+from lidnet_fast.comparison.cells import Plan
+from lidnet_fast.comparison.config import Comparison, Matrix
+from lidnet_fast.comparison.tables import Table
 from lidnet_fast.evaluation.evaluate import evaluate_run
 from lidnet_fast.inference import load_denoiser
 from lidnet_fast.publication import publish
+from lidnet_fast.trainer.config import RunConfig
 from tests.comparison.commands import run, start
 
 pytestmark = pytest.mark.slow
@@ -151,8 +156,28 @@ def test_bounds_train_judges_on_the_arms_images(compared: Path, config: Path, tm
     assert "frozen judge, bound" in (out / "report.html").read_text()
 
 
+@pytest.mark.parametrize(
+    ("study", "contrasts"), [("chest", None), ("liver", (-15, -25, -40, -60)), ("head", (8, 12, 18, 27))]
+)
+def test_lesions_put_into_a_study_are_of_its_kind(
+    study: str, contrasts: tuple[float, ...] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[AssessOptions] = []
+
+    def assess(models: list[str], out: Path, options: AssessOptions, **_: object) -> None:
+        chosen.append(options)
+
+    monkeypatch.setattr(compare_module, "assess_models", assess)
+    monkeypatch.setattr(compare_module, "assessment_of", lambda run: AssessOptions())
+    comparison = Comparison(RunConfig(), Matrix(studies=[study], seeds=[3]))
+    plan = Plan(comparison, tmp_path / "compared")
+    table = Table(study, plan.cells[0].denoiser, [3], {arm: {} for arm in comparison.arms}, {}, {})
+    compare_module._assessment(plan, table, seed=3)
+    assert [(options.seed, options.lesion_contrasts) for options in chosen] == [(3, contrasts)]
+
+
 def test_task_based_columns(compared: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Means over seeds; what is there isn't assessed again."""
+    """Means over seeds; what is there isn't assessed again, unless with other options."""
     out = tmp_path / "assessed"
     shutil.copytree(compared, out)
     few = {"realisations": 10, "diameters": (5.0,), "contrasts": (40.0,), "edges": (400.0,)}
@@ -179,6 +204,13 @@ def test_task_based_columns(compared: Path, config: Path, tmp_path: Path, monkey
         )  # Student's t, 1 degree of freedom
         assert table["arms"]["low dose"]["task_dose"] == [0.05, 0.05, 0.05]
     before = tables(out)
-    monkeypatch.setattr(compare_module, "assess_models", None)
+
+    def again(*_: object, **__: object) -> None:
+        raise RuntimeError("assessed again")
+
+    monkeypatch.setattr(compare_module, "assess_models", again)
     main(command)
     assert tables(out) == before
+    monkeypatch.setattr(compare_module, "assessment_of", lambda run: replace(options, case_realisations=2))
+    with pytest.raises(RuntimeError, match="assessed again"):
+        main(command)
