@@ -1,9 +1,12 @@
 """The executor of PTX by itself, on kernels of a few lines."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
 
+from tests.kernels.ptx.arithmetic import OPERATIONS
 from tests.kernels.ptx.executor import DeviceAssertionError, Executed, ExecutionError, execute
 from tests.kernels.ptx.memory import GlobalMemory, MemoryAccessError, Uninitialised
 from tests.kernels.ptx.program import parse
@@ -140,6 +143,96 @@ def test_bfloat16_is_rounded_to_nearest_even():
     bits = run(body, values)[0].numpy().view(np.uint32)
     assert np.array_equal(bits & 0xFFFF, values.bfloat16().view(torch.int16).numpy().view(np.uint16))
     assert np.array_equal(bits >> 16, bits & 0xFFFF)
+
+
+@np.errstate(all="ignore")
+def test_fused_multiply_add_of_float64_is_rounded_once():
+    """Where nearly all of the product's digits are lost in the sum, and at random."""
+    generator = np.random.default_rng(0)
+    a, b, c = generator.standard_normal((3, 1000)) * np.exp2(generator.integers(-60, 60, (3, 1000)))
+    c[:500] = -(a * b)[:500] * (1 + np.exp2(generator.integers(-60, -30, 500)))
+    exact = [float(Fraction(x) * Fraction(y) + Fraction(z)) for x, y, z in zip(a, b, c, strict=True)]
+    assert np.array_equal(OPERATIONS[("fma",)](a, b, c), exact)
+    huge = np.full(1, 1e308)
+    assert OPERATIONS[("fma",)](huge, huge, -huge) == np.inf
+
+
+@np.errstate(all="ignore")
+def test_fast_reciprocal_of_float64():
+    """Close to a millionth, of and in the upper 32 bits."""
+    a = np.exp2(np.linspace(-300, 300, 999))
+    reciprocal = OPERATIONS[("rcp", "ftz")](a)
+    assert np.abs(reciprocal * a - 1).max() <= 2**-19
+    assert not (reciprocal.view(np.uint64) & np.uint64(0xFFFFFFFF)).any()
+    assert OPERATIONS[("rcp", "ftz")](np.array([0.0, np.inf])).tolist() == [np.inf, 0]
+
+
+# The sum of the numbers up to a thread's, by a function that calls another one once for each.
+FUNCTIONS = """
+.func  (.param .b32 func_retval0) add(.param .b32 add_param_0, .param .b32 add_param_1)
+;
+.func  (.param .b32 func_retval0) sum(
+    .param .b32 sum_param_0
+)
+{
+    .reg .b32 %r<9>;
+    ld.param.u32 %r1, [sum_param_0];
+    mov.u32 %r2, 0;
+$L__BB0_1:
+    setp.lt.s32 %p1, %r1, 1;
+    @%p1 bra $L__BB0_2;
+    {
+    .param .b32 param0;
+    st.param.b32 [param0+0], %r2;
+    .param .b32 param1;
+    st.param.b32 [param1+0], %r1;
+    .param .b32 retval0;
+    call.uni (retval0),
+    add,
+    (
+    param0,
+    param1
+    );
+    ld.param.b32 %r2, [retval0+0];
+    }
+    add.s32 %r1, %r1, -1;
+    bra.uni $L__BB0_1;
+$L__BB0_2:
+    st.param.b32 [func_retval0+0], %r2;
+    ret;
+}
+.func  (.param .b32 func_retval0) add(.param .b32 add_param_0, .param .b32 add_param_1)
+{
+    ld.param.u32 %r1, [add_param_0];
+    ld.param.u32 %r2, [add_param_1];
+    setp.ne.s32 %p1, %r2, 2;
+    @%p1 bra $L__BB1_1;
+    add.s32 %r3, %r1, 100;
+    st.param.b32 [func_retval0+0], %r3;
+    ret;
+$L__BB1_1:
+    add.s32 %r3, %r1, %r2;
+    st.param.b32 [func_retval0+0], %r3;
+    ret;
+}
+"""
+
+
+def test_functions_that_call_functions():
+    """Threads leave loops and functions one by one; what a function calls its registers is its own affair."""
+    call = """
+    st.param.b32 [param0+0], %r4;
+    call.uni (retval0), sum, (param0);
+    ld.param.b32 %r4, [retval0+0];
+    """
+    lane = torch.arange(THREADS).int()
+    twos = torch.where(lane >= 2, 98, 0)  # 2 counts as 100
+    result, _ = run(
+        f"{LOAD} {call} mov.u32 %r2, %r4; mov.u32 %r4, %r1; {call} add.s32 %r4, %r4, %r2; {STORE}",
+        lane.repeat(2),
+        constants=FUNCTIONS,
+    )
+    assert torch.equal(result, (2 * (lane * (lane + 1) // 2 + twos)).int().repeat(2))
 
 
 def test_warps_exchange_values():

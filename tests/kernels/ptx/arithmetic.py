@@ -109,8 +109,54 @@ def _product(a: Array, b: Array, part: str) -> Array:
 
 
 def _fused(a: Array, b: Array, c: Array) -> Array:
-    """Rounded once for float32; float64 is rounded twice here."""
-    return (a.astype(np.float64) * b.astype(np.float64) + c.astype(np.float64)).astype(a.dtype)
+    """Rounded once, but for float32's rare ties and float64's numbers above 1e300, which are rounded twice.
+
+    Of float64: Boldo and Melquiond, "Emulation of a FMA and correctly-rounded sums: proved algorithms using rounding to
+    odd", 2008.
+    """
+    if a.dtype != np.float64:
+        return (a.astype(np.float64) * b.astype(np.float64) + c.astype(np.float64)).astype(a.dtype)
+    product, product_rest = _exact_product(a, b)
+    lower, lower_rest = _exact_sum(c, product_rest)
+    upper, upper_rest = _exact_sum(product, lower)
+    fused = upper + _sum_to_odd(lower_rest, upper_rest)
+    return np.where(np.isfinite(fused), fused, a * b + c)
+
+
+def _exact_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """The sum, and what was rounded off (Knuth)."""
+    total = a + b
+    of_b = total - a
+    return total, (a - (total - of_b)) + (b - of_b)
+
+
+def _exact_product(a: Array, b: Array) -> tuple[Array, Array]:
+    """The product of float64, and what was rounded off (Dekker)."""
+    product = a * b
+    (a_upper, a_lower), (b_upper, b_lower) = ((x_upper, x - x_upper) for x, x_upper in ((a, _upper(a)), (b, _upper(b))))
+    return product, a_lower * b_lower - (((product - a_upper * b_upper) - a_lower * b_upper) - a_upper * b_lower)
+
+
+def _upper(a: Array) -> Array:
+    """The upper half of float64's digits (Veltkamp)."""
+    scaled = a * 134217729.0
+    return scaled - (scaled - a)
+
+
+def _sum_to_odd(a: Array, b: Array) -> Array:
+    """The sum of float64; of the two numbers around one that isn't exact, that whose last bit is 1."""
+    total, rest = _exact_sum(a, b)
+    even = total.view(np.int64) & 1 == 0
+    return np.where(even & (rest != 0), np.nextafter(total, np.copysign(np.inf, rest)), total)
+
+
+def _fast_reciprocal(a: Array) -> Array:
+    """`rcp.approx.ftz`: of float64 the upper 32 bits make the upper 32, and the lower ones are 0."""
+    if a.dtype != np.float64:
+        return flush(a.dtype.type(1) / flush(a))
+    upper = np.uint64(0xFFFFFFFF00000000)
+    reciprocal = flush(1 / flush((a.view(np.uint64) & upper).view(np.float64)))
+    return (reciprocal.view(np.uint64) & upper).view(np.float64)
 
 
 def _extracted(a: Array, position: Array, length: Array) -> Array:
@@ -167,6 +213,7 @@ OPERATIONS: dict[tuple[str, ...], Callable[..., Array]] = {
     ("sqrt",): np.sqrt,
     ("sqrt", "ftz"): lambda a: np.sqrt(flush(a)),
     ("rcp",): lambda a: a.dtype.type(1) / a,
+    ("rcp", "ftz"): _fast_reciprocal,
     ("copysign",): lambda a, b: np.copysign(b, a),
     ("and",): lambda a, b: a & b,
     ("or",): lambda a, b: a | b,

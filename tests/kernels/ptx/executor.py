@@ -103,6 +103,15 @@ def _address(operand: str) -> tuple[str, int]:
 
 
 @cache
+def _variable(operand: str) -> str:
+    """The variable of a call in "[param0+0]", which holds one number."""
+    name, offset = _address(operand)
+    if offset:
+        raise ExecutionError(f"not modelled: a call with more than a number in {operand}")
+    return name
+
+
+@cache
 def _parts(operand: str) -> tuple[str, ...]:
     """The registers of "{%r1, %r2}", or the one of "%r1"."""
     return tuple(part.strip() for part in operand.strip("{} ").split(","))
@@ -238,7 +247,7 @@ class _Lanes:
         if kind == "ld" and opcode[1] == "param":
             self._load_parameter(now)
         elif kind == "st" and opcode[1] == "param":
-            self._write(operands[0].strip("[]"), self._read(operands[1], TYPES[opcode[-1]]))
+            self._write(_variable(operands[0]), self._read(operands[1], TYPES[opcode[-1]]))
         elif kind == "call":
             self._fail(now)
         elif kind in ("ld", "st"):
@@ -267,16 +276,22 @@ class _Lanes:
             self._compute(now)
 
     def _fail(self, now: Instruction) -> None:
-        """The one call that is modelled: __assertfail(message, ...)."""
+        """The one call of what isn't in the PTX that is modelled: __assertfail(message, ...)."""
         if not now.text.startswith("call.uni __assertfail, (param0"):
             raise ExecutionError(f"not modelled: {now.text}")
         message = int(self._registers["param0"][self._running][0])
         raise DeviceAssertionError(list(self._program.texts.values())[message])
 
     def _load_parameter(self, now: Instruction) -> None:
-        """Of the memory of parameters, in which each has its place; compilers choose among parameters by address."""
+        """Of the memory of parameters, in which each has its place; compilers choose among parameters by address.
+
+        A call's variables are registers instead.
+        """
         size = TYPES[now.opcode[-1]].itemsize
         base, offset = _address(now.operands[1])
+        if not base.startswith("%") and base not in self._program.parameters:
+            self._write(now.operands[0], self._registers[_variable(now.operands[1])])
+            return
         lanes = np.flatnonzero(self._running)
         start = self._read(base, np.dtype(np.uint64))[lanes].astype(np.int64) + offset
         for number, register in enumerate(_parts(now.operands[0])):

@@ -48,6 +48,21 @@ class GramianLaunch(ctypes.Structure):
     )
 
 
+class ScalesLaunch(ctypes.Structure):
+    """As csrc/cuda/multi_loss.h has it."""
+
+    _fields_ = (
+        ("sums", ctypes.c_void_p * 5),
+        ("blocks", ctypes.c_int64 * 5),
+        ("windows", ctypes.c_int64 * 5),
+        ("planes", ctypes.c_int64),
+        ("wide", ctypes.c_bool),
+        ("coefficient", ctypes.c_double),
+        ("similarities", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p),
+    )
+
+
 def nvcc() -> Path | None:
     """The compiler on the PATH or of PyPI's nvidia-cuda-nvcc."""
     packages = Path(sysconfig.get_path("purelib"))
@@ -56,8 +71,8 @@ def nvcc() -> Path | None:
 
 
 @functools.cache
-def compiled(source: str) -> str:
-    """The PTX of a file in csrc/cuda.
+def compiled(source: Path) -> str:
+    """The PTX of a .cu file.
 
     Raises:
         FileNotFoundError: There is no nvcc.
@@ -67,7 +82,7 @@ def compiled(source: str) -> str:
         raise FileNotFoundError("needs nvcc (pip install 'cuda-toolkit[nvcc,cccl]')")
     with TemporaryDirectory() as folder:
         ptx = Path(folder) / "kernels.ptx"
-        command = [compiler, "-std=c++17", "-O3", "-arch=sm_90", "-ptx", SOURCES / source, "-o", ptx]
+        command = [compiler, "-std=c++17", "-O3", "-arch=sm_90", "-ptx", source, "-o", ptx]
         subprocess.run(command, capture_output=True, text=True, check=True)
         return ptx.read_text()
 
@@ -86,16 +101,17 @@ class Launches:
 
     Args:
         most: Only so many blocks of each run, drawn at random: for counting, not for results.
+        sources: The folder of the kernels' sources.
 
     Attributes:
         executed: Kernel -> what it did.
         warps: Kernel -> how many warps its grid has.
     """
 
-    def __init__(self, most: int | None = None) -> None:
+    def __init__(self, most: int | None = None, sources: Path = SOURCES) -> None:
         self.executed: dict[str, Executed] = {}
         self.warps: dict[str, int] = {}
-        self._most = most
+        self._most, self._sources = most, sources
 
     def covered(self, rois: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The mask of boxes in images of a shape (images, depth, rows, columns), and its sums over tiles of 32 x 32."""
@@ -107,6 +123,27 @@ class Launches:
         kernel = f"mask_kernelI{_MANGLED[rois.dtype]}E"
         self._launch("multi_loss_values.cu", kernel, blocks, [launch], [rois, mask, inside])
         return mask, inside
+
+    def scales(
+        self, sums: Sequence[Tensor], windows: Sequence[int], coefficient: float, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """MS-SSIM of each plane and what its windows at each scale weigh, from sums of blocks [2, planes, blocks]."""
+        planes = sums[0].shape[1]
+        similarities = torch.full((planes,), torch.nan, dtype=torch.float64)
+        weights = torch.full((len(sums), planes), torch.nan, dtype=dtype)
+        launch = ScalesLaunch(
+            sums=tuple(map(_at, sums)),
+            blocks=tuple(of_scale[0].numel() for of_scale in sums),
+            windows=tuple(windows),
+            planes=planes,
+            wide=dtype == torch.float64,
+            coefficient=coefficient,
+            similarities=_at(similarities),
+            weights=_at(weights),
+        )
+        kernel, tensors = f"scales_kernelI{_MANGLED[dtype]}E", [*sums, similarities, weights]
+        self._launch("multi_loss_values.cu", kernel, planes, [launch], tensors)
+        return similarities, weights
 
     def gramian(self, gradients: Tensor) -> Tensor:
         """Of gradients [count, values]."""
@@ -132,7 +169,7 @@ class Launches:
         arguments: Sequence[int | ctypes.Structure],
         tensors: Sequence[Tensor],
     ) -> None:
-        kernel, executed = _program(source, name), Executed()
+        kernel, executed = _program(self._sources / source, name), Executed()
         numbers: Sequence[int] = range(blocks)
         if self._most is not None and self._most < blocks:
             numbers = random.Random(0).sample(numbers, self._most)
@@ -144,8 +181,8 @@ class Launches:
 
 
 @functools.cache
-def _program(source: str, kernel: str) -> Program:
-    """The kernel of a file in csrc/cuda whose mangled name holds `kernel`."""
+def _program(source: Path, kernel: str) -> Program:
+    """The kernel of a .cu file whose mangled name holds `kernel`."""
     return parse(compiled(source), kernel)
 
 

@@ -1,6 +1,11 @@
-"""PTX text, parsed: instructions with their predicates and operands, labels, and the kernel's parameters."""
+"""PTX text, parsed: instructions with their predicates and operands, labels, and the kernel's parameters.
 
+Functions are put in the place of their calls, with registers, labels and variables of their own for each.
+"""
+
+import itertools
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -33,6 +38,16 @@ class Program:
 _INSTRUCTION = re.compile(
     r"(?:@(?P<not>!?)(?P<predicate>%\w+)\s+)?(?P<opcode>[a-z][\w.:]*)\s*(?P<operands>.*)", re.DOTALL
 )
+_FUNCTION = re.compile(
+    r"\.func\s+(?:\(\s*\.param\s+\.\w+\s+(?P<result>\w+)\s*\)\s*)?(?P<name>\w+)\s*"
+    r"\((?P<parameters>[^)]*)\)\s*\{(?P<body>.*?)\n\}",
+    re.DOTALL,
+)
+_CALL = re.compile(
+    r"call(?:\.uni)?\s+(?:\(\s*(?P<result>\w+)\s*\)\s*,\s*)?(?P<name>\w+)\s*,\s*\((?P<arguments>[^)]*)\)"
+)
+# What is a function's own: labels, registers but the special ones (%tid.x), and the variables of its calls.
+_OWN = re.compile(r"\$\w+|%(?:[a-z]{1,2}\d+|temp)\b|\b(?:param|retval)\d+\b")
 # Of a variable: how it is aligned, bits of an element, name, elements.
 _VARIABLE = r"\.SPACE\s+(?:\.align\s+(\d+)\s+)?\.[busf](\d+)[^,;\[]*?(\w+)\s*(?:\[(\d+)\])?\s*(?=[,;]|$)"
 
@@ -52,7 +67,8 @@ def parse(ptx: str, kernel: str = "") -> Program:
     body = text[entry.end() :].partition("\n}")[0]
     instructions: list[Instruction] = []
     labels: dict[str, int] = {}
-    for statement in _statements(body):
+    functions = {function["name"]: function for function in _FUNCTION.finditer(text)}
+    for statement in _inlined(_statements(body), functions, itertools.count()):
         if label := re.fullmatch(r"(\$?\w+):", statement):
             labels[label[1]] = len(instructions)
         elif not statement.startswith("."):
@@ -70,6 +86,29 @@ def parse(ptx: str, kernel: str = "") -> Program:
         _places(space, among) for space, among in (("param", entry["parameters"].strip()), ("shared", body))
     )
     return Program(instructions, labels, parameters, int(threads[1]), texts, shared)
+
+
+def _inlined(statements: Sequence[str], functions: Mapping[str, re.Match[str]], calls: Iterator[int]) -> Iterator[str]:
+    """The statements, with a function's in place of each call of it."""
+    for statement in statements:
+        call = _CALL.fullmatch(statement)
+        function = functions.get(call["name"]) if call else None
+        if call is None or function is None:
+            yield statement
+        else:
+            after = f"after_{next(calls)}"
+            body = _inlined(_statements(function["body"]), functions, calls)
+            yield from (_in_place(inner, call, function, after) for inner in body)
+            yield f"${after}:"
+
+
+def _in_place(statement: str, call: re.Match[str], function: re.Match[str], after: str) -> str:
+    """A function's statement as that of a call; `after` is the label behind it, and in the names of what is its own."""
+    parameters = re.findall(r"\w+(?=\s*(?:,|$))", function["parameters"])
+    names = dict(zip(parameters, _operands(call["arguments"]), strict=True)) | {function["result"]: call["result"]}
+    own = _OWN.sub(lambda found: f"{found[0]}_{after}", statement)
+    own = re.sub(r"\bret$", f"bra ${after}", own)
+    return re.sub(r"\w+", lambda found: names.get(found[0], found[0]), own)
 
 
 def _places(space: str, text: str) -> dict[str, range]:
