@@ -3,6 +3,7 @@
 
 #include "multi_loss.h"
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -96,7 +97,6 @@ class Images {
     std::optional<Tensor> maps;
   };
   Windows windows(const Planes& planes, bool with_maps, double structural, Weights structural_added, Weights contrast) const {
-    const int64_t slices = planes.volume ? planes.depth - kHalo : 1;
     WindowsLaunch launch{};
     launch.planes = planes;
     launch.centres = centres_.const_data_ptr();
@@ -105,25 +105,19 @@ class Images {
     launch.structural = structural;
     launch.structural_added = structural_added;
     launch.contrast = contrast;
-    std::optional<Tensor> fields;
-    if (planes.volume) {
-      fields = empty({4, planes.count, slices, planes.height, planes.width});
-      check_launch(launch_sum_slices(planes, launch.centres, fields->mutable_data_ptr(), stream()));
-      launch.fields = fields->const_data_ptr();
-    }
     Windows result{empty({2, windows_blocks(planes)}, ScalarType::Double), std::nullopt};
     launch.sums = result.sums.mutable_data_ptr<double>();
+    if (planes.volume) {
+      if (with_maps) result.maps = empty({3, planes.count, window_slices(planes), planes.height, planes.width});
+      launch_slabs(launch, result.maps);
+      return result;
+    }
     if (with_maps) {
-      result.maps = empty({3, planes.count, slices, planes.height - kHalo, planes.width - kHalo});
+      result.maps = empty({3, planes.count, planes.height - kHalo, planes.width - kHalo});
       launch.maps = result.maps->mutable_data_ptr();
     }
+    launch.slab = {0, planes.count};
     check_launch(launch_windows(launch, stream()));
-    if (with_maps && planes.volume) {
-      fields.reset();
-      const Tensor spread = empty({3, planes.count, slices, planes.height, planes.width});
-      check_launch(launch_spread_slices(planes, launch.maps, spread.mutable_data_ptr(), stream()));
-      result.maps = spread;
-    }
     return result;
   }
 
@@ -205,6 +199,27 @@ class Images {
   }
 
  private:
+  // The windows of volumes slab by slab, each in the same memory; `spread`, if there, gets their maps within each slice.
+  void launch_slabs(WindowsLaunch launch, const std::optional<Tensor>& spread) const {
+    const Planes& planes = launch.planes;
+    const int64_t rows = planes.height - kHalo, columns = planes.width - kHalo, all = planes.count * window_slices(planes);
+    const int64_t values = 4 * planes.height * planes.width + (spread ? 3 * rows * columns : 0);
+    const int64_t most = std::max<int64_t>(slab_bytes / (values * centres_.element_size()), 1);
+    const int64_t slabs = (all + most - 1) / most, slices = (all + slabs - 1) / slabs;
+    const Tensor fields = empty({4, slices, planes.height, planes.width});
+    const Tensor maps = spread ? empty({3, slices, rows, columns}) : empty({0});
+    launch.fields = fields.const_data_ptr();
+    if (spread) launch.maps = maps.mutable_data_ptr();
+    for (int64_t first = 0; first < all; first += slices) {
+      launch.slab = {first, std::min(slices, all - first)};
+      check_launch(launch_sum_slices(planes, launch.slab, launch.centres, fields.mutable_data_ptr(), stream()));
+      check_launch(launch_windows(launch, stream()));
+      if (spread) {
+        check_launch(launch_spread_slices(planes, launch.slab, launch.maps, spread->mutable_data_ptr(), stream()));
+      }
+    }
+  }
+
   static Planes planes_of(const Tensor& input, const Tensor& target) {
     const bool volume = input.dim() == 5;
     return {input.const_data_ptr(),

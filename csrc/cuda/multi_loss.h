@@ -45,25 +45,36 @@ struct PrepareLaunch {
 };
 int launch_prepare(const PrepareLaunch& launch, void* stream);
 
+// Images, or slices of windows of volumes, that are worked on together: `count` from `first` on, of all planes' one after the
+// other.
+struct Slab {
+  int64_t first, count;
+};
+int64_t window_slices(const Planes& planes);  // of a plane; 1 of an image
+// Fields and maps of so many bytes are made at once for volumes, at least those of one slice: half of an H100's second-level
+// cache, where the next kernel finds them. The tests set less.
+inline int64_t slab_bytes = int64_t{24} << 20;
+
 // Sums of 1 - SSIM and of 1 - contrast-structure over windows, and the derivatives of their weighted sum in the windows' means.
 // A volume's windows come summed along z by launch_sum_slices.
 struct WindowsLaunch {
   Planes planes;
-  const void* fields;  // of a volume: [4, planes, window slices, height, width]
+  Slab slab;           // all of the images, if they are no volumes
+  const void* fields;  // of a volume: [4, slab, height, width]
   const void* centres;
   double c1, c2;
   double structural;             // weight of every window's 1 - SSIM
   const void* structural_added;  // [planes], added to it, or null
   const void* contrast;          // [planes], weights of 1 - contrast-structure, or null for 0
-  void* maps;                    // [3, planes, window slices, window rows, window columns], or null
-  double* sums;                  // [2, windows_blocks()]; a plane's blocks follow each other
+  void* maps;                    // [3, slab, window rows, window columns], or null
+  double* sums;                  // [2, windows_blocks()], of all slabs; a plane's blocks follow each other
 };
 int64_t windows_blocks(const Planes& planes);
 int launch_windows(const WindowsLaunch& launch, void* stream);
 
-int launch_sum_slices(const Planes& planes, const void* centres, void* fields, void* stream);
-// Of a volume, within each slice: maps [3, planes, window slices, window rows, window columns] -> [3, planes, window slices, height, width].
-int launch_spread_slices(const Planes& planes, const void* maps, void* spread, void* stream);
+int launch_sum_slices(const Planes& planes, const Slab& slab, const void* centres, void* fields, void* stream);
+// Of volumes, within each slice: maps [3, slab, window rows, window columns] -> spread [3, planes, window slices, height, width].
+int launch_spread_slices(const Planes& planes, const Slab& slab, const void* maps, void* spread, void* stream);
 
 enum SweepSum { kSumL1, kSumMse, kSumCharbonnier, kSumEdge, kSumTvX, kSumTvY, kSumTvZ, kSweepSums };
 

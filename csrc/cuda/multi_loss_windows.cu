@@ -10,9 +10,9 @@ namespace {
 constexpr int kFields = 4, kMaps = 3;
 
 // Blocks work on tiles of windows. The fields s, d, s^2 and d^2 (multi_loss_pixels.h) of an image are made from two tiles of it;
-// a volume's come as four tiles, summed along z.
+// a volume's come as four tiles, summed along z. Both kinds of sums have a place for each block.
 template <typename S, bool kVolume>
-__global__ void __launch_bounds__(kThreads) windows_kernel(WindowsLaunch a) {
+__global__ void __launch_bounds__(kThreads) windows_kernel(WindowsLaunch a, double* structural_sums, double* contrast_sums) {
   using T = Arithmetic<S>;
   constexpr int kRows = kTileRows<T>, kCount = kRows / kWarps, kAcross = (kRows + kHalo) * kAcrossStride;
   LID_SHARED(T, first, (kRows + kHalo) * kHaloStride);
@@ -23,9 +23,9 @@ __global__ void __launch_bounds__(kThreads) windows_kernel(WindowsLaunch a) {
   const int64_t height = a.planes.height, width = a.planes.width;
   const int64_t rows = height - kHalo, columns = width - kHalo, slices = kVolume ? a.planes.depth - kHalo : 1;
   const Tile tile = tile_of_block<kRows>(rows, columns);
-  const int64_t plane = tile.unit / slices, field = a.planes.count * slices * height * width;
+  const int64_t plane = kVolume ? (a.slab.first + tile.unit) / slices : tile.unit, field = a.slab.count * height * width;
   const T twice_centre = T(2) * static_cast<const T*>(a.centres)[plane];
-  const int64_t corner = (tile.unit * height + tile.top) * width + tile.left;  // of the unit's pixels
+  const int64_t corner = (tile.unit * height + tile.top) * width + tile.left;  // of the image, or of the slab's slice
 
   for (int pass = 0; pass < (kVolume ? 2 : 1); ++pass) {
     for (int i = threadIdx.x; i < (kRows + kHalo) * kHaloColumns; i += kThreads) {
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kThreads) windows_kernel(WindowsLaunch a) {
   if (a.structural_added) structural_weight += static_cast<const T*>(a.structural_added)[plane];
   if (a.contrast) contrast_weight = static_cast<const T*>(a.contrast)[plane];
   const SimilarityConstants<T> constants{twice_centre, static_cast<T>(a.c1), static_cast<T>(a.c2)};
-  const int64_t map = a.planes.count * slices * rows * columns;
+  const int64_t map = a.slab.count * rows * columns;
   T structural = 0, contrast = 0;
   LID_UNROLL for (int j = 0; j < kCount; ++j) {
     const int64_t row = tile.top + tile.first_row + j, column = tile.left + tile.column;
@@ -83,19 +83,19 @@ __global__ void __launch_bounds__(kThreads) windows_kernel(WindowsLaunch a) {
   structural = block_sum(structural, scratch);
   contrast = block_sum(contrast, scratch);
   if (threadIdx.x == 0) {
-    a.sums[blockIdx.x] = structural;
-    a.sums[gridDim.x + blockIdx.x] = contrast;
+    structural_sums[blockIdx.x] = structural;
+    contrast_sums[blockIdx.x] = contrast;
   }
 }
 
 // The fields of a volume summed along z, each thread one window slice of one column.
 template <typename S>
-__global__ void __launch_bounds__(kThreads) sum_slices_kernel(Planes planes, const void* centres, void* fields) {
+__global__ void __launch_bounds__(kThreads) sum_slices_kernel(Planes planes, Slab slab, const void* centres, void* fields) {
   using T = Arithmetic<S>;
-  const int64_t slice = planes.height * planes.width, slices = planes.depth - kHalo, field = planes.count * slices * slice;
+  const int64_t slice = planes.height * planes.width, slices = planes.depth - kHalo, field = slab.count * slice;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= field) return;
-  const int64_t plane = i / (slices * slice), z = i / slice % slices;
+  const int64_t unit = slab.first + i / slice, plane = unit / slices, z = unit % slices;
   const int64_t from = (plane * planes.depth + z) * slice + i % slice;
   const T twice_centre = T(2) * static_cast<const T*>(centres)[plane];
   T sums[kFields] = {};
@@ -112,13 +112,13 @@ __global__ void __launch_bounds__(kThreads) sum_slices_kernel(Planes planes, con
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) spread_slices_kernel(Planes planes, const void* maps, void* spread) {
+__global__ void __launch_bounds__(kThreads) spread_slices_kernel(Planes planes, Slab slab, const void* maps, void* spread) {
   constexpr int kRows = kTileRows<T>, kCount = kRows / kWarps;
   const int64_t height = planes.height, width = planes.width, rows = height - kHalo, columns = width - kHalo;
   const int64_t units = planes.count * (planes.depth - kHalo);
   const Tile tile = tile_of_block<kRows>(height, width);
   for (int m = 0; m < kMaps; ++m) {
-    const T* from = static_cast<const T*>(maps) + (m * units + tile.unit) * rows * columns;
+    const T* from = static_cast<const T*>(maps) + (m * slab.count + tile.unit) * rows * columns;
     T sums[kCount];
     spread_windows<kRows>(
         tile,
@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kThreads) spread_slices_kernel(Planes planes, 
           return row >= 0 && row < rows && column >= 0 && column < columns ? from[row * columns + column] : T(0);
         },
         sums);
-    T* to = static_cast<T*>(spread) + (m * units + tile.unit) * height * width;
+    T* to = static_cast<T*>(spread) + (m * units + slab.first + tile.unit) * height * width;
     for (int j = 0; j < kCount; ++j) {
       const int64_t row = tile.top + tile.first_row + j, column = tile.left + tile.column;
       if (row < height && column < width) to[row * width + column] = sums[j];
@@ -134,40 +134,41 @@ __global__ void __launch_bounds__(kThreads) spread_slices_kernel(Planes planes, 
   }
 }
 
-int64_t window_slices(const Planes& planes) { return planes.volume ? planes.depth - kHalo : 1; }
-int tile_rows(Storage storage) { return storage == Storage::float64 ? kTileRows<double> : kTileRows<float>; }
+int64_t tiles(const Planes& planes, int64_t height, int64_t width) {
+  return tiles_across(width) * tiles_down(height, planes.storage == Storage::float64 ? kTileRows<double> : kTileRows<float>);
+}
+int64_t blocks_of_slice(const Planes& planes) { return tiles(planes, planes.height - kHalo, planes.width - kHalo); }
 
 }  // namespace
 
-int64_t windows_blocks(const Planes& planes) {
-  return planes.count * window_slices(planes) * tiles_across(planes.width - kHalo) *
-         tiles_down(planes.height - kHalo, tile_rows(planes.storage));
-}
+int64_t window_slices(const Planes& planes) { return planes.volume ? planes.depth - kHalo : 1; }
+int64_t windows_blocks(const Planes& planes) { return planes.count * window_slices(planes) * blocks_of_slice(planes); }
 
 int launch_windows(const WindowsLaunch& launch, void* stream) {
+  const int64_t of_slice = blocks_of_slice(launch.planes);
+  double* const sums = launch.sums + launch.slab.first * of_slice;
   with_storage<Half, BFloat16>(launch.planes.storage, [&](auto* stored) {
     using S = std::remove_pointer_t<decltype(stored)>;
     const auto kernel = launch.planes.volume ? windows_kernel<S, true> : windows_kernel<S, false>;
-    LID_LAUNCH(kernel, windows_blocks(launch.planes), kThreads, stream, launch);
+    LID_LAUNCH(kernel, launch.slab.count * of_slice, kThreads, stream, launch, sums, sums + windows_blocks(launch.planes));
   });
   return static_cast<int>(cudaGetLastError());
 }
 
-int launch_sum_slices(const Planes& planes, const void* centres, void* fields, void* stream) {
-  const int64_t count = planes.count * window_slices(planes) * planes.height * planes.width;
+int launch_sum_slices(const Planes& planes, const Slab& slab, const void* centres, void* fields, void* stream) {
+  const int64_t count = slab.count * planes.height * planes.width;
   with_storage<Half, BFloat16>(planes.storage, [&](auto* stored) {
     using S = std::remove_pointer_t<decltype(stored)>;
     const auto kernel = sum_slices_kernel<S>;
-    LID_LAUNCH(kernel, (count + kThreads - 1) / kThreads, kThreads, stream, planes, centres, fields);
+    LID_LAUNCH(kernel, (count + kThreads - 1) / kThreads, kThreads, stream, planes, slab, centres, fields);
   });
   return static_cast<int>(cudaGetLastError());
 }
 
-int launch_spread_slices(const Planes& planes, const void* maps, void* spread, void* stream) {
-  const int64_t blocks = planes.count * window_slices(planes) * tiles_across(planes.width) *
-                         tiles_down(planes.height, tile_rows(planes.storage));
+int launch_spread_slices(const Planes& planes, const Slab& slab, const void* maps, void* spread, void* stream) {
+  const int64_t blocks = slab.count * tiles(planes, planes.height, planes.width);
   const auto kernel = planes.storage == Storage::float64 ? spread_slices_kernel<double> : spread_slices_kernel<float>;
-  LID_LAUNCH(kernel, blocks, kThreads, stream, planes, maps, spread);
+  LID_LAUNCH(kernel, blocks, kThreads, stream, planes, slab, maps, spread);
   return static_cast<int>(cudaGetLastError());
 }
 

@@ -1,6 +1,7 @@
 """The CUDA kernels' own source, run on the CPU by an emulator that checks what they do to shared memory."""
 
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -85,6 +86,40 @@ def test_total_values_and_gradients(shape, dtype, boxes):
     jacobian = torch.ops.lidnet_fast_emulated.multi_loss_jacobian(*pair, list(WEIGHTS), *options)
     for name, row in zip(WEIGHTS, jacobian, strict=True):
         assert_near(row, defined(*pair, {name: 1.0}, *options)[2], dtype)
+
+
+def test_volumes_slab_by_slab(emulation):
+    """The same, bit by bit, whether a batch's six slices of windows are worked on at once or two of them."""
+    pair = images(2, 1, 13, 11, 12)
+    at_once = emulated(*pair, {"ssim": 1.0})
+    launches, usual = emulation.launches(), emulation.set_slab(2 * 4 * (4 * 11 * 12 + 3 * 1 * 2))
+    in_twos = emulated(*pair, {"ssim": 1.0})
+    emulation.set_slab(usual)
+    assert emulation.launches() - launches == launches + 2 * 3
+    for actual, expected in zip(in_twos, at_once, strict=True):
+        assert torch.equal(actual, expected)
+
+
+def peak_of_allocations(function):
+    """The most bytes that were allocated at once on the CPU while `function` ran."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        kept = function()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    del kept
+    return max(itertools.accumulate(sizes))
+
+
+@pytest.mark.parametrize("_order", [0], indirect=True)
+@pytest.mark.parametrize(("with_gradient", "most"), [(True, 69e6), (False, 20e6)])
+def test_memory_for_a_volume(emulation, with_gradient, most):
+    """Beside the gradient itself; the images are 16.8 MB each. Nothing is computed, so the emulation is as fast."""
+    emulation.reset(dry=True)
+    pair = torch.empty(2, 1, 1, 64, 256, 256)
+    gradient_bytes = with_gradient * pair[0].nbytes
+    arguments = (list(WEIGHTS), list(WEIGHTS.values()), None, 1.0, 1.0, with_gradient)
+    peak = peak_of_allocations(lambda: torch.ops.lidnet_fast_emulated.multi_loss(*pair, *arguments))
+    assert gradient_bytes < peak <= gradient_bytes + most
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 1, 3, 2), (1, 1, 2, 70), (1, 1, 1, 2, 3)])
