@@ -29,6 +29,7 @@ from lidnet_fast import (
     roi_perceptual_loss,
 )
 from lidnet_fast.files import write_text
+from lidnet_fast.losses import PreparedBoxes
 from lidnet_fast.runtime import machine_facts
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
@@ -201,7 +202,52 @@ def behaviours() -> dict[str, bool]:
         "pixel losses": behaviour(pixel_step, list(images(2, 1, 181, 203))),
     }
     results = {f"{name}: {what}": ok for name, results in steps.items() for what, ok in results.items()}
+    results |= {f"ROI windows: one CUDA graph, halo {halo}": window_capture(halo) for halo in ("exact", "whole")}
     return results | {"at most 8 launches": 0 < launches(boxes) <= 8, "bad boxes are asserted": asserts_boxes()}
+
+
+def window_capture(halo: str) -> bool:
+    """Whether replays of `ROIPerceptualLoss`, with boxes of another batch, give what calls with them give."""
+    loss = ROIPerceptualLoss(vgg19(), "relu2_2", halo).cuda()
+    batches = [images(2, 1, 256, 256) for _ in "ab"]
+    boxes = [
+        torch.tensor([[0.0, 100, 100, 116, 116], [1, 0, 0, 20, 20]]),
+        torch.tensor([[0.0, 0, 0, 20, 20], [1, 60, 140, 76, 156]]),
+    ]
+    static = [x.clone() for x in batches[0]]
+    prepared = loss.prepare(static[0], boxes[0])
+    graph, captured = capture(loss, static, prepared)
+    errors = []
+    for pair, of_batch in zip(batches[::-1], boxes[::-1], strict=True):
+        for place, values in zip(static, pair, strict=True):
+            place.detach().copy_(values)
+        prepared.replace(of_batch)
+        graph.replay()
+        expected = with_gradient(lambda x, y: loss(x, y, of_batch), *pair)  # noqa: B023
+        errors += [relative_error(*values) for values in zip(captured, expected, strict=True)]
+    return max(errors) <= 1e-5
+
+
+def capture(
+    loss: ROIPerceptualLoss, static: list[Tensor], prepared: PreparedBoxes
+) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor]]:
+    """The loss of static images and its gradient as one CUDA graph, and where its replays put them."""
+    denoised, normal_dose = static[0].requires_grad_(), static[1]
+
+    def step() -> tuple[Tensor, Tensor]:
+        value = loss(denoised, normal_dose, prepared)
+        return value.detach(), torch.autograd.grad(value, denoised)[0]
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    return graph, captured
 
 
 def launches(boxes: Tensor) -> int:
@@ -285,11 +331,13 @@ def window_speed() -> dict[str, Any]:
     results = {}
     boxes = box_sets.lidc_slices(4)
     for layer in ("relu2_2", "relu3_4", "relu4_4"):
-        pair = images(4, 1, 512, 512)
+        pair, losses = images(4, 1, 512, 512), window_losses(layer, torch.float32)
         row = {
             name: median_ms(lambda turn, loss=loss: with_gradient(lambda x, y: loss(x, y, boxes), *pair))  # noqa: B023
-            for name, loss in window_losses(layer, torch.float32).items()
+            for name, loss in losses.items()
         }
+        graph, _ = capture(losses["ours"], pair, losses["ours"].prepare(pair[0], boxes))
+        row["ours, one CUDA graph"] = median_ms(lambda turn: graph.replay())  # noqa: B023
         row["times as fast as whole image"] = row["whole image"] / row["ours"]
         results[f"ROI windows, vgg19 {layer}, 4x1x512x512"] = row
     return results

@@ -46,12 +46,25 @@ def upload(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     """Tensors of the CPU on a device, in one copy; on CUDA from pinned memory, so that nothing waits for it."""
     if device.type == "cpu" or not tensors:
         return list(tensors)
-    room = [-(-tensor.nbytes // 16) * 16 for tensor in tensors]  # as a view of any dtype may begin
+    return unpack(pack(tensors, device).to(device, non_blocking=True), tensors)
+
+
+def pack(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    """The bytes of tensors of the CPU, one after the other, in memory from which they are copied to a device."""
+    room = _room(tensors)
     packed = torch.empty(sum(room), dtype=torch.uint8, device="cpu", pin_memory=device.type == "cuda")
     for place, tensor in zip(packed.split(room), tensors, strict=True):
         _as(place, tensor).copy_(tensor)
-    packed = packed.to(device, non_blocking=True)
-    return [_as(place, tensor) for place, tensor in zip(packed.split(room), tensors, strict=True)]
+    return packed
+
+
+def unpack(packed: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Views of what `pack` made of tensors like these."""
+    return [_as(place, tensor) for place, tensor in zip(packed.split(_room(like)), like, strict=True)]
+
+
+def _room(tensors: Sequence[Tensor]) -> list[int]:
+    return [-(-tensor.nbytes // 16) * 16 for tensor in tensors]  # as a view of any dtype may begin
 
 
 def _as(place: Tensor, tensor: Tensor) -> Tensor:

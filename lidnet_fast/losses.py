@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functional as fast
-from ._checks import Boxes, _is_batched, check_choice, check_float, check_pair, check_positive
+from ._checks import Boxes, check_choice, check_float, check_pair
 from ._plausibility import boxes_inside
 from ._tensors import compute_dtype, reduce_boxes, upload
 from .extractors.cache import FeatureCache
@@ -19,12 +19,13 @@ from .extractors.layers import LayerExtractor, spatial_scale
 from .extractors.parts import Part, Parts, parts_of
 from .extractors.windowed import Folded, WindowBatch, WindowedExtractor
 from .extractors.windows import Plan
-from .functional import MultiLossOutput
-from .functional._boxes import as_box_weights, check_boxes
+from .functional._boxes import as_box_weights
 from .functional._pooling import Pooling
 from .functional.roi import OUTSIDE, compare_boxes, windows_of_pair
+from .pixel_losses import MultiLoss
+from .prepared import Arranged, PreparedBoxes, rois_on_host
 
-__all__ = ["MultiLoss", "ROIPerceptualLoss"]
+__all__ = ["MultiLoss", "PreparedBoxes", "ROIPerceptualLoss"]
 
 HALOS = ("exact", "auto", "whole")
 _log = logging.getLogger(__name__)
@@ -144,7 +145,7 @@ class ROIPerceptualLoss(nn.Module):
         self,
         denoised: Tensor | Sequence[Tensor],
         normal_dose: Tensor | Sequence[Tensor],
-        boxes: Boxes,
+        boxes: Boxes | PreparedBoxes,
         box_weights: Tensor | None = None,
         sample_ids: Sequence[Hashable] | None = None,
     ) -> Tensor:
@@ -155,7 +156,8 @@ class ROIPerceptualLoss(nn.Module):
                 list of [C, H, W] that differ in size. Differentiable.
             normal_dose: As `denoised`, of any floating-point dtype; gets no gradient, so it mustn't require one.
             boxes: As in `functional.roi_perceptual_loss`, in pixels of the images, on any device; a list for a list of
-                images.
+                images. Or what `prepare` made of them and their weights, for CUDA graphs; neither weights nor ids are
+                given then.
             box_weights: As in `functional.roi_perceptual_loss`, on the images' device or, like boxes, on the CPU.
             sample_ids: What each normal-dose image is known by in the cache. The same id has to mean the same pixels;
                 None computes without the cache.
@@ -166,7 +168,9 @@ class ROIPerceptualLoss(nn.Module):
         Raises:
             TypeError: As `functional.roi_perceptual_loss`, and for images of a longer dtype than the extractor's, such
                 as float64 to its float32; shorter ones are converted.
-            ValueError: As `functional.roi_perceptual_loss`, and for images that a layer has no cell in.
+            ValueError: As `functional.roi_perceptual_loss`, and for images that a layer has no cell in, or that boxes
+                weren't prepared for.
+            RuntimeError: If a CUDA graph is being captured, and boxes aren't prepared.
         """
         if torch.compiler.is_dynamo_compiling():  # asked first: before PyTorch 2.12 it calls itself exporting, too
             _leave_out_of_graphs()
@@ -181,14 +185,14 @@ class ROIPerceptualLoss(nn.Module):
         self,
         denoised: Tensor | Sequence[Tensor],
         normal_dose: Tensor | Sequence[Tensor],
-        boxes: Boxes,
+        boxes: Boxes | PreparedBoxes,
         box_weights: Tensor | None,
         sample_ids: Sequence[Hashable] | None,
     ) -> Tensor:
         if not isinstance(denoised, list | tuple):
             of_batch = self._of_batch(denoised, normal_dose, boxes, box_weights, sample_ids)  # type: ignore[arg-type]
             return reduce_boxes(of_batch.losses, of_batch.weights, self.reduction, of_batch.counted, of_batch.number)
-        if isinstance(boxes, Tensor) or not len(denoised) == len(normal_dose) == len(boxes) > 0:
+        if isinstance(boxes, Tensor | PreparedBoxes) or not len(denoised) == len(normal_dose) == len(boxes) > 0:
             raise ValueError("lists of images need as many normal-dose images and Tensors of boxes, at least one")
         pairs = []
         for number, (image, target) in enumerate(zip(denoised, normal_dose, strict=True)):
@@ -222,23 +226,61 @@ class ROIPerceptualLoss(nn.Module):
         self,
         denoised: Tensor,
         normal_dose: Tensor,
-        boxes: Boxes,
+        boxes: Boxes | PreparedBoxes,
         box_weights: Tensor | None,
         sample_ids: Sequence[Hashable] | None,
     ) -> "_BoxLosses":
         denoised, normal_dose = self._accepted(denoised, normal_dose, "denoised", "normal_dose")
-        rois = _rois_on_host(boxes, denoised, self.outside)
-        weights = as_box_weights(box_weights, len(rois), denoised.device, rois.dtype)
         if sample_ids is not None and len(sample_ids) != len(denoised):
             raise ValueError(f"sample_ids must have one for each image, {len(denoised)}, got {len(sample_ids)}")
+        if self.cache is None:
+            sample_ids = None
+        if isinstance(boxes, PreparedBoxes):
+            if box_weights is not None or sample_ids is not None:
+                raise ValueError(
+                    "box_weights and sample_ids must be None for prepared boxes. To fix: prepare with weights"
+                )
+            boxes.check_images(denoised)
+            arranged = boxes.arranged
+        else:
+            on_host = self._arranged(denoised, boxes, box_weights, share_kinds=sample_ids is None)
+            arranged = on_host.uploaded(denoised.device)
         self.extractor.warn_of_images(normal_dose, "normal_dose")
-        counted = boxes_inside(rois, denoised.shape[2:]) if self.outside == "ignore" else None
-        count = len(rois) if counted is None else int(counted.sum())
-        on_host = [other for other in (weights, counted) if other is not None and other.device.type == "cpu"]
-        losses, others = self._losses(denoised, normal_dose, rois, sample_ids, on_host)
-        if weights is not None and weights.device.type == "cpu":
-            weights = others.pop(0)
-        return _BoxLosses(losses, weights, others.pop(0) if others else None, count)
+        losses = self._losses(denoised, normal_dose, arranged.parts, sample_ids)
+        return _BoxLosses(losses, arranged.weights, arranged.counted, arranged.number)
+
+    def prepare(self, denoised: Tensor, boxes: Boxes, box_weights: Tensor | None = None) -> PreparedBoxes:
+        """Boxes of a batch where the loss needs them, for calls that a CUDA graph captures.
+
+        Args:
+            denoised: As in `forward`, but no list; only the shape, dtype and device count.
+            boxes: As in `forward`.
+            box_weights: As in `forward`.
+
+        Raises:
+            TypeError: As `forward`.
+            ValueError: As `forward`.
+        """
+        check_float("denoised", denoised)
+        images = self.extractor.accepted(denoised.detach()[..., :0], "denoised")
+        images = images.new_empty(()).expand(denoised.shape)
+
+        def arrange(boxes: Boxes, box_weights: Tensor | None) -> Arranged:
+            on_host = box_weights.cpu() if isinstance(box_weights, Tensor) else box_weights
+            return self._arranged(images, boxes, on_host, share_kinds=True)
+
+        return PreparedBoxes(arrange, images, boxes, box_weights)
+
+    def _arranged(self, images: Tensor, boxes: Boxes, box_weights: Tensor | None, share_kinds: bool) -> Arranged:
+        """Boxes checked and planned, on the CPU; weights may be on the images' device already."""
+        rois = rois_on_host(boxes, images, self.outside)
+        weights = as_box_weights(box_weights, len(rois), images.device, rois.dtype)
+        counted = boxes_inside(rois, images.shape[2:]) if self.outside == "ignore" else None
+        parts = Parts.of([], images.ndim - 2)
+        if len(rois):
+            plan = self._plan(rois, images.shape[2:], len(images), share_kinds)
+            parts = parts_of(plan, rois, images, self.layer_weights, self.windows)
+        return Arranged(parts, weights, counted, len(rois) if counted is None else int(counted.sum()))
 
     def _accepted(self, denoised: Tensor, normal_dose: Tensor, name: str, target_name: str) -> tuple[Tensor, Tensor]:
         """Images checked and of one dtype: the extractor's, or with autocast what they promote to."""
@@ -271,7 +313,7 @@ class ROIPerceptualLoss(nn.Module):
         if count is None:
             raise ValueError("images must be given for boxes that aren't a list")
         return self._plan(
-            _rois_on_host(boxes, torch.empty((), device="cpu").expand(count, 1, *image_size), self.outside),
+            rois_on_host(boxes, torch.empty((), device="cpu").expand(count, 1, *image_size), self.outside),
             image_size,
             count,
         )
@@ -283,23 +325,13 @@ class ROIPerceptualLoss(nn.Module):
         return self.windows.planner(image_size).plan(_array(rois.double()), images, self.aligned, share_kinds)
 
     def _losses(
-        self,
-        denoised: Tensor,
-        normal_dose: Tensor,
-        rois: Tensor,
-        sample_ids: Sequence[Hashable] | None,
-        others: Sequence[Tensor],
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The loss of each box, [K], all layers together; and `others`, of the CPU, on the images' device."""
+        self, denoised: Tensor, normal_dose: Tensor, parts: Parts, sample_ids: Sequence[Hashable] | None
+    ) -> Tensor:
+        """The loss of each box, [K], all layers together."""
         size = denoised.shape[2:]
-        if not len(rois):  # an empty part of the images keeps the loss in their graph
-            nothing = torch.empty(0, denoised.ndim - 1, dtype=torch.int64, device=denoised.device)
-            empty = fast.roi_windows(denoised, nothing, (1,) * (denoised.ndim - 2)).flatten().to(rois.dtype)
-            return empty, upload(others, denoised.device)
-        if self.cache is None:
-            sample_ids = None
-        plan = self._plan(rois, size, len(denoised), share_kinds=sample_ids is None)
-        parts = parts_of(plan, rois, denoised, self.layer_weights, self.windows, others)
+        if not parts.parts:  # an empty part of the images keeps the loss in their graph
+            empty = fast.roi_windows(denoised, parts.corners, (1,) * len(size))
+            return empty.flatten().to(compute_dtype(denoised.dtype))
         of_denoised, of_normal_dose = self._cut(parts, denoised, normal_dose if sample_ids is None else None)
         losses: list[Tensor] = []
         folded: Folded = {}
@@ -307,15 +339,14 @@ class ROIPerceptualLoss(nn.Module):
             inputs = self._features(part, denoised, of_denoised, folded)
             with torch.no_grad():
                 if part.batch is not None and sample_ids is not None:
-                    windows = [plan.windows[number] for number in part.windows]
                     kind = denoised.device.type
                     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else denoised.dtype
-                    keys = [(sample_ids[window.image], window.stretches, size, dtype) for window in windows]
+                    keys = [(sample_ids[window.image], window.stretches, size, dtype) for window in part.windows]
                     targets = self._cached(normal_dose, part.batch, keys)
                 else:
                     targets = self._features(part, normal_dose, of_normal_dose, folded)
             losses.append(self._compare(inputs, targets, part.rois, size))
-        return losses[0] if parts.order is None else torch.cat(losses)[parts.order], parts.others
+        return losses[0] if parts.order is None else torch.cat(losses)[parts.order]
 
     def _cut(self, parts: Parts, denoised: Tensor, normal_dose: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
         """The windows of both images, of each part that has windows."""
@@ -394,51 +425,6 @@ class _BoxLosses(NamedTuple):
     number: int
 
 
-class MultiLoss(nn.Module):
-    """Weighted sum of pixel losses, `functional.multi_loss` with its options kept.
-
-    Args:
-        weights: Term -> weight; "l1", "mse", "charbonnier", "ssim", "ms_ssim", "edge", "tv".
-        roi_weight: Weight of a pixel inside the boxes, for l1, mse and charbonnier; the module needs boxes then.
-        data_range: Largest minus smallest possible pixel value, for ssim and ms_ssim.
-
-    Raises:
-        ValueError: For an unknown term or a bad option.
-    """
-
-    def __init__(
-        self, weights: Mapping[str, float], *, roi_weight: float | None = None, data_range: float = 1.0
-    ) -> None:
-        super().__init__()
-        fast.check_term_weights(weights)
-        if roi_weight is not None:
-            check_positive("roi_weight", roi_weight)
-        check_positive("data_range", data_range)
-        self.weights = {name: float(weight) for name, weight in weights.items()}
-        self.roi_weight = None if roi_weight is None else float(roi_weight)
-        self.data_range = float(data_range)
-
-    def forward(self, denoised: Tensor, normal_dose: Tensor, boxes: Boxes | None = None) -> MultiLossOutput:
-        """The loss of a batch: MultiLossOutput(total, terms), as `functional.multi_loss`.
-
-        Args:
-            denoised: Images [N, C, H, W] or volumes [N, C, D, H, W]. Differentiable.
-            normal_dose: As `denoised`; gets no gradient, so it mustn't require one.
-            boxes: As in `functional.multi_loss`; with `roi_weight` only, and always then.
-
-        Raises:
-            TypeError: As `functional.multi_loss`.
-            ValueError: As `functional.multi_loss`.
-        """
-        return fast.multi_loss(
-            denoised, normal_dose, self.weights, boxes=boxes, roi_weight=self.roi_weight, data_range=self.data_range
-        )
-
-    def extra_repr(self) -> str:
-        """The options."""
-        return f"weights={self.weights}, roi_weight={self.roi_weight}, data_range={self.data_range}"
-
-
 _of_images = ROIPerceptualLoss._of_images
 
 
@@ -456,23 +442,6 @@ def _leave_out_of_graphs() -> bool:
 # torch.compile calls it while it compiles. The mark is what torch.compiler.assume_constant_result sets; that imports
 # torch._dynamo, as torch.compiler.disable does, which takes seconds.
 _leave_out_of_graphs._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def _rois_on_host(boxes: Boxes, images: Tensor, outside: str) -> Tensor:
-    """Boxes checked, in one form and on the CPU, wherever boxes and images are."""
-    for part in (boxes,) if isinstance(boxes, Tensor) else boxes if isinstance(boxes, Sequence) else ():
-        if isinstance(part, Tensor) and (part.is_meta or _is_batched(part)):
-            hidden = "meta tensors don't have" if part.is_meta else "torch.vmap hides"
-            raise NotImplementedError(
-                f"ROIPerceptualLoss plans its windows from the boxes' values, which {hidden}. "
-                "To fix: pass boxes on the CPU, of all images in one call"
-            )
-    if isinstance(boxes, Tensor):
-        boxes = boxes.cpu()
-    elif isinstance(boxes, Sequence):
-        boxes = [of_image.cpu() if isinstance(of_image, Tensor) else of_image for of_image in boxes]
-    on_host = torch.empty((), dtype=images.dtype, device="cpu").expand(images.shape)
-    return check_boxes(boxes, on_host, outside=outside).rois
 
 
 def _array(values: Tensor) -> np.ndarray:

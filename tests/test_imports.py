@@ -19,6 +19,7 @@ FLOORS = (
     {"backend"},
     {"functional"},
     {"extractors", "multitask", "models"},
+    {"pixel_losses", "prepared"},
     {"losses", "data", "metrics", "report"},
     {"trainer", "info", "assessment"},
     {"evaluation", "inference"},

@@ -1,12 +1,14 @@
 """A GPU that is the CPU: tensors that say they are on it, and what calls with them would have a real one do.
 
 Whole calls of the library take the way that they take on CUDA, with Triton's kernels interpreted and those in CUDA C++
-emulated. Counted meanwhile are launches, copies between host and device, and what waits for the device.
+emulated. Counted meanwhile are launches, copies between host and device, and what waits for the device. Calls can be
+recorded and replayed as a CUDA graph would replay them: the same kernels on the same memory, without the host.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -49,6 +51,43 @@ class Pretended(Tensor):
         raise RuntimeError(f"{func} outside of `pretending`")
 
 
+class Recording:
+    """What was launched: as a CUDA graph that is captured has it, with the places of all tensors and every number.
+
+    Attributes:
+        launches: In their order, names with arguments; of tensors on the device shapes, strides and dtypes, of others
+            their values.
+    """
+
+    def __init__(self) -> None:
+        self.launches: list[tuple[Any, ...]] = []
+        self._again: list[Callable[[], None]] = []
+
+    def add(self, name: str, arguments: Any, run: Callable[[], Any], result: Any = None) -> None:
+        """A launch that `run` repeats; what it returns goes to the memory of `result`."""
+        self.launches.append((name, _pytree.tree_map_only(Tensor, _described, arguments)))
+
+        def again() -> None:
+            new = run()
+            for place, values in zip(_pytree.tree_leaves(result), _pytree.tree_leaves(new), strict=True):
+                if isinstance(place, Tensor):
+                    place.copy_(values)
+
+        self._again.append(again)
+
+    def replay(self) -> None:
+        """All launches again, on what is in the memory of their tensors now."""
+        with _disable_current_modes(), torch.no_grad():
+            for again in self._again:
+                again()
+
+
+def _described(tensor: Tensor) -> Any:
+    if isinstance(tensor, Pretended):
+        return tuple(tensor.shape), tensor.stride(), tensor.dtype
+    return tensor.tolist()
+
+
 class Pretence(TorchDispatchMode):
     """What is known of the calls while it is active.
 
@@ -63,12 +102,22 @@ class Pretence(TorchDispatchMode):
         self.launches: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
         self.uploads = 0
+        self.recording: Recording | None = None
         self._kernels = kernels
         self._pinned: list[Tensor] = []
 
     def on_device(self, tensor: Tensor) -> Tensor:
         """A tensor of the test's, on the device."""
         return Pretended(tensor.detach()).requires_grad_(tensor.requires_grad)
+
+    @contextmanager
+    def recorded(self) -> Iterator[Recording]:
+        """Meanwhile launches are recorded, and PyTorch says that it captures."""
+        self.recording = recording = Recording()
+        try:
+            yield recording
+        finally:
+            self.recording = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = dict(kwargs or {}), func.overloadpacket.__name__
@@ -94,7 +143,11 @@ class Pretence(TorchDispatchMode):
         if pinned:
             self._pinned.append(result)
         if on_device or to_device:
+            counted = self.launches.total()
             self._count(func, tensors, to_device, result, kwargs.get("non_blocking") or (name == "copy_" and args[2:]))
+            if self.recording is not None and self.launches.total() > counted:
+                into = None if func._schema.is_mutable else result
+                self.recording.add(name, (args, kwargs), partial(_run, func, held, into is not None), into)
         if func._schema.is_mutable:
             return args[0]
         return _pytree.tree_map_only(Tensor, Pretended, result) if to_device else result
@@ -112,6 +165,12 @@ class Pretence(TorchDispatchMode):
             self.waits[name] += 1
         elif name not in _ALLOCATIONS and (func._schema.is_mutable or not _is_view(tensors, result)):
             self.launches[name] += 1
+
+
+def _run(func: Any, held: Any, wanted: bool) -> Any:
+    """What an operator gives, or nothing where it writes to its arguments."""
+    result = func(*held[0], **held[1])
+    return result if wanted else None
 
 
 def _is_view(tensors: list[Tensor], result: Any) -> bool:
@@ -147,14 +206,18 @@ def pretending(**cuda_kernels: Callable[..., Any]) -> Iterator[Pretence]:
 
     def run(self: InterpretedFunction, *args: Any, grid: Any, **kwargs: Any) -> None:
         pretence.launches[self.fn.__name__] += 1
-        args, kwargs = _pytree.tree_map_only(Pretended, lambda tensor: tensor.held, (args, kwargs))
+        held, held_kwargs = _pytree.tree_map_only(Pretended, lambda tensor: tensor.held, (args, kwargs))
+        again = partial(interpret, self, *held, grid=grid, **held_kwargs)
         with _disable_current_modes():
-            interpret(self, *args, grid=grid, **kwargs)
+            again()
+        if pretence.recording is not None:
+            pretence.recording.add(self.fn.__name__, (grid, args, kwargs), again)
 
     with (
         mock.patch.object(InterpretedFunction, "run", run),
         mock.patch.object(backend, "missing_kernels", lambda: missing),
         mock.patch.object(torch.cuda, "device", lambda _: nullcontext()),
+        mock.patch.object(torch.cuda, "is_current_stream_capturing", lambda: pretence.recording is not None),
         FakeTensorMode(),  # so that PyTorch doesn't look for the device; nothing comes to it
         pretence,
     ):

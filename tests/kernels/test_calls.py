@@ -1,5 +1,9 @@
 """Whole calls take the way that they take on CUDA, on a GPU that is pretended (pretended.py)."""
 
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +11,7 @@ from torch import nn
 from lidnet_fast import ROIPerceptualLoss, multi_loss, multiscale_roi_perceptual_loss, roi_perceptual_loss
 from lidnet_fast.extractors import windows
 from lidnet_fast.functional import roi
+from tests.test_docs import python_examples
 
 from .emulated import build, load
 
@@ -154,6 +159,14 @@ def network(channels=1):
     )
 
 
+def move(module, place):
+    """As `module.to` does."""
+    for part in module.modules():
+        for store in (part._parameters, part._buffers):
+            for name, tensor in store.items():
+                store[name] = None if tensor is None else place(tensor)
+
+
 # Boxes, options, and launches of the loss and its gradient.
 PERCEPTUAL = {
     "windows of two kinds": ([[10, 12, 18, 20], [0, 0, 9, 9]], {}, 58),
@@ -194,10 +207,7 @@ def test_the_perceptual_loss_of_images_waits_for_nothing(boxes, options, launche
         assert loss.plan((64, 64), rois, 2).windows
     expected = call(torch.clone)
     with pretending() as pretence:
-        for module in loss.modules():
-            for store in (module._parameters, module._buffers):
-                for name, tensor in store.items():
-                    store[name] = None if tensor is None else pretence.on_device(tensor)
+        move(loss, pretence.on_device)
         got = call(pretence.on_device)
     for there, here in zip(got, expected, strict=True):
         assert torch.allclose(there.held, here, atol=1e-6)
@@ -206,6 +216,80 @@ def test_the_perceptual_loss_of_images_waits_for_nothing(boxes, options, launche
     assert pretence.launches.total() <= launches, pretence.launches
     assert pretence.launches["_cut_kernel"] <= 1
     assert pretence.launches["_add_kernel"] <= 1
+
+
+# Options, and boxes of two batches whose windows are of the same kinds.
+CAPTURED = {
+    "windows of two kinds": ({}, [[0, 10, 12, 18, 20], [1, 0, 0, 9, 9]], [[0, 1, 0, 9, 9], [1, 30, 40, 38, 48]]),
+    "whole images": ({"halo": "whole"}, [[0, 1, 2, 8, 9], [1, 3, 3, 60, 9]], [[0, 20, 20, 30, 30], [1, 0, 0, 9, 50]]),
+    "two layers, ignored": (
+        {"layers": {"1": 2.0, "4": 1.0}, "outside": "ignore", "mean": (0.5,)},
+        [[0, 10, 12, 18, 20], [1, 90, 90, 99, 99], [1, 30, 32, 38, 40]],
+        [[1, 40, 12, 48, 20], [0, 10, 16, 18, 24], [0, 90, 90, 99, 99]],
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "case", [case if case.startswith("windows") else pytest.param(case, marks=pytest.mark.slow) for case in CAPTURED]
+)
+def test_the_perceptual_loss_as_one_cuda_graph(case, monkeypatch):
+    """As docs/gpu.md shows it; each replay gives what a call of its own gives, and another capture the same graph."""
+    monkeypatch.setattr(windows, "COST_PER_CALL", 0)
+    options, *boxes = CAPTURED[case]
+    loss = ROIPerceptualLoss(network(), save_extractor=False, **{"layers": "4", "output_size": 2, **options})
+    images = torch.rand(2, 2, 2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    rois = [torch.tensor(of_batch).float() for of_batch in boxes]
+    expected = []
+    for (denoised, normal_dose), of_batch in zip(images, rois, strict=True):
+        value = loss(denoised.requires_grad_(), normal_dose, of_batch)
+        expected.append((value.detach(), *torch.autograd.grad(value, denoised)))
+    (example,) = python_examples(Path(__file__).parents[2] / "docs" / "gpu.md")
+
+    @contextmanager
+    def capturing(graph):
+        with pretence.recorded() as graph.recording:
+            yield
+        graph.replay = graph.recording.replay
+
+    def batches():
+        for number in (1, 0):
+            yield *(pretence.on_device(x.detach()) for x in images[number]), rois[number]
+            torch.testing.assert_close((scope["value"].held, scope["gradient"].held), expected[number])
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name, stand_in in {
+        "CUDAGraph": SimpleNamespace,
+        "graph": capturing,
+        "Stream": lambda: stream,
+        "current_stream": lambda: stream,
+        "stream": nullcontext,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    with pretending() as pretence:
+        move(loss, pretence.on_device)
+        denoised, normal_dose = (pretence.on_device(x.detach().clone()) for x in images[0])
+        scope = {"torch": torch, "loss": loss, "denoised": denoised.requires_grad_(), "normal_dose": normal_dose}
+        exec(example, scope | {"boxes": rois[0], "batches": batches()}, scope)
+        assert (pretence.uploads, pretence.waits) == (3, {})
+        with pretence.recorded() as again:
+            torch.autograd.grad(loss(denoised, normal_dose, scope["prepared"]), denoised)
+        assert again.launches == scope["graph"].recording.launches
+        assert pretence.uploads == 3
+
+
+def test_boxes_that_a_cuda_graph_would_not_see_anew(monkeypatch):
+    monkeypatch.setattr(windows, "COST_PER_CALL", 0)
+    loss, pair = ROIPerceptualLoss(network(), "4", output_size=2), torch.rand(2, 2, 1, 64, 64)
+    boxes = torch.tensor([[0.0, 10, 12, 18, 20]])
+    with pretending() as pretence:
+        move(loss, pretence.on_device)
+        images = [pretence.on_device(x) for x in pair]
+        with (
+            pretence.recorded(),
+            pytest.raises(RuntimeError, match=r"To fix: capture .*loss\.prepare\(denoised, boxes"),
+        ):
+            loss(*images, boxes)
 
 
 @pytest.mark.parametrize("most", [1, 32])

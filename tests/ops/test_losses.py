@@ -304,3 +304,52 @@ def test_swapped_arguments_of_plan_are_told():
         with pytest.raises(TypeError, match=r"image_size must be \(H, W\) or \(D, H, W\), then boxes; got "):
             loss.plan(boxes, (16, 32))
     assert loss.plan((np.int64(16), 32), BOXES).windows == loss.plan((16, 32), BOXES).windows
+
+
+PREPARED = torch.tensor([[0.0, 2, 3, 11, 9], [0, 20, 4, 27.5, 12], [1, 5, 5, 9, 10]])
+
+
+@pytest.mark.parametrize("halo", ["exact", "whole"])
+@pytest.mark.parametrize(("weights", "options"), [(None, {}), (torch.tensor([1.0, 2, 3]), {"reduction": "none"})])
+def test_prepared_boxes(halo, weights, options):
+    """The same to the bit, also after others were there."""
+    loss, (denoised, normal_dose) = ROIPerceptualLoss(network(), "3", halo, **options), images()
+    expected = loss(denoised, normal_dose, PREPARED, weights)
+    prepared = loss.prepare(denoised, PREPARED, weights)
+    assert torch.equal(loss(denoised, normal_dose, prepared), expected)
+    assert torch.equal(
+        loss(denoised.float(), normal_dose, prepared), loss(denoised.float(), normal_dose, PREPARED, weights)
+    )
+    prepared.replace(PREPARED - torch.tensor([0.0, 1, 1, 1, 1]), None if weights is None else weights + 1)
+    assert not torch.equal(loss(denoised, normal_dose, prepared), expected)
+    prepared.replace(PREPARED, weights)
+    assert torch.equal(loss(denoised, normal_dose, prepared), expected)
+
+
+def test_no_prepared_boxes():
+    loss, pair = ROIPerceptualLoss(network(), "3"), images()
+    prepared = loss.prepare(pair[0], torch.zeros(0, 5))
+    assert loss(*pair, prepared) == 0
+    prepared.replace([torch.zeros(0, 4)] * 2)
+
+
+def test_prepared_boxes_say_what_they_cannot_do():
+    loss, pair = ROIPerceptualLoss(network(), "3", "whole"), images()
+    prepared = loss.prepare(pair[0], PREPARED)
+    for other in (PREPARED[:2], PREPARED[[0, 1, 1]]):
+        with pytest.raises(
+            ValueError, match=r"boxes must have windows of the same kinds .*whole images: 2, with boxes: 3\), got"
+        ):
+            prepared.replace(other)
+    with pytest.raises(ValueError, match=r"\(boxes that count: 3; .* got \(boxes that count: 3, weighted"):
+        prepared.replace(PREPARED, torch.ones(3))
+    with pytest.raises(ValueError, match=r"boxes\[1\] must have finite"):
+        prepared.replace(PREPARED.index_fill(0, torch.tensor([1]), torch.nan))
+    with pytest.raises(ValueError, match="box_weights and sample_ids must be None for prepared boxes"):
+        loss(*pair, prepared, torch.ones(3))
+    with pytest.raises(ValueError, match=r"boxes were prepared for images of \(2, 1, 16, 32\) .* got \(1, 1, 16, 32\)"):
+        loss(pair[0][:1], pair[1][:1], prepared)
+    with pytest.raises(ValueError, match="lists of images need"):
+        loss(list(pair[0]), list(pair[1]), prepared)
+    with pytest.raises(ValueError, match="denoised must have shape"):
+        loss.prepare(pair[0][0], PREPARED)
