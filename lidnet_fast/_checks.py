@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from lidnet_fast._plausibility import has_values
 from lidnet_fast._tensors import in_forward_mode
@@ -223,7 +224,10 @@ def _is_integer(value: Any) -> bool:
 
 
 def check_box_tensor(name: str, boxes: Tensor, width: int, input: Tensor) -> None:
-    """Boxes are floating-point [boxes, width] on the device of `input`, and nothing is differentiated in them."""
+    """Boxes are floating-point [boxes, width] on the device of `input`, and nothing is differentiated in them.
+
+    Those that say in which order their coordinates are, as torchvision's do, say x1, y1, x2, y2.
+    """
     check_float(name, boxes)
     if boxes.ndim != 2 or boxes.shape[1] != width:
         kind = "images" if input.ndim == 4 else "volumes"
@@ -233,6 +237,11 @@ def check_box_tensor(name: str, boxes: Tensor, width: int, input: Tensor) -> Non
         elif boxes.shape == (0,):
             remedy = f". To fix: without boxes, torch.zeros(0, {width})"
         raise ValueError(f"{name} must have shape [boxes, {width}] for {kind}, got {tuple(boxes.shape)}{remedy}")
+    if isinstance(boxes, BoundingBoxes) and boxes.format is not BoundingBoxFormat.XYXY:
+        raise ValueError(
+            f"{name} must have the format XYXY, got {boxes.format.value}. "
+            f"To fix: torchvision.transforms.v2.functional.convert_bounding_box_format({name}, new_format='XYXY')"
+        )
     if boxes.device != input.device:
         raise ValueError(f"{name} must be on the device of the images or features, {input.device}, got {boxes.device}")
     check_constant(name, boxes)

@@ -25,10 +25,11 @@ from lidnet_fast.files import as_private_as, make_folder, whole_path, write_byte
 from lidnet_fast.metrics.observers import equal_detectability_dose
 from lidnet_fast.progress import progress
 from lidnet_fast.report.page import write_report
+from lidnet_fast.results_folder import refuse_to_lose
 from lidnet_fast.runtime import machine_facts
 from lidnet_fast.urls import without_secrets
 
-RESULTS, SPECTRA, REPORT = "assess.json", "noise_power.npz", "assess.html"
+FILES = RESULTS, SPECTRA, REPORT = "assess.json", "noise_power.npz", "assess.html"
 
 _BEYOND = 4.0
 """The low dose itself is measured at doses so many times lower and higher than those that are denoised."""
@@ -63,7 +64,7 @@ def assess(
         What `assess.json` holds.
 
     Raises:
-        InputError: a model, an option, images or the store can't be used.
+        InputError: a model, an option, images or the store can't be used, or results that are there would be lost.
     """
     if not models and not images:
         raise InputError("assess needs at least one --model or --images")
@@ -73,6 +74,12 @@ def assess(
         if name in {arm.name for arm in arms}:
             raise InputError(f"--images {name}={folder}: the name {name!r} is taken")
         arms.append(ImagesArm(name, folder))
+    asked = {
+        "options": options.record(),
+        "backgrounds": "chest phantoms" if opened is None else without_secrets(opened.path),
+        "arms": {arm.name: arm.source for arm in arms},
+    }
+    refuse_to_lose(out, FILES, asked, lambda content: {key: content[key] for key in asked})
     phantom = UniformPhantom(options)
     lesions = {dose: LesionAssessment(options, arms, dose, noisy=opened is not None) for dose in doses}
     extra = (min(options.doses) / _BEYOND, max(options.doses) * _BEYOND)
@@ -87,9 +94,7 @@ def assess(
     }
     found: dict[float, LesionResults] = {dose: one.results() for dose, one in lesions.items()} if cases else {}
     content: Results = {
-        "options": options.record(),
-        "backgrounds": "chest phantoms" if opened is None else without_secrets(opened.path),
-        "arms": {arm.name: arm.source for arm in arms},
+        **asked,
         "doses": list(options.doses),
         "uniform": {
             arm.name: {f"{d:g}": uniform[d][arm.name] for d in sorted(uniform) if arm.name in uniform[d]}

@@ -2,10 +2,9 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from lidnet_fast.errors import InputError
 from lidnet_fast.strangers_text import printable
@@ -18,15 +17,16 @@ def parse(parser, arguments):  # type: ignore[no-untyped-def]
     from lidnet_fast.trainer.stored import renaming
 
     try:
-        return parser.parse_args(_with_list("--loggers", arguments))
+        return parser.parse_args(_with_lists(parser, arguments))
     except (ArgumentError, ValueError, OverflowError) as error:
         raise InputError(f"{_faulty_file(parser, arguments)}{error}{renaming(str(error))}") from error
 
 
-def _with_list(option: str, arguments: Sequence[str]) -> list[str]:
-    """`--loggers csv wandb` as `--loggers [csv,wandb]`, which is how jsonargparse takes lists."""
+def _with_lists(parser, arguments):  # type: ignore[no-untyped-def]
+    """`--seeds 0 1 2` as `--seeds [0,1,2]`, which is how jsonargparse takes lists."""
     words = list(arguments)
-    if option in words:
+    lists = [action for action in parser._actions if get_origin(getattr(action, "_typehint", None)) is list]
+    for option in {name for action in lists for name in action.option_strings} & {*words}:
         start = words.index(option) + 1
         end = next((place for place in range(start, len(words)) if words[place].startswith("-")), len(words))
         if end > start and not words[start].startswith("["):

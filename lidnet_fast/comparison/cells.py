@@ -91,8 +91,14 @@ class Plan:
             for seed in comparison.matrix.seeds:  # first, so that tables of all stores are there early
                 for name in comparison.names:
                     self._add(name, seed)
-            for task in self.tasks:
-                task.check()
+            try:
+                for task in self.tasks:
+                    task.check()
+            except InputError as error:
+                raise InputError(
+                    f"{error}. What its cells began with, which may be another version's defaults, is in {began}: "
+                    f"`lidnet-fast compare --config {began} --out {out}` goes on with it"
+                ) from error
             write_text(began, yaml.safe_dump(self.comparison.record(), sort_keys=False))
 
     @cached_property

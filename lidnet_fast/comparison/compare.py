@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from lidnet_fast.assessment.arms import LOW_DOSE
-from lidnet_fast.assessment.assess import RESULTS
+from lidnet_fast.assessment.assess import FILES, RESULTS
 from lidnet_fast.assessment.assess import assess as assess_models
 from lidnet_fast.assessment.results import task_rows
 from lidnet_fast.comparison.cells import Plan, do_all
@@ -19,11 +19,12 @@ from lidnet_fast.comparison.pages import PATIENTS, pages, summary
 from lidnet_fast.comparison.tables import Table, as_json, collect, columns, write_csv
 from lidnet_fast.comparison.work import record_file
 from lidnet_fast.data.store.reader import index_files
+from lidnet_fast.device import choose_device
 from lidnet_fast.errors import InputError
 from lidnet_fast.evaluation.arms import write_metrics
 from lidnet_fast.evaluation.evaluate import assessment_of
 from lidnet_fast.evaluation.results import print_results
-from lidnet_fast.files import as_private_as
+from lidnet_fast.files import as_private_as, remove
 from lidnet_fast.report.data import Metric, mean_of
 from lidnet_fast.report.page import write_report
 from lidnet_fast.runtime import machine_facts
@@ -56,6 +57,8 @@ def compare(
     """
     if only_collect and not out.is_dir():
         raise InputError(f"there is no folder {out}, so there are no cells to collect")
+    if not only_collect:
+        choose_device(comparison.run.device)  # before a folder is made for what can't run
     stores = [file for store in comparison.matrix.stores.values() for file in index_files(store)]
     with as_private_as(stores):
         plan = Plan(comparison, out)
@@ -107,6 +110,8 @@ def _assessment(plan: Plan, table: Table, seed: int) -> dict[str, Any]:
         }
         if same and done.stat().st_mtime > max(judged):
             return content
+    for name in FILES:  # of a comparison that has become another one
+        remove(out / name)
     return assess_models(
         [f"{arm}={tasks[arm].folder}" for arm in table.trained],
         out,

@@ -120,13 +120,19 @@ class Comparison:
         return list(self.matrix.arms)
 
     def record(self) -> dict[str, Any]:
-        """The comparison as plain types, as `--config` takes it: without what it sets itself for every run."""
+        """The comparison as plain types, as `--config` takes it: without what it sets itself for every run.
+
+        Built-in arms are written out, so that it says the same when these have changed.
+        """
         run = to_dict(self.run)
         for group in (run, run["data"]):
             for key in ("out", "seed", "devices", "num_nodes", "store"):
                 group.pop(key, None)
         stores = {name: without_secrets(store) for name, store in self.matrix.stores.items()}
-        return {**asdict(replace(self.matrix, stores=stores)), **run}
+        known = built_in_arms()
+        named = self.matrix.arms.items()
+        arms: dict[str, Any] = {name: known[name] if changes is None else changes for name, changes in named}
+        return {**asdict(replace(self.matrix, stores=stores, arms=arms)), **run}
 
     def study(self, name: str) -> Study | None:
         """The embedded study of this name; None for a store."""

@@ -1,8 +1,9 @@
 """`lidnet-fast evaluate`: the result table of a finished run, of images that other tools denoised, or of both."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -42,6 +43,7 @@ from lidnet_fast.models.files import (
 )
 from lidnet_fast.report.data import Metric
 from lidnet_fast.report.page import write_report
+from lidnet_fast.results_folder import place, refuse_to_lose
 from lidnet_fast.runtime import machine_facts
 from lidnet_fast.trainer.config import RunConfig, check_available, from_tree
 from lidnet_fast.trainer.datamodule import split_patches
@@ -49,6 +51,7 @@ from lidnet_fast.trainer.stored import nested, read_stored
 from lidnet_fast.urls import is_url, without_secrets
 
 DENOISED = "denoised"
+RESULTS = ("metrics.json", "report.html")
 _NAMES = (LOW_DOSE, DENOISED, NORMAL_DOSE)
 
 
@@ -113,8 +116,8 @@ def evaluate_run(
         images: arm -> folder of images of the same low-dose scans, denoised by any tool.
         store: another store than the run's, such as `lidnet-fast export` makes. One at a URL is opened only if it is
             given here: the run may be a stranger's, and its URL would be asked for.
-        out: where the results go; by default to `folder`, and those of another denoiser or store to a folder of their
-            own in `folder / "evaluated"`.
+        out: where the results go; by default to `folder`, and those of another denoiser, store, number of samples or
+            with images to a folder of their own in `folder / "evaluated"`.
         device: where the networks run.
         precision: their arithmetic.
         trust_code: import the classes that the run's files name by import path.
@@ -124,13 +127,13 @@ def evaluate_run(
         scans: add the FROC of whole scans; see `lidnet_fast.evaluation.scans`. Images of other tools don't take part.
 
     Raises:
-        InputError: the folder is not a finished run's, a checkpoint is of another model, or images don't fit.
+        InputError: the folder is not a finished run's, a checkpoint is of another model, images don't fit, or results
+            that are there would be lost.
     """
     trained = _run_config(folder, store, trust_code=trust_code)
     config = _configured(trained, samples, store)
     own_store = _same_place(config.data.store, trained.data.store)
     on = choose_device(device)
-    views = _views(config, images or {}, max_volume_gib)
     context = config.data.context_of("detector")
     judges = {JUDGE: load_detector(folder / "detector" / "detector.pt", config.detector.network, context=context)}
     if config.independent_judge is not None:
@@ -142,9 +145,18 @@ def evaluate_run(
         context=config.data.context_of("denoiser"),
         trust_code=trust_code,
     )
+    arithmetic = choose_precision(precision, on)
     file = denoiser_file(denoiser or folder)
     if out is None:
-        out = place_of_results(folder, denoiser and file, None if own_store else config.data.store)
+        other_samples = samples if samples != trained.evaluation.samples else None
+        other_store = None if own_store else config.data.store
+        out = place_of_results(folder, denoiser and file, other_store, samples=other_samples, images=images or {})
+    own = denoiser is None and own_store
+    asked = _asked(config, images or {}, arithmetic, assess=assess, scans=scans)
+    if out != folder:  # a run's own results are of its weights, whatever these were when it was evaluated before
+        asked["denoiser"] = fingerprint(file)
+    refuse_to_lose(out, RESULTS, asked, partial(_said, keys=asked))
+    views = _views(config, images or {}, max_volume_gib)
     detectors = judges
     if denoiser is None:
         cotrained = load_detector(folder / "collaborate" / "detector.pt", config.detector.network, context=context)
@@ -153,7 +165,6 @@ def evaluate_run(
     low, normal = reference_arms(judges)
     for module in (network, *detectors.values()):
         module.to(on)
-    arithmetic = choose_precision(precision, on)
     denoised = network_arm(DENOISED, network, detectors)
     found = evaluate_scans(config, [low, denoised, normal], on, arithmetic) if scans else {}
     further = scan_metrics(found)
@@ -176,13 +187,19 @@ def evaluate_run(
     )
     phases = {name: folder / name for name in ("detector", "denoiser", "collaborate")}
     title = f"LIDnet run {folder.name}"
-    whose = {"denoiser": fingerprint(file), "own": denoiser is None and own_store}
+    whose = {**asked, "denoiser": fingerprint(file), "own": own}
     _publish(out, title, summary, config, evaluation, images or {}, phases, whose, further, found)
     return evaluation
 
 
 def place_of_results(
-    folder: Path, denoiser: Path | None = None, store: str | None = None, candidates: Path | None = None
+    folder: Path,
+    denoiser: Path | None = None,
+    store: str | None = None,
+    candidates: Path | None = None,
+    *,
+    samples: int | None = None,
+    images: Mapping[str, Path] = MappingProxyType({}),
 ) -> Path:
     """Where results that an evaluation makes beside a run go: a run's folder has its own only.
 
@@ -191,6 +208,8 @@ def place_of_results(
         denoiser: the file of another than its own.
         store: another than its own.
         candidates: a table, which may be of any detector.
+        samples: another number than its own.
+        images: arm -> folder, of other tools.
     """
     named, identity = [], hashlib.sha256()
     if denoiser is not None:
@@ -198,11 +217,18 @@ def place_of_results(
         identity.update(fingerprint(denoiser).encode())
     if candidates is not None:
         named.append(candidates.stem)
-        identity.update(bytes(candidates.resolve()))
+        if candidates.is_file():  # what isn't there is refused where it is read
+            identity.update(fingerprint(candidates).encode())
     if store is not None:
         location = without_secrets(store)
         named.append(f"on {location.rstrip('/').rpartition('/')[2]}")
         identity.update(location.encode(errors="surrogatepass"))
+    for name, images_folder in images.items():
+        named.append(f"with {name}")
+        identity.update(f"{name}={place(images_folder)}".encode(errors="surrogatepass"))
+    if samples is not None:
+        named.append(f"{samples} samples")
+        identity.update(str(samples).encode())
     if not named:
         return folder
     return folder / "evaluated" / f"{plain_beginning(' '.join(named)) or 'other'}-{identity.hexdigest()[:8]}"
@@ -254,9 +280,11 @@ def compare_images(
         max_volume_gib: of the images: see `VolumeHeader.check_unpacked`.
 
     Raises:
-        InputError: the store or the images can't be used.
+        InputError: the store or the images can't be used, or results that are there would be lost.
     """
     config = _configured(RunConfig(), samples, store)
+    asked = _asked(config, images)
+    refuse_to_lose(out, RESULTS, asked, partial(_said, keys=asked))
     sides = [min(info.shape[1:]) for info in Store(store).series if info.split == "test"]
     crop = min(side for side in (config.data.crop, *sides) if side is not None)
     config = replace(config, data=replace(config.data, crop=crop))
@@ -265,8 +293,36 @@ def compare_images(
     arms = [low, *(images_arm(name, shown, {}) for name, shown in views.items()), normal]
     evaluation = evaluate(config, arms, choose_device(device))
     summary = f"{config.evaluation.samples} held-out samples of {store}, {crop} pixels wide: {', '.join(images)}."
-    _publish(out, "Denoised images compared", summary, config, evaluation, images, None, {})
+    _publish(out, "Denoised images compared", summary, config, evaluation, images, None, asked)
     return evaluation
+
+
+def _asked(
+    config: RunConfig,
+    images: Mapping[str, Path],
+    precision: str = "float32",
+    *,
+    assess: bool = False,
+    scans: bool = False,
+) -> dict[str, Any]:
+    """What decides a result, as `metrics.json` keeps it."""
+    return {
+        "samples": config.evaluation.samples,
+        "store": place(without_secrets(config.data.store)),
+        "images": {name: place(folder) for name, folder in images.items()},
+        "precision": precision,
+        "assess": assess,
+        "whole scans": scans,
+    }
+
+
+def _said(content: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    """What was asked of the results of a `metrics.json`; those of older versions say less."""
+    if not isinstance(content["arms"], Mapping):
+        raise TypeError
+    images = {name: place(folder) for name, folder in content["images"].items()}
+    known = {key: content[key] for key in keys if key in content}
+    return {**known, "samples": content["samples"], "images": images, "whole scans": "scans" in content}
 
 
 def _configured(config: RunConfig, samples: int | None, store: str | Path | None) -> RunConfig:
@@ -318,7 +374,8 @@ def _publish(
 ) -> None:
     """Write and print the results; `phases` is None where there is no run; `further` are columns by arm.
 
-    `whose` says whose results they are: the denoiser's fingerprint, and whether denoiser and store are the run's own.
+    `whose` says whose results they are: what was asked (`_asked`) and, of a run, the denoiser's fingerprint and whether
+    denoiser and store are the run's own.
     """
     flat = evaluation.flat()
     rows: dict[str, dict[str, Metric]] = {name: {**row, **further.get(name, {})} for name, row in flat.items()}
@@ -342,13 +399,7 @@ def _publish(
         list(images),
         notes,
     )
-    metrics = {
-        "arms": evaluation.metrics,
-        "images": folders,
-        "samples": config.evaluation.samples,
-        **whose,
-        "machine": machine_facts(),
-    }
+    metrics = {"arms": evaluation.metrics, **whose, "machine": machine_facts()}
     if scans:
         metrics["scans"] = {
             arm: {name: scan_record(froc) for name, froc in found.items()} for arm, found in scans.items()

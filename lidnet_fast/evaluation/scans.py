@@ -19,12 +19,14 @@ from lidnet_fast.evaluation.export import low_dose_volume
 from lidnet_fast.evaluation.results import format_metric
 from lidnet_fast.files import as_private_as, write_text
 from lidnet_fast.metrics.scans import Scan, ScanFroc, Spheres, scan_froc
+from lidnet_fast.models.files import fingerprint
 from lidnet_fast.models.linking import link
 from lidnet_fast.models.slice_detector import SliceDetector
 from lidnet_fast.neighbours import neighbours
 from lidnet_fast.progress import progress
 from lidnet_fast.report.data import Column, Metric
 from lidnet_fast.report.terminal import print_table
+from lidnet_fast.results_folder import refuse_to_lose
 from lidnet_fast.strangers_text import printable
 from lidnet_fast.trainer.config import RunConfig
 
@@ -214,9 +216,11 @@ def evaluate_candidates(candidates: Path, truth: Truth, out: Path) -> ScanFroc:
         out: the folder of the result.
 
     Raises:
-        InputError: the table can't be used, or names a scan that isn't there.
+        InputError: the table can't be used, names a scan that isn't there, or a result that is there would be lost.
     """
     found = read_candidates(candidates, frozenset(truth.series_uids), truth.name)
+    inputs = {file.name: fingerprint(file) for file in (candidates, *truth.files)}
+    refuse_to_lose(out, ["scans.json"], _of_inputs(inputs), lambda content: _of_inputs(content["inputs"]))
     scans = []
     for uid in truth.series_uids:
         rows = np.array(found.get(uid, []), np.float64).reshape(-1, 4)
@@ -229,7 +233,7 @@ def evaluate_candidates(candidates: Path, truth: Truth, out: Path) -> ScanFroc:
     }
     record = scan_record(froc)
     with as_private_as([candidates, *truth.files]):
-        write_text(out / "scans.json", json.dumps({**counts, **record}, indent=1))
+        write_text(out / "scans.json", json.dumps({"inputs": inputs, **counts, **record}, indent=1))
     columns = [Column(rate, f"{float(rate):g}") for rate in record["sensitivity"]] + [Column("cpm", "CPM")]
     shown = {**record["sensitivity"], "cpm": record["cpm"]}
     print_table(
@@ -239,3 +243,8 @@ def evaluate_candidates(candidates: Path, truth: Truth, out: Path) -> ScanFroc:
     )
     print(printable(f"Results: {out / 'scans.json'}"))
     return froc
+
+
+def _of_inputs(inputs: Mapping[str, str]) -> dict[str, Any]:
+    """What decides a result: one more table makes another result."""
+    return {"files": len(inputs), "SHA-256 of": inputs}

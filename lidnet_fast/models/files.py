@@ -232,7 +232,7 @@ def read_network(path: Path, kind: Kind) -> dict[str, Any]:
 
 def _unpickled(path: Path) -> Any:
     if not path.is_file():
-        raise InputError(f"there is no checkpoint {path}")
+        raise InputError(f"there is no checkpoint {path}. To fix: give the folder of a finished run, or a model file")
     if path.suffix == ".safetensors":
         raise InputError(f"{path} holds weights alone. To fix: give the folder that `lidnet-fast publish` made")
     try:

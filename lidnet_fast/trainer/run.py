@@ -60,6 +60,9 @@ _FREE_KEYS = {
     "collaborate.cache_mib",  # nothing beyond rounding, and that only between some cache and none
 }
 
+_SHOWN = 4
+"""So many differences of two configurations are named."""
+
 
 class Run:
     """The phases of one configuration in the folder `config.out`.
@@ -384,12 +387,17 @@ def check_folder(config: RunConfig) -> None:
     earlier = _earlier_config(out)
     if earlier:
         mine = flattened(to_dict(config))
-        for key in sorted((mine.keys() | earlier.keys()) - _FREE_KEYS):
-            if mine.get(key) != earlier.get(key):
-                raise InputError(
-                    f"{out} holds a run with {key} = {earlier.get(key)}, not {mine.get(key)}: "
-                    "choose another --out, or give the same configuration to go on with it"
-                )
+        differing = [
+            f"{key} = {earlier.get(key)}, not {mine.get(key)}"
+            for key in sorted((mine.keys() | earlier.keys()) - _FREE_KEYS)
+            if mine.get(key) != earlier.get(key)
+        ]
+        if differing:
+            more = f"; and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+            raise InputError(
+                f"{out} holds a run with {'; '.join(differing[:_SHOWN])}{more}: "
+                "choose another --out, or give the same configuration to go on with it"
+            )
         return
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: choose another --out")

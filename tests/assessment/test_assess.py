@@ -151,6 +151,9 @@ def test_images_of_another_tool(tmp_path, monkeypatch, capsys):
     for one, other in zip(mine["detectability"], low["detectability"], strict=True):
         assert one["dprime"][0] == pytest.approx(other["dprime"][0], rel=0.05, abs=0.05)
     assert content["lesions"]["mine"]["0.25"]["survival"][0] == 1
+    with pytest.raises(SystemExit, match="2"):
+        run(tmp_path, "--images", "mine=scans", "--seed", "1")
+    assert "its results have options seed 0 and this call's have 1" in capsys.readouterr().err
 
     with pytest.raises(SystemExit, match="2"):
         main(["assess", "--export", "scans", *SMALL])

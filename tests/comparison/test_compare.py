@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lidnet_fast.assessment.options import AssessOptions
 from lidnet_fast.cli import main
@@ -127,6 +128,10 @@ def test_cells_of_another_configuration_are_refused(compared: Path, config: Path
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.count("\n") == 1
         assert "holds a run with collaborate." in done.stderr
+        assert f"--config {out / 'compare.yaml'} --out {out}` goes on with it" in done.stderr
+    assert (out / "compare.yaml").read_text() == before
+    main(["compare", "--config", str(out / "compare.yaml"), "--out", str(out), "--collect"])  # it does
+    assert yaml.safe_load(before)["arms"]["mse"]["collaborate"]["objective"]["roi_weight"] == 1.0
     assert (out / "compare.yaml").read_text() == before
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from lidnet_fast import cli
 from lidnet_fast.comparison.config import built_in_arms, demo_of
@@ -22,6 +23,7 @@ from lidnet_fast.trainer.config import RunConfig, overridden
         (["--arms", "{mse: , mine: {collaborate: {objective: {roi_weight: -3}}}}"], "arm 'mine': "),
         (["--arms", "{mse: , a/b: {}}"], "arms: 'a/b' becomes a folder's name"),
         (["--study", "lung"], "unknown study 'lung'"),
+        (["--seeds", "0", "100"], "seeds [0, 100] mix test with development"),
         (["--denoisers", "{unit: }"], "unknown denoiser 'unit'; did you mean 'unet'?"),
         (["--denoisers", "{small: {options: {chanels: 8}}}"], "denoiser 'small'"),
         (["--denoisers", "{my.Net: }"], "can't import module 'my'"),
@@ -81,6 +83,16 @@ def test_a_folder_of_something_else_is_refused(
     assert stop.value.code == 2
     assert "is not empty and holds no comparison" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_a_gpu_that_is_not_there_is_said_before_a_folder_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["compare", "--study", "chest", "--device", "cuda", "--out", str(tmp_path / "out")])
+    assert "PyTorch finds no GPU. To fix: give --device cpu, or auto" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_arms_share_the_pixel_terms_and_controls_have_nothing_of_the_detector() -> None:

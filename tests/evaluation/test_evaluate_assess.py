@@ -18,7 +18,7 @@ def test_columns_of_a_run(trained_config: RunConfig, monkeypatch: pytest.MonkeyP
     few = {"realisations": 10, "diameters": (5.0,), "contrasts": (40.0,), "edges": (400.0,)}
     small = replace(chosen, **few, cases=1, case_realisations=1)
     monkeypatch.setattr(evaluate, "assessment_of", lambda config: small)
-    main(["evaluate", trained_config.out, "--samples", "2", "--device", "cpu", "--assess"])
+    main(["evaluate", trained_config.out, "--device", "cpu", "--assess"])
     out = Path(trained_config.out)
     content = json.loads((out / "assessment/assess.json").read_text())
     assert list(content["arms"]) == ["low dose", "denoised"]

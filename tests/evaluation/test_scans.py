@@ -132,6 +132,9 @@ def test_a_table_against_the_lesions_of_a_store(
     main(["evaluate", "--store", str(store), "--candidates", str(table), "--out", str(tmp_path / "out")])
     result = json.loads((tmp_path / "out" / "scans.json").read_text())
     assert (result["lesions"], result["cpm"]) == (2, [0.5, 0.5, 0.5])
+    table.write_text(f"{HEADING}probability\n1.7,-15,6.9,94.3,0.7\n")
+    arguments = ["evaluate", "--store", str(store), "--candidates", str(table), "--out", str(tmp_path / "out")]
+    assert "its results have SHA-256 of candidates.csv" in refused(capsys, arguments)
     table.write_text(f"{HEADING}probability\n1.8,-15,6.9,94.3,0.8\n")
     arguments = ["evaluate", "--store", str(store), "--candidates", str(table), "--out", str(tmp_path / "other")]
     assert "there is no series 1.8 among the 1 test series of" in refused(capsys, arguments)
@@ -140,7 +143,7 @@ def test_a_table_against_the_lesions_of_a_store(
 
 def test_a_run_on_whole_scans(trained_config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
     out = Path(trained_config.out)
-    main(["evaluate", str(out), "--device", "cpu", "--samples", "2", "--scans"])
+    main(["evaluate", str(out), "--device", "cpu", "--scans"])
     scans = json.loads((out / "metrics.json").read_text())["scans"]
     assert {arm: set(found) for arm, found in scans.items()} == {
         "low dose": {"judge"},

@@ -46,7 +46,7 @@ def test_a_run_keeps_no_password_and_its_url_is_opened_on_request(
     refused = capsys.readouterr().err
     assert "the run's store is at memory://anna@bucket/store. To fix:" in refused
     assert "repeat the URL with --store" in refused
-    main(["evaluate", config.out, "--store", remote, "--samples", "2", "--device", "cpu"])
+    main(["evaluate", config.out, "--store", remote, "--device", "cpu"])
     assert "s3cr3t" not in "".join(capsys.readouterr())
     assert json.loads(Path(config.out, "metrics.json").read_text())["own"]  # the URL with its password is the run's
     for file in filter(Path.is_file, Path(config.out).rglob("*")):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.tv_tensors import BoundingBoxes
 
 import lidnet_fast as fast
 
@@ -99,3 +100,24 @@ def test_meta_tensors_have_shapes_and_dtypes(op):
     if value.requires_grad:
         value.sum().backward()
         assert leaf.grad.shape == leaf.shape
+
+
+@pytest.mark.parametrize("loss", ["roi_perceptual_loss", "multi_loss"])
+def test_boxes_that_say_their_format(loss):
+    """torchvision's boxes of widths and heights would be read as corners."""
+    input, target = images()
+    corners = torch.tensor([[1.5, 2, 9.25, 8]])
+    given = {form: BoundingBoxes(corners, format=form, canvas_size=(12, 14)) for form in ("XYXY", "XYWH", "CXCYWH")}
+
+    def value(boxes: Tensor) -> Tensor:
+        both = [boxes, torch.zeros(0, 4)]
+        if loss == "multi_loss":
+            return fast.multi_loss(input, target, {"l1": 1.0}, boxes=both, roi_weight=3.0).total
+        return fast.roi_perceptual_loss(input, target, both)
+
+    assert value(given["XYXY"]) == value(corners)
+    for form in ("XYWH", "CXCYWH"):
+        with pytest.raises(
+            ValueError, match=rf"boxes\[0\] must have the format XYXY, got {form}\. To fix: torchvision"
+        ):
+            value(given[form])
