@@ -257,6 +257,10 @@ def _run_config(folder: Path, store: str | Path | None, *, trust_code: bool) -> 
             f"{folder}: the run's store is at {config.data.store}. "
             "To fix: if you trust that place, repeat the URL with --store"
         )
+    if store is None and not Path(config.data.store).is_dir():
+        raise InputError(
+            f"{folder}: the run's store, {config.data.store}, isn't there. To fix: say with --store where it is now"
+        )
     return config
 
 

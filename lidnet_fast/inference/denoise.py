@@ -116,8 +116,10 @@ def denoise(
     one_volume = is_volume(out) and not out.is_dir()
     if one_volume and not (source.is_file() and is_volume(source)):
         raise InputError(f"{out}: is the name of a volume, which {source} isn't; give a folder")
+    if out.suffix.lower() == ".dcm" and not out.is_dir():
+        raise InputError(f"{out}: is the name of a file, and DICOM is written to a folder per series; give a folder")
     if one_volume and out.exists():
-        raise InputError(f"{out}: exists already")
+        raise InputError(f"{out}: exists already. To fix: choose another name")
     found = find(
         source,
         out,

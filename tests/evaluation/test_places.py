@@ -57,6 +57,16 @@ def test_the_same_store_by_another_name_is_the_runs(trained_config: RunConfig, m
     assert json.loads((run / "metrics.json").read_text())["own"]
 
 
+def test_a_store_that_has_moved(trained_config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    run, store = Path(trained_config.out), trained_config.data.store
+    config = run / "config.yaml"
+    before = config.read_text()
+    config.write_text(before.replace(store, f"{store}_before"))
+    said = refused(capsys, ["evaluate", str(run), *CPU])
+    config.write_text(before)
+    assert f"the run's store, {store}_before, isn't there. To fix: say with --store where it is now" in said
+
+
 def test_names_of_places(tmp_path: Path) -> None:
     """They differ where what is evaluated differs, and say nothing that a URL may not."""
     files = [tmp_path / name / "denoiser.pt" for name in ("a", "b")]

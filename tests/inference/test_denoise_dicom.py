@@ -444,6 +444,7 @@ def test_nothing_is_made_when_nothing_can_be_done(tmp_path, run, capsys):
         ([str(tmp_path / "empty"), out, *model, "--tile", "-3"], "tile must be at least 1, got -3"),
         ([str(tmp_path / "empty"), out, *model, "--blend", "2"], "blend must lie in [0, 1], got 2.0"),
         ([str(tmp_path / "empty"), str(tmp_path / "out.nii"), *model], "out.nii: is the name of a volume"),
+        ([str(tmp_path / "empty"), str(tmp_path / "out.dcm"), *model], "out.dcm: is the name of a file, and DICOM is"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(["denoise", *arguments])
