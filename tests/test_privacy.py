@@ -50,8 +50,8 @@ OUTPUTS = {
     "`train --loggers wandb`: wandb's own `logs`": ["run/*/wandb/*/logs/*"],
     "`train`: model files (`denoiser.pt`, `detector.pt`)": ["run/**/*.pt"],
     "`publish`: all of it": ["published"],
-    "`evaluate`: `metrics.json`": ["run/metrics.json"],
-    "`evaluate`: `report.html`": ["run/report.html"],
+    "`evaluate`: `metrics.json`": ["run/evaluated/*/metrics.json"],
+    "`evaluate`: `report.html`": ["run/evaluated/*/report.html"],
     "`compare`: `compare.yaml`, `report.html`": ["compared/compare.yaml", "compared/report.html"],
     "`compare`: `metrics.json`, `metrics.csv`, records of cells (`*.npz`)": [
         *("compared/metrics.json", "compared/metrics.csv", "compared/**/*.npz")
