@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from lidnet_fast._plausibility import has_values
 from lidnet_fast._tensors import in_forward_mode
@@ -223,6 +222,16 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def _check_format(name: str, boxes: Tensor) -> None:
+    from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat  # not needed by most who import this module
+
+    if isinstance(boxes, BoundingBoxes) and boxes.format is not BoundingBoxFormat.XYXY:
+        raise ValueError(
+            f"{name} must have the format XYXY, got {boxes.format.value}. "
+            f"To fix: torchvision.transforms.v2.functional.convert_bounding_box_format({name}, new_format='XYXY')"
+        )
+
+
 def check_box_tensor(name: str, boxes: Tensor, width: int, input: Tensor) -> None:
     """Boxes are floating-point [boxes, width] on the device of `input`, and nothing is differentiated in them.
 
@@ -237,11 +246,8 @@ def check_box_tensor(name: str, boxes: Tensor, width: int, input: Tensor) -> Non
         elif boxes.shape == (0,):
             remedy = f". To fix: without boxes, torch.zeros(0, {width})"
         raise ValueError(f"{name} must have shape [boxes, {width}] for {kind}, got {tuple(boxes.shape)}{remedy}")
-    if isinstance(boxes, BoundingBoxes) and boxes.format is not BoundingBoxFormat.XYXY:
-        raise ValueError(
-            f"{name} must have the format XYXY, got {boxes.format.value}. "
-            f"To fix: torchvision.transforms.v2.functional.convert_bounding_box_format({name}, new_format='XYXY')"
-        )
+    if type(boxes) is not Tensor:
+        _check_format(name, boxes)
     if boxes.device != input.device:
         raise ValueError(f"{name} must be on the device of the images or features, {input.device}, got {boxes.device}")
     check_constant(name, boxes)

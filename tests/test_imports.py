@@ -15,7 +15,7 @@ FLOORS = (
     {"errors", "_constants", "_tensors", "neighbours"},
     {"reference", "_plausibility"},
     {"files", "_checks", "kernels", "device", "build_record", "strangers_text", "_C", "_C_cuda", "__version__"},
-    {"ops", "progress", "runtime"},
+    {"ops", "progress", "runtime", "results_folder"},
     {"backend"},
     {"functional"},
     {"extractors", "multitask", "models"},
