@@ -346,7 +346,7 @@ class ROIPerceptualLoss(nn.Module):
                 else:
                     targets = self._features(part, normal_dose, of_normal_dose, folded)
             losses.append(self._compare(inputs, targets, part.rois, size))
-        return losses[0] if parts.order is None else torch.cat(losses)[parts.order]
+        return losses[0] if parts.order is None else torch.cat(losses).index_select(0, parts.order)
 
     def _cut(self, parts: Parts, denoised: Tensor, normal_dose: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
         """The windows of both images, of each part that has windows."""
@@ -468,7 +468,7 @@ def _in_order(losses: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
     """The losses in the order of the boxes; the parts, one after the other, hold those of the boxes `rows`."""
     together = torch.cat(list(losses))
     (order,) = upload([torch.tensor(rows, dtype=torch.int64, device="cpu").argsort()], together.device)
-    return together[order]
+    return together.index_select(0, order)
 
 
 def _layer_weights(layers: str | int | Sequence[str | int] | Mapping[str | int, float]) -> dict[str, float]:
