@@ -8,6 +8,9 @@ BUILD := 'torch>=2.10' 'torchvision>=0.25' 'setuptools>=77' ninja pybind11
 NVCC := 'cuda-toolkit[nvcc,cccl]; platform_system == "Linux"'
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.h csrc/cpu/* csrc/cuda/* csrc/planner/*)
 
+# pip is quiet for as long as it takes.
+SETTING_UP := Installing torch (gigabytes) and compiling the kernels: minutes on a few cores, more where there is an nvcc.
+
 # One process per core, with one thread each.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
@@ -47,11 +50,13 @@ versions: wheel
 
 # Editable, so that a change in the Python sources needs no new installation; one of the dependencies or of csrc/ does.
 $(VENV)/.train: $(SOURCES) | $(BIN)/python
+	@echo '$(SETTING_UP)'
 	$(BIN)/pip install --quiet $(BUILD)
 	$(BIN)/pip install --quiet --no-build-isolation --editable '.[train]'
 	touch $@
 
 $(VENV)/.dev: $(SOURCES) | $(BIN)/python
+	@echo '$(SETTING_UP)'
 	$(BIN)/pip install --quiet $(BUILD) $(NVCC)
 	$(BIN)/pip install --quiet --no-build-isolation --editable '.[dev]'
 	touch $@ $(VENV)/.train

@@ -22,6 +22,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Leave the report of the speed checks to the table of ratios; give the tests one thread each."""
+    if config.getoption("benchmark_only", False):  # pytest-benchmark's own, which would find no speed check
+        config.option.benchmark = True
     if config.getoption("benchmark"):
         config.option.benchmark_quiet = True  # it would print a table of its own
         return
@@ -55,5 +57,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     left_out = [f"{count} test{'s' if count > 1 else ''}: {reason}" for reason, count in reasons.most_common()]
     if config.option.markexpr == "not slow":
         left_out.append("the slow tests: make test-all")
+    benches = [name for name in config.args if name.split("/")[0] == "benches"]
+    if benches and not config.getoption("benchmark"):
+        left_out.append(f"the speed checks: pytest --benchmark {' '.join(benches)}")
     if left_out:
         terminalreporter.write_line(f"Not run: {'; '.join(left_out)}.")

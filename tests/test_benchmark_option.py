@@ -84,6 +84,14 @@ def test_selection_and_comparison_without_timing(project):
     assert "Medians" not in output
 
 
+def test_the_plugins_own_option_and_none(project):
+    """Both used to find nothing, and to say no more than that."""
+    _, run = project
+    assert "1 passed, 1 deselected" in run("benches", "--benchmark-only", "--benchmark-max-time=0.01", "-k", "2.0")
+    file = "benches/bench_doubling.py"
+    assert f"Not run: the speed checks: pytest --benchmark {file}." in run(file)
+
+
 def test_report():
     measured = {"rounds": 5, "ours_ms": 2.0, "floor_ms": 0.5}
     rows = [
