@@ -14,6 +14,7 @@ A file next to each (`detector.lock`) is locked by the process that works there.
 another goes on where a killed one stopped.
 """
 
+import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +47,7 @@ from lidnet_fast.trainer.config import CollaborateConfig, DenoiserConfig, Object
 WAYS = {"scratch": 1.0, "tuned": 0.2}
 """How a judge is trained on an arm's images -> its learning rate, as a share of the detector phase's."""
 
+TABLES = "metrics.json"
 _CONFIG, _LOCK = "compare.yaml", "compare.lock"
 _POLL_SECONDS = 1.0
 
@@ -69,12 +71,13 @@ class Plan:
     Args:
         comparison: what is compared.
         out: the folder, which is made.
+        replacing: tables that are there, of other stores or studies, may be replaced.
 
     Raises:
-        InputError: the folder holds cells of another configuration.
+        InputError: the folder holds cells of another configuration, or tables of other stores or studies.
     """
 
-    def __init__(self, comparison: Comparison, out: Path) -> None:
+    def __init__(self, comparison: Comparison, out: Path, *, replacing: bool = True) -> None:
         self.out = out
         self.cells: list[Cell] = []
         self.shared: dict[tuple[str, int], JudgeReferences] = {}
@@ -99,6 +102,8 @@ class Plan:
                     f"{error}. What its cells began with, which may be another version's defaults, is in {began}: "
                     f"`lidnet-fast compare --config {began} --out {out}` goes on with it"
                 ) from error
+            if not replacing:
+                _refuse_to_drop(self.comparison, out / TABLES)
             write_text(began, yaml.safe_dump(self.comparison.record(), sort_keys=False))
 
     @cached_property
@@ -239,6 +244,21 @@ def _ordered(tasks: Sequence[Task]) -> list[Task]:
         for need in (*_ordered(task.needs), task):
             ordered.setdefault(need)
     return list(ordered)
+
+
+def _refuse_to_drop(comparison: Comparison, path: Path) -> None:
+    if not path.exists():
+        return
+    try:
+        there = {table["store"] for table in json.loads(path.read_text(encoding="utf-8"))["tables"]}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        said = f"{path}: would be replaced, and isn't a comparison's. To fix: choose another --out"
+        raise InputError(said) from error
+    if lost := sorted(there.difference(comparison.names)):
+        raise InputError(
+            f"{path}: has tables of {', '.join(lost)}, which this call's would replace. To fix: choose another --out, "
+            "name these too, or make tables without them by --collect"
+        )
 
 
 def _at(run: RunConfig, folder: Path) -> RunConfig:

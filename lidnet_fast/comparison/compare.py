@@ -13,7 +13,7 @@ from lidnet_fast.assessment.arms import LOW_DOSE
 from lidnet_fast.assessment.assess import FILES, RESULTS
 from lidnet_fast.assessment.assess import assess as assess_models
 from lidnet_fast.assessment.results import task_rows
-from lidnet_fast.comparison.cells import Plan, do_all
+from lidnet_fast.comparison.cells import TABLES, Plan, do_all
 from lidnet_fast.comparison.config import Comparison
 from lidnet_fast.comparison.pages import PATIENTS, pages, summary
 from lidnet_fast.comparison.tables import Table, as_json, collect, columns, write_csv
@@ -53,7 +53,7 @@ def compare(
         The tables, as written.
 
     Raises:
-        InputError: the folder holds cells of another configuration, or none to collect.
+        InputError: the folder holds cells of another configuration, none to collect, or tables of other stores.
     """
     if only_collect and not out.is_dir():
         raise InputError(f"there is no folder {out}, so there are no cells to collect")
@@ -61,7 +61,7 @@ def compare(
         choose_device(comparison.run.device)  # before a folder is made for what can't run
     stores = [file for store in comparison.matrix.stores.values() for file in index_files(store)]
     with as_private_as(stores):
-        plan = Plan(comparison, out)
+        plan = Plan(comparison, out, replacing=only_collect or share is not None)
         if not only_collect:
             do_all(plan.tasks if share is None else plan.share(*share))
         if share is not None:
@@ -141,7 +141,7 @@ def _write(plan: Plan, tables: Sequence[Table], missing: Sequence[str]) -> None:
         "cost": costs,
         "machine": machine_facts(),
     }
-    write_metrics(plan.out / "metrics.json", content)
+    write_metrics(plan.out / TABLES, content)
     write_csv(plan.out / "metrics.csv", tables)
     for path, page in pages(plan, tables, missing, costs).items():
         write_report(path, page)

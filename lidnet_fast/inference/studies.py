@@ -77,7 +77,7 @@ class Summary:
         lines += self.account.lines()
         if self.outside is None:
             lines.append(
-                "  warning: its file doesn't say what the model was trained on, so no series was compared with it"
+                "  warning: the model's file doesn't say what it was trained on, so no series was compared with it"
             )
             return lines
         return lines + [f"  warning: {_outside(*item)}" for item in self.outside.items() if self.warned]

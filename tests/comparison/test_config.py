@@ -1,5 +1,6 @@
 """What a comparison refuses, in one line, before it makes anything."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,6 +84,25 @@ def test_a_folder_of_something_else_is_refused(
     assert stop.value.code == 2
     assert "is not empty and holds no comparison" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        ({"tables": [{"store": "chest"}, {"store": "liver"}]}, "has tables of chest, which this call's would replace"),
+        ({"arms": {}}, "would be replaced, and isn't a comparison's"),
+    ],
+)
+def test_tables_of_other_studies_are_not_replaced(
+    there: dict, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`compare --study liver` in the folder of `compare --study chest` left only its own tables."""
+    (tmp_path / "compare.yaml").write_text("precision: float32\n")
+    (tmp_path / "metrics.json").write_text(json.dumps(there))
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["compare", "--study", "liver", "--device", "cpu", "--out", str(tmp_path)])
+    assert said in capsys.readouterr().err
+    assert (tmp_path / "compare.yaml").read_text() == "precision: float32\n"
 
 
 def test_a_gpu_that_is_not_there_is_said_before_a_folder_is_made(

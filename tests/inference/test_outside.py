@@ -118,7 +118,7 @@ def test_refused_by_name(tmp_path, studies, model, capsys):
 def test_an_older_model_file_is_unknown_and_that_is_said_once(tmp_path, studies, run, capsys):
     for _ in range(2):
         said = called(capsys, 0, studies, tmp_path / "out", "--model", run, "--outside", "refuse").out
-        assert said.count("its file doesn't say what the model was trained on") == 1
+        assert said.count("the model's file doesn't say what it was trained on") == 1
     assert json.loads((tmp_path / "out" / "denoise.json").read_text())["outside"] is None
     assert not any("trained on" in text for text in descriptions(tmp_path / "out").values())
 
