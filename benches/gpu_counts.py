@@ -39,12 +39,13 @@ def counts(boxes: int, channels_last: bool, shape: tuple[int, ...] = (4, 256, 12
     if channels_last:
         features = features.contiguous(memory_format=torch.channels_last)
     rois = as_rois(proposals((512, 512), shape[0], boxes)).float().contiguous()
-    arguments = ([features], [features], rois, None, [0.25], [7, 7], 2, True, "mse")
+    pooling = (rois, None, [0.25], [7, 7], 2, True)
     lists = [rois[rois[:, 0] == image, 1:].contiguous() for image in range(shape[0])]
     with running_ptx(SAMPLED) as launches:
         check_boxes.check_boxes(lists, torch.ones(boxes), shape[0], 1e30, [], ["boxes", "weights"], torch.float32)
-        roi_perceptual.roi_perceptual_loss(*arguments, None, "mean")
-        roi_perceptual.roi_perceptual_loss_backward(torch.ones(()), *arguments, None, "mean")
+        _, slopes = roi_perceptual.roi_perceptual_loss_and_slopes([features], [features], *pooling, "mse", None, "mean")
+        of_gradient = (shape, [channels_last], features.dtype)
+        roi_perceptual.roi_perceptual_loss_backward(torch.ones(()), slopes, *pooling, None, "mean", *of_gradient)
     return _table(launches.executed, launches.warps)
 
 

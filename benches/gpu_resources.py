@@ -66,8 +66,7 @@ def compiled(target: GPUTarget) -> Iterator[dict[str, Any]]:
         bound, specialization, options = binder(*args, **kwargs)
         options, signature, constexprs, attrs = self._pack_args(backend, kwargs, bound, specialization, options)
         source = ASTSource(self, signature, constexprs, attrs)
-        backward = bound.get("grad_loss") is not None
-        name = self.__name__ + (" backward" if backward else "")
+        name = self.__name__ + (" with slopes" if bound.get("slopes") is not None and "partial" in bound else "")
         kernels[name] = triton.compile(source, target=target, options=options.__dict__)
 
     with mock.patch.object(JITFunction, "run", compile_only):
@@ -82,21 +81,14 @@ def launch(dtype: torch.dtype, channels_last: bool = False, levels: int = 1, vol
         inputs = [x.contiguous(memory_format=torch.channels_last) for x in inputs]
     rois = torch.empty(256, 7 if volume else 5)
     box_levels = torch.empty(256, dtype=torch.int64) if levels > 1 else None
-    arguments = (
-        inputs,
-        inputs,
-        rois,
-        box_levels,
-        [0.25 / 2**k for k in range(levels)],
-        [7] * len(extent),
-        2,
-        True,
-        "mse",
-    )
+    pooling = (rois, box_levels, [0.25 / 2**k for k in range(levels)], [7] * len(extent), 2, True)
     areas, rules = [1e3 * 4**level for level in range(1, levels)], ["boxes must", "box_weights must"]
     check_boxes.check_boxes([rois], torch.empty(256), 2, 1e30, areas, rules, torch.float32)
-    roi_perceptual.roi_perceptual_loss(*arguments)
-    roi_perceptual.roi_perceptual_loss_backward(torch.empty(256), *arguments)
+    roi_perceptual.roi_perceptual_loss(inputs, inputs, *pooling, "mse")
+    _, slopes = roi_perceptual.roi_perceptual_loss_and_slopes(inputs, inputs, *pooling, "mse")
+    shapes = [side for level in inputs for side in level.shape]
+    of_gradients = (shapes, [channels_last] * levels, dtype)
+    roi_perceptual.roi_perceptual_loss_backward(torch.empty(256), slopes, *pooling, None, "none", *of_gradients)
     images, size = torch.empty(2, 1, *extent, dtype=dtype), (40,) * len(extent)
     corners = torch.empty(8, 1 + len(extent), dtype=torch.int64)
     windows = roi_windows.roi_windows(images, corners, size)

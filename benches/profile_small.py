@@ -71,8 +71,13 @@ def of_pyramid() -> dict[str, Step]:
 
 
 def kernels(options: tuple, boxes: int) -> None:
-    torch.ops.lidnet_fast.roi_perceptual_losses(*options)
-    torch.ops.lidnet_fast.roi_perceptual_losses_backward(torch.full((boxes,), 1 / boxes), *options)
+    inputs, _, *pooling, _ = options
+    _, slopes = torch.ops.lidnet_fast.roi_perceptual_losses(*options, True)
+    shapes = [side for level in inputs for side in level.shape]
+    of_gradients = (shapes, [False] * len(inputs), torch.float32)
+    torch.ops.lidnet_fast.roi_perceptual_losses_backward(
+        torch.full((boxes,), 1 / boxes), slopes, *pooling, *of_gradients
+    )
 
 
 def of_images() -> dict[str, Step]:

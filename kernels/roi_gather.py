@@ -14,8 +14,11 @@ from .roi_sampling import axis_bins, cell_weights, image_number, sample_count
 def weights_kernel(
     gradients,
     boxes,
+    grad_loss,
+    box_weights,
     weights,
     reached,
+    REDUCTION: tl.constexpr,
     POOLING: tl.constexpr,
     EXTENT: tl.constexpr,
     TILE_Y: tl.constexpr,
@@ -24,25 +27,37 @@ def weights_kernel(
 ):
     """The weights of a box along its axes: [box, axis, bin, cell], and [box, axis, tile] the bins that reach a tile.
 
-    EXTENT is how many cells the tables have along z, y and x; none are read beyond a level's map. A program per box.
+    EXTENT is how many cells the tables have along z, y and x; none are read beyond a level's map. Weights along y hold
+    the factor of the box's slopes, too: that of a mean over its bins, times its weight and upstream gradient. A program
+    per box.
     """
     box = tl.program_id(0)
     level = 0
     if boxes.levels is not None:
         level = tl.load(boxes.levels + box).to(tl.int32)
+    dtype: tl.constexpr = weights.dtype.element_ty
+    bins: tl.constexpr = POOLING.bins
     for number in tl.static_range(len(POOLING.scales)):
         if level == number:
             size = gradients[number].size
-            _axis_weights(size[2], boxes.rois, weights, reached, box, 0, number, POOLING, EXTENT, TILE_Y, TILE_X, BLOCK)
-            _axis_weights(size[1], boxes.rois, weights, reached, box, 1, number, POOLING, EXTENT, TILE_Y, TILE_X, BLOCK)
+            # In `dtype`: a plain 1.0 over a number would be float32.
+            one = tl.full((), 1.0, dtype)
+            factor = one / (gradients[number].channels * bins[0] * bins[1] * bins[2])
+            if box_weights is not None:
+                factor *= tl.load(box_weights + box)
+            if REDUCTION == "mean":
+                factor /= boxes.count
+            factor *= tl.load(grad_loss + (box if REDUCTION == "none" else 0))
+            shared = boxes.rois, weights, reached, box
+            _axis_weights(one, size[2], *shared, 0, number, POOLING, EXTENT, TILE_Y, TILE_X, BLOCK)
+            _axis_weights(factor, size[1], *shared, 1, number, POOLING, EXTENT, TILE_Y, TILE_X, BLOCK)
             if POOLING.volumes:
-                _axis_weights(
-                    size[0], boxes.rois, weights, reached, box, 2, number, POOLING, EXTENT, TILE_Y, TILE_X, BLOCK
-                )
+                _axis_weights(one, size[0], *shared, 2, number, POOLING, EXTENT, TILE_Y, TILE_X, BLOCK)
 
 
 @triton.jit
 def _axis_weights(
+    factor,
     size,
     rois,
     weights,
@@ -68,7 +83,7 @@ def _axis_weights(
         begin, end = tl.full((tiles,), bins, tl.int32), tl.zeros((tiles,), tl.int32)
         for index in range(bins):
             weight = tl.where(cells < size, cell_weights(cells, start, bin, index, samples, size), 0.0)
-            tl.store(of_box + index * EXTENT[2 - axis] + cells, weight, mask=cells < EXTENT[2 - axis])
+            tl.store(of_box + index * EXTENT[2 - axis] + cells, factor * weight, mask=cells < EXTENT[2 - axis])
             touched = tl.max(tl.reshape((weight != 0.0).to(tl.int32), (tiles, tile)), 1) != 0
             begin = tl.where(touched, tl.minimum(begin, index), begin)
             end = tl.where(touched, index + 1, end)
@@ -154,14 +169,14 @@ def _reach(
 @triton.jit
 def _gather_tile(
     gradient,
-    derivatives,
+    slopes,
     weights,
     reached,
     listed,
     count,
     tile,
     block,
-    padded_channels,
+    slope_channels,
     POOLING: tl.constexpr,
     EXTENT: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -181,7 +196,7 @@ def _gather_tile(
         box = tl.load(listed + i)
         table_x = axis_table(weights, box, 0, POOLING, EXTENT) + cell_x
         table_y = axis_table(weights, box, 1, POOLING, EXTENT) + cell_y
-        of_box = derivatives + box.to(tl.int64) * (bins[0] * bins[1] * bins[2]) * padded_channels + c
+        of_box = slopes + box.to(tl.int64) * (bins[0] * bins[1] * bins[2]) * slope_channels + c
         bins_x = tl.load(axis_tiles(reached, box, 0, EXTENT, TILE_Y, TILE_X) + column)
         bins_y = tl.load(axis_tiles(reached, box, 1, EXTENT, TILE_Y, TILE_X) + row)
         bins_z = bins[0]
@@ -196,7 +211,7 @@ def _gather_tile(
                 for bin_x in range(bins_x >> 16, bins_x & 0xFFFF):
                     weight = weight_zy * tl.load(table_x + bin_x * EXTENT[2])
                     bin = (bin_z * bins[1] + bin_y) * bins[2] + bin_x
-                    of_bin = tl.load(of_box + bin * padded_channels)
+                    of_bin = tl.load(of_box + bin * slope_channels)
                     total += of_bin[:, None] * weight[None, :]
 
     mask = (c < gradient.channels)[:, None] & ((cell_y < size[1]) & (cell_x < size[2]))[None, :]
@@ -210,14 +225,14 @@ def _gather_tile(
 @triton.jit
 def gather_kernel(
     gradients,
-    derivatives,
+    slopes,
     weights,
     reached,
     boxes,
     lists,
     counts,
     tile_ends,
-    padded_channels,
+    slope_channels,
     POOLING: tl.constexpr,
     EXTENT: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -226,7 +241,7 @@ def gather_kernel(
 ):
     """Each cell of the gradient sums over the boxes that reach it, bin by bin, and is written once.
 
-    A program per tile of cells and block of channels; neighbours share the boxes' derivatives, so blocks of channels
+    A program per tile of cells and block of channels; neighbours share the boxes' slopes, so blocks of channels
     are the slowest.
     """
     tiles = tile_ends[len(POOLING.scales) - 1]
@@ -236,14 +251,14 @@ def gather_kernel(
         if (tile >= begin) & (tile < tile_ends[number]):
             _gather_tile(
                 gradients[number],
-                derivatives,
+                slopes,
                 weights,
                 reached,
                 lists + tile.to(tl.int64) * boxes.count,
                 tl.load(counts + tile),
                 tile - begin,
                 block,
-                padded_channels,
+                slope_channels,
                 POOLING,
                 EXTENT,
                 BLOCK_C,

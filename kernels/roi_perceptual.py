@@ -1,8 +1,8 @@
 """Triton kernels of the ROI perceptual losses: images and volumes, one level or a pyramid, each kernel in one launch.
 
 No atomics, so the same bits every time; nothing is read back to the host, so they can be captured in a CUDA graph.
-`_difference_kernel`, a program per (box, block of channels), is RoIAlign of input - target, which is linear. The
-forward sums the criterion; the backward writes its derivative per bin to a buffer [boxes, bins, channels], from which
+`_difference_kernel`, a program per (box, block of channels), is RoIAlign of input - target, which is linear. It sums
+the criterion and, where the backward will come, keeps its slope per bin in a buffer [boxes, bins, channels], from which
 the kernels of `roi_gather` make the features' gradient. Batch indices are clamped into the batch.
 """
 
@@ -10,6 +10,7 @@ import itertools
 import math
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -17,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lidnet_fast._constants import CHARBONNIER_EPS
+from lidnet_fast._tensors import empty_maps, empty_slopes
 
 from .devices import on_device
 from .roi_gather import gather_kernel, list_kernel, weights_kernel
@@ -42,128 +44,129 @@ def roi_perceptual_loss(
     criterion: str,
     box_weights: Tensor | None = None,
     reduction: str = "none",
+    *,
+    slopes: Tensor | None = None,
 ) -> Tensor:
-    """In the dtype of `rois`. Arguments as in the op's schema in `lidnet_fast.ops`."""
-    call = _Call(inputs, targets, rois, box_levels, spatial_scales, output_size, sampling_ratio, aligned, criterion)
-    if call.boxes.count == 0:
+    """In the dtype of `rois`. Arguments as in the op's schema in `lidnet_fast.ops`; `slopes` are written if given."""
+    boxes = Boxes(rois.contiguous(), box_levels, rois.shape[0], inputs[0].shape[0])
+    if boxes.count == 0:
         return rois.new_empty(0) if reduction == "none" else rois.new_zeros(())
-    partial = rois.new_empty(call.boxes.count, call.channel_blocks)
-    call.difference(partial, None, box_weights, reduction)
+    pooling = _pooling(spatial_scales, output_size, sampling_ratio, aligned)
+    levels = _levels(inputs)
+    # Lanes run along what is adjacent in memory: channels where they come last, else the bins of a row.
+    channels_last = all(x.stride(1) == 1 and x.shape[1] > 1 for x in inputs)
+    block, blocks = _channel_blocks(levels, 64 if channels_last else 16)
+    partial = rois.new_empty(boxes.count, blocks)
+    with on_device(partial):
+        _difference_kernel[(boxes.count * blocks,)](
+            levels,
+            _levels(targets),
+            boxes,
+            box_weights,
+            partial,
+            slopes,
+            blocks,
+            0 if slopes is None else slopes.shape[1],
+            POOLING=pooling,
+            CRITERION=criterion,
+            REDUCTION=reduction,
+            BLOCK_C=block,
+            BLOCK_X=triton.next_power_of_2(pooling.bins[2]),
+            **_COMPILER,
+        )
     return partial.sum(1) if reduction == "none" else partial.sum()
+
+
+def roi_perceptual_loss_and_slopes(
+    inputs: Sequence[Tensor], targets: Sequence[Tensor], rois: Tensor, *options: Any
+) -> tuple[Tensor, Tensor]:
+    """The same, and the slopes [boxes, channels, bins], whose channels are adjacent in memory."""
+    slopes = empty_slopes(inputs, rois, options[2], on_gpu=True)
+    return roi_perceptual_loss(inputs, targets, rois, *options, slopes=slopes), slopes
 
 
 def roi_perceptual_loss_backward(
     grad_loss: Tensor,
-    inputs: Sequence[Tensor],
-    targets: Sequence[Tensor],
+    slopes: Tensor,
     rois: Tensor,
     box_levels: Tensor | None,
     spatial_scales: Sequence[float],
     output_size: Sequence[int],
     sampling_ratio: int,
     aligned: bool,
-    criterion: str,
-    box_weights: Tensor | None = None,
-    reduction: str = "none",
+    box_weights: Tensor | None,
+    reduction: str,
+    shapes: Sequence[int],
+    channels_last: Sequence[bool],
+    dtype: torch.dtype,
 ) -> list[Tensor]:
-    """The gradient of the loss, or of sum(grad_loss * losses), in each input, in its dtype and strides."""
-    call = _Call(inputs, targets, rois, box_levels, spatial_scales, output_size, sampling_ratio, aligned, criterion)
-    gradients = [torch.empty_like(input) for input in inputs]
-    if call.boxes.count == 0 or call.boxes.images == 0:
+    """The gradient of the loss, or of sum(grad_loss * losses), in the inputs of these shapes, dtype and layouts."""
+    gradients = empty_maps(slopes, shapes, channels_last, dtype)
+    boxes = Boxes(rois.contiguous(), box_levels, rois.shape[0], shapes[0])
+    if boxes.count == 0 or boxes.images == 0:
         return [gradient.zero_() for gradient in gradients]
-    derivatives = rois.new_empty(call.boxes.count, call.bins, call.padded_channels)
-    call.difference(derivatives, grad_loss.contiguous(), box_weights, reduction)
-    call.gather(derivatives, gradients)
+    slopes = slopes.movedim(1, -1).contiguous()
+    pooling = _pooling(spatial_scales, output_size, sampling_ratio, aligned)
+    levels, tiles = _levels(gradients), (1, *_TILE)
+    block, blocks = _channel_blocks(levels, _GATHERED_CHANNELS)
+    # Whole tiles along z, y and x, of the largest map on each axis.
+    extent = tuple(
+        max(triton.cdiv(level.size[axis], tile) for level in levels) * tile for axis, tile in enumerate(tiles)
+    )
+    ends = tuple(
+        itertools.accumulate(
+            boxes.images * math.prod(triton.cdiv(side, tile) for side, tile in zip(level.size, tiles, strict=True))
+            for level in levels
+        )
+    )
+    weights = slopes.new_empty(boxes.count, sum(map(operator.mul, pooling.bins, extent)))
+    reached = weights.new_empty(boxes.count, sum(map(operator.floordiv, extent, tiles)), dtype=torch.int32)
+    lists, counts = reached.new_empty(ends[-1], boxes.count), reached.new_empty(ends[-1])
+    shared = {"POOLING": pooling, "EXTENT": extent, "TILE_Y": tiles[1], "TILE_X": tiles[2]}
+    with on_device(slopes):
+        weights_kernel[(boxes.count,)](
+            levels,
+            boxes,
+            grad_loss.contiguous(),
+            box_weights,
+            weights,
+            reached,
+            REDUCTION=reduction,
+            BLOCK=_CELLS,
+            **shared,
+        )
+        list_kernel[(ends[-1],)](levels, boxes, reached, lists, counts, ends, BLOCK_K=_LISTED_BOXES, **shared)
+        gather_kernel[(ends[-1] * blocks,)](
+            levels,
+            slopes,
+            weights,
+            reached,
+            boxes,
+            lists,
+            counts,
+            ends,
+            slopes.shape[-1],
+            BLOCK_C=block,
+            num_warps=_TILE[0] * _TILE[1] // 32,  # a thread per cell
+            **shared,
+            **_COMPILER,
+        )
     return gradients
 
 
-class _Call:
-    """What the launches of one call share."""
+def _pooling(
+    spatial_scales: Sequence[float], output_size: Sequence[int], sampling_ratio: int, aligned: bool
+) -> Pooling:
+    volumes = len(output_size) == 3
+    bins = tuple(output_size) if volumes else (1, *output_size)
+    return Pooling(tuple(float(scale) for scale in spatial_scales), bins, max(sampling_ratio, 0), aligned, volumes)
 
-    def __init__(
-        self,
-        inputs: Sequence[Tensor],
-        targets: Sequence[Tensor],
-        rois: Tensor,
-        box_levels: Tensor | None,
-        spatial_scales: Sequence[float],
-        output_size: Sequence[int],
-        sampling_ratio: int,
-        aligned: bool,
-        criterion: str,
-    ) -> None:
-        volumes = inputs[0].ndim == 5
-        self.inputs, self.targets = _levels(inputs), _levels(targets)
-        self.boxes = Boxes(rois.contiguous(), box_levels, rois.shape[0], inputs[0].shape[0])
-        bins = tuple(output_size) if volumes else (1, *output_size)
-        self.bins = bins[0] * bins[1] * bins[2]
-        scales = tuple(float(scale) for scale in spatial_scales)
-        self.pooling = Pooling(scales, bins, max(sampling_ratio, 0), aligned, volumes)
-        self.criterion = criterion
-        self.most_channels = max(level.channels for level in self.inputs)
-        # Lanes run along what is adjacent in memory: channels where they come last, else the bins of a row.
-        channels_last = all(x.stride(1) == 1 and x.shape[1] > 1 for x in inputs)
-        self.block = min(triton.next_power_of_2(self.most_channels), 64 if channels_last else 16)
-        self.channel_blocks = triton.cdiv(self.most_channels, self.block)
-        # Of the derivatives, so that reading them needs no mask.
-        self.padded_channels = self.channel_blocks * self.block
 
-    def difference(self, output: Tensor, grad_loss: Tensor | None, box_weights: Tensor | None, reduction: str) -> None:
-        with on_device(output):
-            _difference_kernel[(self.boxes.count * self.channel_blocks,)](
-                self.inputs,
-                self.targets,
-                self.boxes,
-                grad_loss,
-                box_weights,
-                output,
-                self.channel_blocks,
-                self.padded_channels,
-                POOLING=self.pooling,
-                CRITERION=self.criterion,
-                REDUCTION=reduction,
-                BLOCK_C=self.block,
-                BLOCK_X=triton.next_power_of_2(self.pooling.bins[2]),
-                **_COMPILER,
-            )
-
-    def gather(self, derivatives: Tensor, gradients: list[Tensor]) -> None:
-        levels, tiles = _levels(gradients), (1, *_TILE)
-        block = min(self.block, _GATHERED_CHANNELS)
-        # Whole tiles along z, y and x, of the largest map on each axis.
-        extent = tuple(
-            max(triton.cdiv(level.size[axis], tile) for level in levels) * tile for axis, tile in enumerate(tiles)
-        )
-        ends = tuple(
-            itertools.accumulate(
-                self.boxes.images
-                * math.prod(triton.cdiv(side, tile) for side, tile in zip(level.size, tiles, strict=True))
-                for level in levels
-            )
-        )
-        count, bins = self.boxes.count, self.pooling.bins
-        weights = derivatives.new_empty(count, sum(map(operator.mul, bins, extent)))
-        reached = weights.new_empty(count, sum(map(operator.floordiv, extent, tiles)), dtype=torch.int32)
-        lists, counts = reached.new_empty(ends[-1], count), reached.new_empty(ends[-1])
-        shared = {"POOLING": self.pooling, "EXTENT": extent, "TILE_Y": tiles[1], "TILE_X": tiles[2]}
-        with on_device(derivatives):
-            weights_kernel[(count,)](levels, self.boxes, weights, reached, BLOCK=_CELLS, **shared)
-            list_kernel[(ends[-1],)](levels, self.boxes, reached, lists, counts, ends, BLOCK_K=_LISTED_BOXES, **shared)
-            gather_kernel[(ends[-1] * triton.cdiv(self.most_channels, block),)](
-                levels,
-                derivatives,
-                weights,
-                reached,
-                self.boxes,
-                lists,
-                counts,
-                ends,
-                self.padded_channels,
-                BLOCK_C=block,
-                num_warps=_TILE[0] * _TILE[1] // 32,  # a thread per cell
-                **shared,
-                **_COMPILER,
-            )
+def _channel_blocks(levels: Sequence[Level], most: int) -> tuple[int, int]:
+    """Channels of a block, and how many blocks the level with most channels has."""
+    channels = max(level.channels for level in levels)
+    block = min(triton.next_power_of_2(channels), most)
+    return block, triton.cdiv(channels, block)
 
 
 def _levels(maps: Sequence[Tensor]) -> tuple[Level, ...]:
@@ -188,13 +191,13 @@ def _box_difference(
     input,
     target,
     boxes,
-    grad_loss,
     box_weights,
-    output,
+    partial,
+    slopes,
     box,
     block,
     channel_blocks,
-    padded_channels,
+    slope_channels,
     number: tl.constexpr,
     POOLING: tl.constexpr,
     CRITERION: tl.constexpr,
@@ -229,8 +232,6 @@ def _box_difference(
         factor *= tl.load(box_weights + box)
     if REDUCTION == "mean":
         factor /= boxes.count
-    if grad_loss is not None:
-        factor *= tl.load(grad_loss + (box if REDUCTION == "none" else 0))
     total = tl.zeros((BLOCK_C, BLOCK_X), dtype)
 
     for z in range(bins[0]):
@@ -258,32 +259,30 @@ def _box_difference(
                                 input.maps, target.maps, base + at, target_base + target_at, read, dtype
                             )
             d = pooled / count
-            if grad_loss is None:
-                if CRITERION == "mse":
-                    value = d * d
-                elif CRITERION == "l1":
-                    value = tl.abs(d)
-                elif CRITERION == "smooth_l1":
-                    value = tl.where(tl.abs(d) < 1.0, 0.5 * d * d, tl.abs(d) - 0.5)
-                else:
-                    value = tl.sqrt(d * d + _EPS_SQUARED)
-                total += tl.where(mask, value, 0.0)
+            if CRITERION == "mse":
+                value = d * d
+            elif CRITERION == "l1":
+                value = tl.abs(d)
+            elif CRITERION == "smooth_l1":
+                value = tl.where(tl.abs(d) < 1.0, 0.5 * d * d, tl.abs(d) - 0.5)
             else:
+                value = tl.sqrt(d * d + _EPS_SQUARED)
+            total += tl.where(mask, value, 0.0)
+            if slopes is not None:
                 if CRITERION == "mse":
-                    derivative = 2.0 * d
+                    slope = 2.0 * d
                 elif CRITERION == "l1":
-                    derivative = tl.where(d > 0.0, 1.0, tl.where(d < 0.0, -1.0, d))
+                    slope = tl.where(d > 0.0, 1.0, tl.where(d < 0.0, -1.0, d))
                 elif CRITERION == "smooth_l1":
-                    derivative = tl.where(d > 1.0, 1.0, tl.where(d < -1.0, -1.0, d))
+                    slope = tl.where(d > 1.0, 1.0, tl.where(d < -1.0, -1.0, d))
                 else:
-                    derivative = d / tl.sqrt(d * d + _EPS_SQUARED)
+                    slope = d / tl.sqrt(d * d + _EPS_SQUARED)
                 bin = (z * bins[1] + y) * bins[2] + x
                 row = box.to(tl.int64) * (bins[0] * bins[1] * bins[2]) + bin
-                # In the padding's channels too, where they are 0.
-                place = (row * padded_channels)[None, :] + c[:, None]
-                tl.store(output + place, factor * derivative, mask=(x < bins[2])[None, :])
-    if grad_loss is None:
-        tl.store(output + box * channel_blocks + block, tl.sum(total) * factor)
+                # In channels that there aren't, too, as far as they are read: 0.
+                place = (row * slope_channels)[None, :] + c[:, None]
+                tl.store(slopes + place, slope, mask=(c < slope_channels)[:, None] & (x < bins[2])[None, :])
+    tl.store(partial + box * channel_blocks + block, tl.sum(total) * factor)
 
 
 @triton.jit
@@ -291,11 +290,11 @@ def _difference_kernel(
     inputs,
     targets,
     boxes,
-    grad_loss,
     box_weights,
-    output,
+    partial,
+    slopes,
     channel_blocks,
-    padded_channels,
+    slope_channels,
     POOLING: tl.constexpr,
     CRITERION: tl.constexpr,
     REDUCTION: tl.constexpr,
@@ -312,13 +311,13 @@ def _difference_kernel(
                 inputs[number],
                 targets[number],
                 boxes,
-                grad_loss,
                 box_weights,
-                output,
+                partial,
+                slopes,
                 box,
                 block,
                 channel_blocks,
-                padded_channels,
+                slope_channels,
                 number,
                 POOLING,
                 CRITERION,

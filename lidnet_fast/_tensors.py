@@ -42,6 +42,34 @@ def reduce_boxes(
     return losses.sum() / max(losses.shape[0] if count is None else count, 1)
 
 
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def empty_maps(
+    like: Tensor, shapes: Sequence[int], channels_last: Sequence[bool], dtype: torch.dtype | None = None
+) -> list[Tensor]:
+    """Maps of as many axes as `like`, whose shapes are given one after the other."""
+    axes = like.ndim
+    return [
+        torch.empty_like(
+            like.new_empty(tuple(shapes[level * axes : (level + 1) * axes]), dtype=dtype),
+            memory_format=_CHANNELS_LAST[axes] if last else torch.contiguous_format,
+        )
+        for level, last in enumerate(channels_last)
+    ]
+
+
+def empty_slopes(inputs: Sequence[Tensor], rois: Tensor, output_size: Sequence[int], *, on_gpu: bool) -> Tensor:
+    """A value per box, channel and bin, in the order in which kernels keep the slopes of a criterion.
+
+    On GPUs channels are adjacent, and there are more of them than features have, so that blocks of 16 need no mask.
+    """
+    channels = max(level.shape[1] for level in inputs)
+    if on_gpu:
+        return rois.new_empty((rois.shape[0], *output_size, -(-channels // 16) * 16)).movedim(-1, 1)
+    return rois.new_empty((rois.shape[0], channels, *output_size))
+
+
 def upload(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     """Tensors of the CPU on a device, in one copy; on CUDA from pinned memory, so that nothing waits for it."""
     if device.type == "cpu" or not tensors:

@@ -15,8 +15,6 @@
 namespace lid {
 namespace {
 
-using torch::headeronly::MemoryFormat;
-
 template <typename T>
 PoolFunctions<T> pool_functions(Storage storage, bool channels_last) {
   return instruction_set() == InstructionSet::baseline ? baseline::pool_functions<T>(storage, channels_last)
@@ -84,26 +82,12 @@ std::vector<Tensor> roi_align_backward(Tensor grad_pooled, Tensor rois, std::opt
   const ScalarType dtype = grad_pooled.scalar_type();
   const Pooling pooling{rois, box_levels, std::move(spatial_scales), std::move(output_size), sampling_ratio, aligned};
   const size_t dimensions = pooling.output_size.size() + 2, count = pooling.spatial_scales.size();
-  STD_TORCH_CHECK(shapes.size() == count * dimensions, "shapes must have ", dimensions, " numbers per level");
   check_pooling(pooling, count, dimensions - 2, dtype);
-  const MemoryFormat form = !channels_last     ? MemoryFormat::Contiguous
-                            : dimensions == 4 ? MemoryFormat::ChannelsLast
-                                              : MemoryFormat::ChannelsLast3d;
-  std::vector<FeatureLevel> levels;
-  std::vector<Tensor> gradients;
-  for (auto shape = shapes.begin(); shape != shapes.end(); shape += dimensions) {
-    const std::vector<int64_t> of_level(shape, shape + dimensions);
-    STD_TORCH_CHECK(of_level[0] == shapes[0], "levels must share the batch size");
-    gradients.push_back(
-        torch::stable::empty(of_level, dtype, std::nullopt, grad_pooled.device(), std::nullopt, form));
-    ask_for_huge_pages(gradients.back());
-    levels.push_back(feature_level(of_level, channels_last));
-    levels.back().gradient = gradients.back().mutable_data_ptr();
-  }
-  STD_TORCH_CHECK(grad_pooled.sizes().vec() == pooled_shape(pooling, levels), "grad_pooled must have the bins' shape");
+  Gradients gradients = new_gradients(shapes, std::vector<bool>(count, channels_last), dimensions - 2, dtype, grad_pooled);
+  STD_TORCH_CHECK(grad_pooled.sizes().vec() == pooled_shape(pooling, gradients.levels), "grad_pooled must have the bins' shape");
   const auto work = wide ? spread<double> : spread<float>;
-  work(pooling, levels, shapes[0], torch::stable::contiguous(grad_pooled));
-  return gradients;
+  work(pooling, gradients.levels, shapes[0], torch::stable::contiguous(grad_pooled));
+  return std::move(gradients.tensors);
 }
 
 }  // namespace

@@ -54,15 +54,22 @@ struct PoolFunctions {
                    const void* grad_pooled);
 };
 
+// The slopes of a criterion at the pooled differences, [boxes, channels, bins]; null where they aren't kept.
+template <typename Pointer>
+struct Slopes {
+  Pointer values;
+  int64_t channels;
+};
+
 // The same of the losses.
 template <typename T>
 struct LossesFunctions {
-  // Adds each box's sum of the criterion over the block's pooled differences to losses[row * stride].
+  // Adds each box's sum of the criterion over the block's pooled differences to losses[row * stride], and keeps its slopes.
   void (*forward)(const FeatureLevel& level, const ImageBoxes<T>& boxes, int64_t image, int64_t block, Criterion criterion,
-                  T* losses, int64_t stride);
-  // Writes the gradient, every cell of it; `scales`, per row, multiply the criterion's derivatives.
-  void (*backward)(const FeatureLevel& level, const ImageBoxes<T>& boxes, int64_t image, int64_t block, Criterion criterion,
-                   const T* scales);
+                  T* losses, int64_t stride, Slopes<T*> slopes);
+  // Writes the gradient, every cell of it; `scales`, per row, multiply the slopes.
+  void (*backward)(const FeatureLevel& level, const ImageBoxes<T>& boxes, int64_t image, int64_t block,
+                   Slopes<const T*> slopes, const T* scales);
 };
 
 #define LID_DECLARE_BLOCKS(isa)                                             \

@@ -5,6 +5,8 @@
 
 #include <optional>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include <torch/csrc/stable/library.h>
@@ -65,18 +67,30 @@ std::vector<T> scales_of(const Boxes<T>& boxes, const std::vector<FeatureLevel>&
   return scales;
 }
 
+// The losses, and the slopes if they are kept.
 template <typename T>
-Tensor losses(const Arguments& a) {
+std::tuple<Tensor, Tensor> losses(const Arguments& a, bool with_slopes) {
   const std::vector<FeatureLevel> levels = checked_levels(a);
   const Criterion criterion = criterion_of(a.criterion);
   const int64_t images = a.inputs[0].size(0), count = a.pooling.rois.size(0);
   const Boxes<T> boxes(a.pooling, levels, images);
-  int64_t stride = 1;
-  for (const FeatureLevel& level : levels) stride = std::max(stride, (level.channels + kPlanarBlock - 1) / kPlanarBlock);
+  int64_t stride = 1, channels = 0;
+  for (const FeatureLevel& level : levels) {
+    stride = std::max(stride, (level.channels + kPlanarBlock - 1) / kPlanarBlock);
+    channels = std::max(channels, level.channels);
+  }
+  Tensor kept = torch::stable::new_empty(a.pooling.rois, {0});
+  if (with_slopes) {
+    std::vector<int64_t> shape{count, channels};
+    shape.insert(shape.end(), a.pooling.output_size.begin(), a.pooling.output_size.end());
+    kept = torch::stable::new_empty(a.pooling.rois, shape);
+    ask_for_huge_pages(kept);
+  }
+  const Slopes<T*> slopes{with_slopes ? kept.mutable_data_ptr<T>() : nullptr, channels};
   std::vector<T> sums(count * stride);
   for_each_block<T>(levels, images, [&](size_t l, int64_t image, int64_t block) {
     losses_functions<T>(storage_of(a.inputs[l]), levels[l].channels_last)
-        .forward(levels[l], boxes.of(l, image), image, block, criterion, sums.data() + block, stride);
+        .forward(levels[l], boxes.of(l, image), image, block, criterion, sums.data() + block, stride, slopes);
   });
   Tensor result = torch::stable::new_empty(a.pooling.rois, {count});
   T* values = result.mutable_data_ptr<T>();
@@ -86,59 +100,57 @@ Tensor losses(const Arguments& a) {
     for (int64_t b = 0; b < stride; ++b) sum += sums[k * stride + b];
     values[k] = static_cast<T>(sum * scales[k]);
   }
-  return result;
+  return {result, kept};
 }
 
 template <typename T>
-std::vector<Tensor> gradients(const Tensor& grad_losses, const Arguments& a) {
-  std::vector<FeatureLevel> levels = checked_levels(a);
-  const Criterion criterion = criterion_of(a.criterion);
-  const int64_t images = a.inputs[0].size(0);
-  STD_TORCH_CHECK(grad_losses.dim() == 1 && grad_losses.size(0) == a.pooling.rois.size(0) &&
-                      grad_losses.scalar_type() == a.pooling.rois.scalar_type(),
-                  "grad_losses must have one value per box, in the dtype of rois");
-  const Tensor upstream = torch::stable::contiguous(grad_losses);
-  std::vector<Tensor> results;
-  for (size_t l = 0; l < levels.size(); ++l) {
-    results.push_back(torch::stable::empty_like(a.inputs[l]));
-    levels[l].gradient = results[l].mutable_data_ptr();
-    ask_for_huge_pages(results[l]);
-  }
-  const Boxes<T> boxes(a.pooling, levels, images);
-  const std::vector<T> scales = scales_of(boxes, levels, upstream.const_data_ptr<T>());
+void gradients(const Tensor& grad_losses, const Tensor& slopes, const Pooling& pooling,
+               const std::vector<FeatureLevel>& levels, int64_t images, Storage storage) {
+  const Boxes<T> boxes(pooling, levels, images);
+  const std::vector<T> scales = scales_of(boxes, levels, grad_losses.const_data_ptr<T>());
+  const Slopes<const T*> kept{slopes.const_data_ptr<T>(), slopes.size(1)};
   for_each_block<T>(levels, images, [&](size_t l, int64_t image, int64_t block) {
-    losses_functions<T>(storage_of(a.inputs[l]), levels[l].channels_last)
-        .backward(levels[l], boxes.of(l, image), image, block, criterion, scales.data());
+    losses_functions<T>(storage, levels[l].channels_last)
+        .backward(levels[l], boxes.of(l, image), image, block, kept, scales.data());
   });
-  return results;
 }
 
-Tensor roi_perceptual_losses(std::vector<Tensor> inputs, std::vector<Tensor> targets, Tensor rois,
-                             std::optional<Tensor> box_levels, std::vector<double> spatial_scales,
-                             std::vector<int64_t> output_size, int64_t sampling_ratio, bool aligned,
-                             std::string criterion) {
+std::tuple<Tensor, Tensor> roi_perceptual_losses(std::vector<Tensor> inputs, std::vector<Tensor> targets, Tensor rois,
+                                                 std::optional<Tensor> box_levels, std::vector<double> spatial_scales,
+                                                 std::vector<int64_t> output_size, int64_t sampling_ratio,
+                                                 bool aligned, std::string criterion, bool with_slopes) {
   const bool wide = is_double(inputs);
   const Arguments arguments{
       std::move(inputs),
       std::move(targets),
       {rois, box_levels, std::move(spatial_scales), std::move(output_size), sampling_ratio, aligned},
       std::move(criterion)};
-  return wide ? losses<double>(arguments) : losses<float>(arguments);
+  return wide ? losses<double>(arguments, with_slopes) : losses<float>(arguments, with_slopes);
 }
 
-std::vector<Tensor> roi_perceptual_losses_backward(Tensor grad_losses, std::vector<Tensor> inputs,
-                                                   std::vector<Tensor> targets, Tensor rois,
+// `shapes` and `channels_last` are those of the levels, `dtype` that of their gradients.
+std::vector<Tensor> roi_perceptual_losses_backward(Tensor grad_losses, Tensor slopes, Tensor rois,
                                                    std::optional<Tensor> box_levels,
                                                    std::vector<double> spatial_scales,
                                                    std::vector<int64_t> output_size, int64_t sampling_ratio,
-                                                   bool aligned, std::string criterion) {
-  const bool wide = is_double(inputs);
-  const Arguments arguments{
-      std::move(inputs),
-      std::move(targets),
-      {rois, box_levels, std::move(spatial_scales), std::move(output_size), sampling_ratio, aligned},
-      std::move(criterion)};
-  return wide ? gradients<double>(grad_losses, arguments) : gradients<float>(grad_losses, arguments);
+                                                   bool aligned, std::vector<int64_t> shapes,
+                                                   std::vector<bool> channels_last, ScalarType dtype) {
+  const Pooling pooling{rois, box_levels, std::move(spatial_scales), std::move(output_size), sampling_ratio, aligned};
+  const size_t axes = pooling.output_size.size();
+  check_pooling(pooling, channels_last.size(), axes, dtype);
+  Gradients result = new_gradients(shapes, channels_last, axes, dtype, rois);
+  std::vector<int64_t> kept{rois.size(0), 0};
+  for (const FeatureLevel& level : result.levels) kept[1] = std::max(kept[1], level.channels);
+  kept.insert(kept.end(), pooling.output_size.begin(), pooling.output_size.end());
+  STD_TORCH_CHECK(slopes.sizes().vec() == kept && slopes.scalar_type() == rois.scalar_type(),
+                  "slopes must have a value per box, channel and bin, in the dtype of rois");
+  STD_TORCH_CHECK(grad_losses.dim() == 1 && grad_losses.size(0) == rois.size(0) &&
+                      grad_losses.scalar_type() == rois.scalar_type(),
+                  "grad_losses must have one value per box, in the dtype of rois");
+  const auto work = dtype == ScalarType::Double ? gradients<double> : gradients<float>;
+  work(torch::stable::contiguous(grad_losses), torch::stable::contiguous(slopes), pooling, result.levels, shapes[0],
+       storage_of(result.tensors[0]));
+  return std::move(result.tensors);
 }
 
 }  // namespace

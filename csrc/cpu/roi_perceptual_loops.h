@@ -1,7 +1,7 @@
 // The inner loops of roi_perceptual.cpp.
 #pragma once
 
-#include "roi_passes.h"
+#include "roi_bins.h"
 
 namespace lid {
 namespace LID_ISA {
@@ -19,8 +19,8 @@ T sum_of_criterion(const T* pooled, int64_t bins, int64_t lanes) {
 }
 
 template <Criterion kCriterion, typename T>
-void to_derivative(T* pooled, int64_t count, T scale) {
-  for (int64_t i = 0; i < count; ++i) pooled[i] = scale * criterion_derivative<kCriterion>(pooled[i]);
+void to_slopes(T* pooled, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) pooled[i] = criterion_derivative<kCriterion>(pooled[i]);
 }
 
 template <int64_t kLanes, typename T>
@@ -34,12 +34,12 @@ T sum_of_criterion(Criterion criterion, const T* pooled, int64_t bins, int64_t l
 }
 
 template <typename T>
-void to_derivative(Criterion criterion, T* pooled, int64_t count, T scale) {
+void to_slopes(Criterion criterion, T* pooled, int64_t count) {
   switch (criterion) {
-    case Criterion::mse: return to_derivative<Criterion::mse>(pooled, count, scale);
-    case Criterion::l1: return to_derivative<Criterion::l1>(pooled, count, scale);
-    case Criterion::smooth_l1: return to_derivative<Criterion::smooth_l1>(pooled, count, scale);
-    default: return to_derivative<Criterion::charbonnier>(pooled, count, scale);
+    case Criterion::mse: return to_slopes<Criterion::mse>(pooled, count);
+    case Criterion::l1: return to_slopes<Criterion::l1>(pooled, count);
+    case Criterion::smooth_l1: return to_slopes<Criterion::smooth_l1>(pooled, count);
+    default: return to_slopes<Criterion::charbonnier>(pooled, count);
   }
 }
 
@@ -52,22 +52,26 @@ Difference<S> difference(const FeatureLevel& level, int64_t offset) {
 // See LossesFunctions. T is the type of the arithmetic.
 template <typename S, typename T, typename Layout>
 void losses_forward(const FeatureLevel& level, const ImageBoxes<T>& boxes, int64_t image, int64_t block, Criterion criterion,
-                    T* losses, int64_t stride) {
+                    T* losses, int64_t stride, Slopes<T*> slopes) {
   for_each_box<S, T, Layout>(level, boxes, image, block, [&](const Pass<T, Layout>& pass, const BoxTables<T>& box) {
     pass.pool(box, difference<S>(level, pass.offset));
-    pass.layout.for_each_group(box, pass.scratch.pooled, [&](const T* pooled, int64_t bins, int64_t lanes) {
+    const auto add = [&](const T* pooled, int64_t bins, int64_t lanes) {
       losses[box.row * stride] += sum_of_criterion<Layout::kLanes>(criterion, pooled, bins, lanes);
+    };
+    if (!slopes.values) return pass.layout.for_each_group(box, pass.scratch.pooled, add);
+    store_bins(pass, box, slopes.channels, slopes.values, [&](T* pooled, int64_t bins, int64_t lanes) {
+      add(pooled, bins, lanes);
+      to_slopes(criterion, pooled, bins * Layout::kLanes);
     });
   });
 }
 
 template <typename S, typename T, typename Layout>
-void losses_backward(const FeatureLevel& level, const ImageBoxes<T>& boxes, int64_t image, int64_t block, Criterion criterion,
-                     const T* scales) {
+void losses_backward(const FeatureLevel& level, const ImageBoxes<T>& boxes, int64_t image, int64_t block,
+                     Slopes<const T*> slopes, const T* scales) {
   for_each_box<S, T, Layout>(level, boxes, image, block, [&](const Pass<T, Layout>& pass, const BoxTables<T>& box) {
-    pass.pool(box, difference<S>(level, pass.offset));
-    pass.layout.for_each_group(box, pass.scratch.pooled, [&](T* pooled, int64_t bins, int64_t) {
-      to_derivative(criterion, pooled, bins * Layout::kLanes, scales[box.row]);
+    load_bins(pass, box, slopes.channels, slopes.values, [&](T* group, int64_t count) {
+      for (int64_t i = 0; i < count; ++i) group[i] *= scales[box.row];
     });
     pass.spread(box);
   });

@@ -95,6 +95,28 @@ def differentiate(
                 output = op(*arguments)
         return list(output) if returns_list else output
 
+    library.impl(name, run, "Autograd")
+    _loop(name)
+
+
+def differentiate_by(name: str, differentiable: str) -> None:
+    """Let another op, whose first result is this one's, take the place of an op wherever it may be differentiated."""
+    op, other = (getattr(torch.ops.lidnet_fast, each).default for each in (name, differentiable))
+
+    def run(*arguments: Any) -> Any:
+        if torch._C._are_functorch_transforms_active() or _may_be_differentiated(_flatten(arguments)[1]):
+            return other(*arguments)[0]
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*arguments)
+
+    library.impl(name, run, "Autograd")
+    _loop(name)
+
+
+def _loop(name: str) -> None:
+    """Let an op run for one sample after the other under torch.vmap, and under torch.autograd.grad's batches."""
+    op = getattr(torch.ops.lidnet_fast, name).default
+
     def run_each(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
         dims = _pytree.tree_leaves(in_dims)
         result = _stack_results(op, arguments, dims, info.batch_size)
@@ -114,7 +136,6 @@ def differentiate(
         result = _stack_results(op, _pytree.tree_unflatten(unwrapped, structure), dims, count)
         return _pytree.tree_map(lambda tensor: torch._add_batch_dim(tensor, 0, level), result)  # type: ignore[attr-defined]
 
-    library.impl(name, run, "Autograd")
     library.impl(name, run_each_gradient, "Batched")
     torch.library.register_vmap(f"lidnet_fast::{name}", run_each, lib=library)
 

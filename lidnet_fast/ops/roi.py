@@ -1,23 +1,23 @@
 """RoIAlign, the ROI perceptual loss, checks of boxes and windows around lesions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lidnet_fast._constants import CHARBONNIER_EPS
-from lidnet_fast._tensors import reduce_boxes
+from lidnet_fast._tensors import empty_maps, empty_slopes, reduce_boxes
 
-from ._library import define, differentiate, keep, library, refuse_second_derivative, refuse_tangents
+from ._library import define, differentiate, differentiate_by, keep, library, refuse_second_derivative, refuse_tangents
 
 _REMEDY = "compare lidnet_fast.roi_align of input and target"
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _POOLING = (
     "Tensor rois, Tensor? box_levels, float[] spatial_scales, SymInt[] output_size, int sampling_ratio, bool aligned"
 )
 _OF_BOXES = f"Tensor[] inputs, Tensor[] targets, {_POOLING}, str criterion"
 _OF_LOSS = f"{_OF_BOXES}, Tensor? box_weights, str reduction"
+_OF_GRADIENTS = "SymInt[] shapes, bool[] channels_last, ScalarType dtype"  # shapes of all levels, one after the other
 
 # What `functional.check_boxes` asks of boxes and weights, asserted on the device; `rules` are what is said where they
 # don't hold. Boxes are of all images, with a batch index, or of each image. Levels are empty without `level_areas`.
@@ -29,11 +29,17 @@ define(
 define(f"roi_align(Tensor[] inputs, {_POOLING}) -> Tensor")
 # It needs the inputs' shapes (all levels', one after the other), but not the inputs, which may be freed before.
 define(f"roi_align_backward(Tensor grad_pooled, {_POOLING}, SymInt[] shapes, bool channels_last) -> Tensor[]")
+# Where it may be differentiated, the second op computes the loss. Slopes, the criterion's derivatives at the pooled
+# differences [boxes, channels, bins], are all that the backward needs; they may have more channels than features have.
 define(f"roi_perceptual_loss({_OF_LOSS}) -> Tensor")
-define(f"roi_perceptual_loss_backward(Tensor grad_loss, {_OF_LOSS}) -> Tensor[]")
+define(f"roi_perceptual_loss_and_slopes({_OF_LOSS}) -> (Tensor loss, Tensor slopes)")
+define(
+    f"roi_perceptual_loss_backward(Tensor grad_loss, Tensor slopes, {_POOLING}, Tensor? box_weights, str reduction, "
+    f"{_OF_GRADIENTS}) -> Tensor[]"
+)
 # The loss of each box on the CPU; weights and reductions are a few plain operations there.
-define(f"roi_perceptual_losses({_OF_BOXES}) -> Tensor")
-define(f"roi_perceptual_losses_backward(Tensor grad_losses, {_OF_BOXES}) -> Tensor[]")
+define(f"roi_perceptual_losses({_OF_BOXES}, bool with_slopes) -> (Tensor losses, Tensor slopes)")
+define(f"roi_perceptual_losses_backward(Tensor grad_losses, Tensor slopes, {_POOLING}, {_OF_GRADIENTS}) -> Tensor[]")
 define("roi_windows(Tensor images, Tensor corners, SymInt[] size) -> Tensor")
 define("roi_windows_backward(Tensor grad_windows, Tensor corners, SymInt[] shape) -> Tensor")
 
@@ -55,11 +61,8 @@ def _(inputs: list[Tensor], rois: Tensor, *options: Any) -> Tensor:
 @torch.library.register_fake("lidnet_fast::roi_align_backward")
 def _(grad_pooled: Tensor, *arguments: Any) -> list[Tensor]:
     *_, shapes, channels_last = arguments
-    form = _CHANNELS_LAST[grad_pooled.ndim] if channels_last else torch.contiguous_format
-    return [
-        torch.empty_like(grad_pooled.new_empty(shape), memory_format=form)
-        for shape in _by_level(shapes, grad_pooled.ndim)
-    ]
+    levels = len(shapes) // grad_pooled.ndim
+    return empty_maps(grad_pooled, shapes, [channels_last] * levels)
 
 
 def _by_level(shapes: Sequence[int], axes: int) -> list[Sequence[int]]:
@@ -151,61 +154,87 @@ def _(inputs: list[Tensor], targets: list[Tensor], rois: Tensor, *options: Any) 
     return rois.new_empty(rois.shape[0] if options[-1] == "none" else ())
 
 
+@torch.library.register_fake("lidnet_fast::roi_perceptual_loss_and_slopes")
+def _(inputs: list[Tensor], targets: list[Tensor], rois: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    _, _, output_size, *_, reduction = options
+    loss = rois.new_empty(rois.shape[0] if reduction == "none" else ())
+    return loss, empty_slopes(inputs, rois, output_size, on_gpu=rois.device.type == "cuda")
+
+
 @torch.library.register_fake("lidnet_fast::roi_perceptual_loss_backward")
-def _(grad_loss: Tensor, inputs: list[Tensor], *arguments: Any) -> list[Tensor]:
-    return [torch.empty_like(input) for input in inputs]
+def _(grad_loss: Tensor, slopes: Tensor, *arguments: Any) -> list[Tensor]:
+    *_, shapes, channels_last, dtype = arguments
+    return empty_maps(slopes, shapes, channels_last, dtype)
 
 
-def _save_features(ctx: Any, arguments: tuple[Any, ...], output: Tensor) -> None:
-    features, targets, rois, box_levels, *ctx.options, box_weights, ctx.reduction = arguments
-    keep(ctx, rois, box_levels, box_weights, *features, *targets)
+def _save_slopes(ctx: Any, arguments: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    inputs, targets, rois, box_levels, *pooling, ctx.criterion, box_weights, ctx.reduction = arguments
+    ctx.pooling, ctx.gradients = pooling, _gradients_of(inputs)
+    # A tangent is computed from the features, so that it can be differentiated itself.
+    ctx.save_for_forward(output[1], rois, box_levels, box_weights, *inputs, *targets)
+    ctx.save_for_backward(output[1], rois, box_levels, box_weights)
 
 
-def _save_upstream(ctx: Any, arguments: tuple[Any, ...], output: list[Tensor]) -> None:
-    _, *loss_arguments = arguments
-    _save_features(ctx, tuple(loss_arguments), output[0])
+def _gradients_of(inputs: Sequence[Tensor]) -> tuple[list[int], list[bool], torch.dtype]:
+    shapes = [side for level in inputs for side in level.shape]
+    return shapes, [not level.is_contiguous() for level in inputs], inputs[0].dtype
 
 
-def _saved_arguments(ctx: Any) -> tuple[Any, ...]:
-    rois, box_levels, box_weights, *features = ctx.saved_tensors
-    levels = len(features) // 2
-    return features[:levels], features[levels:], rois, box_levels, *ctx.options, box_weights, ctx.reduction
-
-
-def _loss_backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:
-    gradients = torch.ops.lidnet_fast.roi_perceptual_loss_backward(grad_loss, *_saved_arguments(ctx))
+def _loss_backward(ctx: Any, grad_loss: Tensor | None, of_slopes: Tensor | None) -> tuple[Any, ...]:
+    if of_slopes is not None:
+        refuse_second_derivative(_REMEDY)
+    slopes, rois, box_levels, box_weights = ctx.saved_tensors
+    gradients = torch.ops.lidnet_fast.roi_perceptual_loss_backward(
+        grad_loss, slopes, rois, box_levels, *ctx.pooling, box_weights, ctx.reduction, *ctx.gradients
+    )
     return (gradients, *(None for _ in range(10)))
 
 
 def _loss_tangent(
     ctx: Any, of_inputs: Sequence[Tensor | None], of_targets: Sequence[Tensor | None], rois: Tensor | None, *others: Any
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     refuse_tangents("roi_perceptual_loss", target=of_targets, boxes=rois, box_weights=others[-2])
-    return _along(_saved_arguments(ctx), of_inputs)
+    slopes, rois, box_levels, box_weights, *features = ctx.saved_tensors
+    inputs, targets = features[: len(features) // 2], features[len(features) // 2 :]
+
+    def slopes_of(level: int) -> Tensor:
+        difference = inputs[level].to(rois.dtype) - targets[level].to(rois.dtype)
+        return _slope(_pool_level(difference, level, rois, ctx.pooling), ctx.criterion)
+
+    of_loss = _along(of_inputs, slopes_of, rois, box_levels, ctx.pooling, box_weights, ctx.reduction)
+    # There is one, but all that may be done with it is to refuse it.
+    return of_loss, torch.zeros_like(slopes)
 
 
-def _along(arguments: tuple[Any, ...], directions: Sequence[Tensor | None]) -> Tensor:
+def _along(
+    directions: Sequence[Tensor | None],
+    slopes_of: Callable[[int], Tensor],
+    rois: Tensor,
+    box_levels: Tensor | None,
+    pooling: Sequence[Any],
+    box_weights: Tensor | None,
+    reduction: str,
+) -> Tensor:
     """The derivative of the loss when the inputs move in these directions.
 
     Pooling is linear, so each box's is the mean of the criterion's slope at the pooled difference times the pooled
-    direction.
+    direction. `slopes_of` a level are those of all boxes, whatever their level.
     """
-    from lidnet_fast import backend
-
-    inputs, targets, rois, box_levels, scales, *options, criterion, box_weights, reduction = arguments
-    pool = backend.implementation("roi_align", inputs[0].device)
     losses = torch.zeros_like(rois[:, 0])
     for level, direction in enumerate(directions):
-        if direction is None:
-            continue
-        difference = inputs[level].to(rois.dtype) - targets[level].to(rois.dtype)
-        pooled, moved = (
-            pool([maps.contiguous()], rois, None, [scales[level]], *options)
-            for maps in (difference, direction.to(rois.dtype))
-        )
-        of_level = (_slope(pooled, criterion) * moved).flatten(1).mean(1)
-        losses = losses + (of_level if box_levels is None else torch.where(box_levels == level, of_level, 0.0))
+        if direction is not None:
+            moved = _pool_level(direction.to(rois.dtype), level, rois, pooling)
+            of_level = (slopes_of(level) * moved).flatten(1).mean(1)
+            losses = losses + (of_level if box_levels is None else torch.where(box_levels == level, of_level, 0.0))
     return reduce_boxes(losses, box_weights, reduction)
+
+
+def _pool_level(maps: Tensor, level: int, rois: Tensor, pooling: Sequence[Any]) -> Tensor:
+    from lidnet_fast import backend
+
+    scales, *options = pooling
+    pool = backend.implementation("roi_align", maps.device)
+    return pool([maps.contiguous()], rois, None, [scales[level]], *options)
 
 
 def _slope(difference: Tensor, criterion: str) -> Tensor:
@@ -219,38 +248,70 @@ def _slope(difference: Tensor, criterion: str) -> Tensor:
     return difference / (difference.square() + CHARBONNIER_EPS**2).sqrt()
 
 
+def _save_upstream(ctx: Any, arguments: tuple[Any, ...], output: list[Tensor]) -> None:
+    _, slopes, rois, box_levels, *ctx.pooling, box_weights, ctx.reduction, shapes, channels_last, dtype = arguments
+    keep(ctx, slopes, rois, box_levels, box_weights)
+    ctx.gradients = shapes, channels_last, dtype
+
+
 def _unspread(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-    if any(ctx.needs[1]):
+    if ctx.needs[1]:
         refuse_second_derivative(_REMEDY)
-    return (_along(_saved_arguments(ctx), gradients), *(None for _ in range(11)))
+    slopes, rois, box_levels, box_weights = ctx.saved_tensors
+    shapes = _by_level(ctx.gradients[0], slopes.ndim)
+
+    def slopes_of(level: int) -> Tensor:
+        of_level = slopes[:, : shapes[level][1]]
+        if box_levels is None:
+            return of_level
+        # There may be none for some channels where a box is on a level of fewer.
+        return torch.where((box_levels == level).view(-1, *(1,) * (slopes.ndim - 1)), of_level, 0.0)
+
+    along = _along(gradients, slopes_of, rois, box_levels, ctx.pooling, box_weights, ctx.reduction)
+    return (along, *(None for _ in range(12)))
 
 
 def _loss_backward_tangent(
-    ctx: Any, of_grad_loss: Tensor | None, of_inputs: Sequence[Tensor | None], *_: Any
+    ctx: Any, of_grad_loss: Tensor | None, of_slopes: Tensor | None, *_: Any
 ) -> tuple[Tensor, ...]:
-    if any(tangent is not None for tangent in of_inputs):
+    if of_slopes is not None:
         refuse_second_derivative(_REMEDY)
-    return tuple(torch.ops.lidnet_fast.roi_perceptual_loss_backward(of_grad_loss, *_saved_arguments(ctx)))
+    slopes, rois, box_levels, box_weights = ctx.saved_tensors
+    arguments = (slopes, rois, box_levels, *ctx.pooling, box_weights, ctx.reduction, *ctx.gradients)
+    return tuple(torch.ops.lidnet_fast.roi_perceptual_loss_backward(of_grad_loss, *arguments))
 
 
-differentiate("roi_perceptual_loss", _save_features, _loss_backward, _loss_tangent)
+differentiate_by("roi_perceptual_loss", "roi_perceptual_loss_and_slopes")
+differentiate("roi_perceptual_loss_and_slopes", _save_slopes, _loss_backward, _loss_tangent)
 differentiate("roi_perceptual_loss_backward", _save_upstream, _unspread, _loss_backward_tangent)
 
 
 @torch.library.impl(library, "roi_perceptual_loss", "CPU")
 def _(*arguments: Any) -> Tensor:
+    return _losses_and_slopes(arguments, with_slopes=False)[0]
+
+
+@torch.library.impl(library, "roi_perceptual_loss_and_slopes", "CPU")
+def _(*arguments: Any) -> tuple[Tensor, Tensor]:
+    return _losses_and_slopes(arguments, with_slopes=True)
+
+
+def _losses_and_slopes(arguments: tuple[Any, ...], *, with_slopes: bool) -> tuple[Tensor, Tensor]:
     *of_boxes, box_weights, reduction = arguments
-    return reduce_boxes(torch.ops.lidnet_fast.roi_perceptual_losses.default(*of_boxes), box_weights, reduction)
+    losses, slopes = torch.ops.lidnet_fast.roi_perceptual_losses.default(*of_boxes, with_slopes)
+    return reduce_boxes(losses, box_weights, reduction), slopes
 
 
 @torch.library.impl(library, "roi_perceptual_loss_backward", "CPU")
-def _(grad_loss: Tensor, *arguments: Any) -> list[Tensor]:
-    *of_boxes, box_weights, reduction = arguments
-    boxes = of_boxes[2].shape[0]
+def _(grad_loss: Tensor, slopes: Tensor, rois: Tensor, *arguments: Any) -> list[Tensor]:
+    *pooling, box_weights, reduction, shapes, channels_last, dtype = arguments
+    boxes = rois.shape[0]
     if reduction == "mean":
         grad_loss = grad_loss / max(boxes, 1)
     grad_losses = grad_loss.expand(boxes) if box_weights is None else grad_loss * box_weights
-    return torch.ops.lidnet_fast.roi_perceptual_losses_backward.default(grad_losses, *of_boxes)
+    return torch.ops.lidnet_fast.roi_perceptual_losses_backward.default(
+        grad_losses, slopes, rois, *pooling, shapes, channels_last, dtype
+    )
 
 
 @torch.library.impl(library, "roi_perceptual_loss", "CUDA")
@@ -258,6 +319,13 @@ def _(*arguments: Any) -> Tensor:
     from lidnet_fast.kernels.roi_perceptual import roi_perceptual_loss
 
     return roi_perceptual_loss(*arguments)
+
+
+@torch.library.impl(library, "roi_perceptual_loss_and_slopes", "CUDA")
+def _(*arguments: Any) -> tuple[Tensor, Tensor]:
+    from lidnet_fast.kernels.roi_perceptual import roi_perceptual_loss_and_slopes
+
+    return roi_perceptual_loss_and_slopes(*arguments)
 
 
 @torch.library.impl(library, "roi_perceptual_loss_backward", "CUDA")

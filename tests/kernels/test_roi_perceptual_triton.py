@@ -56,8 +56,9 @@ def check(
         aligned,
         criterion,
     )
-    losses = kernels.roi_perceptual_loss(*arguments).cpu()
-    gradients = [g.cpu() for g in kernels.roi_perceptual_loss_backward(upstream.to(device), *arguments)]
+    losses, gradients = losses_and_gradients(upstream.to(device), *arguments)
+    assert torch.equal(kernels.roi_perceptual_loss(*arguments), losses)
+    losses, gradients = losses.cpu(), [gradient.cpu() for gradient in gradients]
 
     leaves = [x.detach().double().requires_grad_() for x in inputs]
     pooling = (rois.double(), levels, scales, size, ratio, aligned)
@@ -71,6 +72,15 @@ def check(
         assert gradient.stride() == torch.empty_like(input).stride()
         assert_near(gradient, torch.zeros_like(gradient) if wanted is None else wanted, dtype)
     return losses, gradients
+
+
+def losses_and_gradients(upstream, inputs, targets, rois, *options):
+    losses, slopes = kernels.roi_perceptual_loss_and_slopes(inputs, targets, rois, *options)
+    *pooling, _ = options
+    shapes = [side for level in inputs for side in level.shape]
+    layouts = [not torch.empty_like(level).is_contiguous() for level in inputs]
+    arguments = (slopes, rois, *pooling, None, "none", shapes, layouts, inputs[0].dtype)
+    return losses, kernels.roi_perceptual_loss_backward(upstream, *arguments)
 
 
 def assert_near(actual, expected, dtype):
@@ -144,7 +154,7 @@ def test_no_boxes(device, shape):
     boxes = torch.zeros(0, 1 + 2 * axes, device=device)
     arguments = ([input], [target], boxes, None, [SCALE], [2] * axes, 2, True, "mse")
     assert kernels.roi_perceptual_loss(*arguments).shape == (0,)
-    (gradient,) = kernels.roi_perceptual_loss_backward(torch.zeros(0, device=device), *arguments)
+    _, (gradient,) = losses_and_gradients(torch.zeros(0, device=device), *arguments)
     assert torch.equal(gradient, torch.zeros_like(input))
 
 
@@ -152,7 +162,7 @@ def test_repeats_bitwise(device):
     input, target = features(2, 20, 10, 13)
     upstream = torch.randn(len(BOXES), device=device)
     arguments = ([input.to(device)], [target.to(device)], BOXES.to(device), None, [SCALE], [3, 3], 2, True, "l1")
-    first, second = (kernels.roi_perceptual_loss_backward(upstream, *arguments)[0] for _ in range(2))
+    first, second = (losses_and_gradients(upstream, *arguments)[1][0] for _ in range(2))
     assert torch.equal(first, second)
 
 
@@ -160,9 +170,9 @@ def test_repeats_bitwise(device):
 def test_memory(recorded, watched, volume):
     """No access outside the tensors, no element stored by two programs, and traffic within a budget of the floor.
 
-    The floor loads the four (eight) neighbours of each sample from both maps and stores one derivative per bin; then
-    stores the weights along each axis, loads, per bin, its derivative in each tile that the bin touches, and stores the
-    gradient once.
+    The floor loads the four (eight) neighbours of each sample from both maps and stores one slope per bin; then stores
+    the weights along each axis, loads, per bin, its slope in each tile that the bin touches, and stores the gradient
+    once.
     """
     shape = (2, 16, 3, 6, 7) if volume else (2, 16, 10, 13)
     input, target = features(*shape)
@@ -170,11 +180,11 @@ def test_memory(recorded, watched, volume):
     upstream = torch.ones(len(boxes))
     arguments = ([input], [target], boxes, None, [SCALE], size, 2, True, "mse")
     with recorded(*ALLOCATIONS) as allocated, watched(lambda: [input, target, boxes, upstream, *allocated]) as traffic:
-        (gradient,) = kernels.roi_perceptual_loss_backward(upstream, *arguments)
+        _, (gradient,) = losses_and_gradients(upstream, *arguments)
     bins, taps = len(boxes) * size[0] ** len(size), 2 ** (2 * len(size))
-    derivatives = bins * 16 * 4
+    slopes = bins * 16 * 4
     weights = len(boxes) * sum(bins * side for bins, side in zip(size, shape[2:], strict=True)) * 4
-    floor_loaded, floor_stored = 2 * taps * derivatives + derivatives, derivatives + weights + gradient.nbytes
+    floor_loaded, floor_stored = 2 * taps * slopes + slopes, slopes + weights + gradient.nbytes
     assert traffic.loaded <= 1.6 * floor_loaded
     assert traffic.stored <= 1.1 * floor_stored
 
@@ -189,4 +199,4 @@ def test_boxes_that_make_no_sense_stay_inside_the_tensors(recorded, watched):
     upstream = torch.ones(len(boxes))
     arguments = ([input], [target], boxes, None, [1.0], [2, 2], 2, True, "mse")
     with recorded(*ALLOCATIONS) as allocated, watched(lambda: [input, target, boxes, upstream, *allocated]):
-        kernels.roi_perceptual_loss_backward(upstream, *arguments)
+        losses_and_gradients(upstream, *arguments)

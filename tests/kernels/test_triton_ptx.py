@@ -30,10 +30,15 @@ MUTANTS = {
         "at_x * stride[4] + at_y * stride[3]",
         "at_x * stride[3] + at_y * stride[4]",
     ),
-    "derivatives that aren't stored": (
+    "slopes that aren't stored": (
         "roi_perceptual",
-        "factor * derivative, mask=(x < bins[2])[None, :])",
-        "factor * derivative, mask=((x < bins[2]) & (x > 0))[None, :])",
+        "slope, mask=(c < slope_channels)[:, None] & (x < bins[2])[None, :])",
+        "slope, mask=(c < slope_channels)[:, None] & ((x < bins[2]) & (x > 0))[None, :])",
+    ),
+    "an upstream gradient of another box": (
+        "roi_gather",
+        'grad_loss + (box if REDUCTION == "none" else 0)',
+        "grad_loss",
     ),
 }
 

@@ -1,8 +1,11 @@
 """What holds for the kernels beyond their agreement with the definition, which test_roi_perceptual*.py show."""
 
+import weakref
+
 import pytest
 import torch
 from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lidnet_fast import backend, multiscale_roi_perceptual_loss, reference, roi_perceptual_loss
 
@@ -112,6 +115,32 @@ def test_every_cell_of_the_gradient_is_written(dtype, channels_last):
         assert not gradient[1, :, 20:].any()
 
 
+def test_features_are_free_once_the_loss_is_there():
+    """The backward needs a value per box, channel and bin."""
+    leaf, target = features(2, 8, 9, 12)
+    copies = [leaf.requires_grad_() * 1, target.clone()]
+    alive = [weakref.ref(copy) for copy in copies]
+    loss = roi_perceptual_loss(*copies, BOXES, 3, 0.5, reduction="none")
+    copies.clear()
+    assert [one() for one in alive] == [None, None]
+    assert sum(kept.numel() for kept in loss.grad_fn.saved_tensors if kept is not None) == 4 * 8 * 9 + BOXES.numel()
+    (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+    assert torch.equal(gradient, losses_and_gradient(leaf, target, BOXES, torch.ones(4), 3, 0.5)[1])
+
+
+def test_nothing_is_kept_where_no_gradient_will_be():
+    class Ops(TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, arguments=(), options=None):
+            called.append(op.name())
+            return op(*arguments, **(options or {}))
+
+    called = []
+    input, target = features(2, 8, 9, 12)
+    with torch.no_grad(), Ops():
+        roi_perceptual_loss(input.requires_grad_(), target, BOXES, 3)
+    assert [name for name in called if "roi" in name] == ["lidnet_fast::roi_perceptual_loss"]
+
+
 def test_the_graph_can_be_walked_twice(assert_near):
     input, target = features(2, 8, 9, 12)
     leaf = input.requires_grad_()
@@ -139,9 +168,20 @@ def op_arguments(dtype=torch.float32):
 def test_opcheck(dtype, weights, reduction):
     arguments = (*op_arguments(dtype), *OPTIONS[1:], weights, reduction)
     opcheck(torch.ops.lidnet_fast.roi_perceptual_loss.default, arguments)
-    inputs = [x.detach() for x in arguments[0]]
+    inputs, targets, *pooling, criterion, _, _ = arguments
+    constant = [level.detach() for level in inputs]  # slopes have a derivative, but it is refused
+    opcheck(
+        torch.ops.lidnet_fast.roi_perceptual_loss_and_slopes.default,
+        (constant, targets, *pooling, criterion, weights, reduction),
+    )
     upstream = torch.randn(len(BOXES) if reduction == "none" else ())
-    opcheck(torch.ops.lidnet_fast.roi_perceptual_loss_backward.default, (upstream, inputs, *arguments[1:]))
+    slopes = torch.randn(len(BOXES), 5, *OPTIONS[1])
+    shapes = [side for level in inputs for side in level.shape]
+    of_gradients = (shapes, [False, True], dtype)
+    opcheck(
+        torch.ops.lidnet_fast.roi_perceptual_loss_backward.default,
+        (upstream, slopes, *pooling, weights, reduction, *of_gradients),
+    )
 
 
 @pytest.mark.parametrize(
