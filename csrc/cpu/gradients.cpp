@@ -91,8 +91,7 @@ Tensor combine_gradients(Tensor gradients, Tensor coefficients) {
   check_gradients(gradients, 2);
   check_coefficients(coefficients, gradients);
   const Tensor dense = torch::stable::contiguous(gradients), factors = torch::stable::contiguous(coefficients);
-  Tensor result = torch::stable::new_empty(dense, dense.sizes().slice(1));
-  ask_for_huge_pages(result);
+  Tensor result = new_result(dense.sizes().slice(1).vec(), false, dense.scalar_type(), dense);
   dense.scalar_type() == ScalarType::Double ? combine<double>(dense, factors, result)
                                             : combine<float>(dense, factors, result);
   return result;

@@ -37,8 +37,7 @@ std::tuple<Tensor, Tensor, Tensor> total(const MultiLossArguments& a, const std:
   for (size_t t = 0; t < a.terms.size(); ++t) by[a.terms[t]] += weights[t];
   std::vector<Gradient<T>> gradients;
   if (with_gradient) {
-    gradient = torch::stable::new_empty(a.input, a.input.sizes(), dtype);
-    ask_for_huge_pages(gradient);
+    gradient = new_result(a.input.sizes().vec(), false, dtype, a.input);
     gradients.push_back(images.gradient(by, gradient.mutable_data_ptr<T>()));
   }
   std::optional<Pyramid<Images<T>>> pyramid;
@@ -73,8 +72,7 @@ Tensor jacobian(const MultiLossArguments& a) {
   const Images<T> images(a.input, a.target, a.rois, a.roi_weight, a.data_range);
   std::vector<int64_t> shape = a.input.sizes().vec();
   shape.insert(shape.begin(), static_cast<int64_t>(a.terms.size()));
-  Tensor result = torch::stable::new_empty(a.input, shape, arithmetic_of(a.input));
-  ask_for_huge_pages(result);
+  Tensor result = new_result(shape, false, arithmetic_of(a.input), a.input);
   std::vector<Gradient<T>> gradients;
   for (size_t t = 0; t < a.terms.size(); ++t) {
     T* row = result.mutable_data_ptr<T>() + t * a.input.numel();

@@ -66,8 +66,7 @@ Tensor roi_align(std::vector<Tensor> inputs, Tensor rois, std::optional<Tensor> 
     levels.push_back(feature_level(input.sizes().vec(), !is_planar(input)));
     levels.back().input = input.const_data_ptr();
   }
-  Tensor pooled = torch::stable::new_empty(first, pooled_shape(pooling, levels));
-  ask_for_huge_pages(pooled);
+  Tensor pooled = new_result(pooled_shape(pooling, levels), false, first.scalar_type(), first);
   const auto work = wide ? pool<double> : pool<float>;
   work(pooling, levels, first.size(0), pooled);
   return pooled;

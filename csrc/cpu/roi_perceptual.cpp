@@ -83,8 +83,7 @@ std::tuple<Tensor, Tensor> losses(const Arguments& a, bool with_slopes) {
   if (with_slopes) {
     std::vector<int64_t> shape{count, channels};
     shape.insert(shape.end(), a.pooling.output_size.begin(), a.pooling.output_size.end());
-    kept = torch::stable::new_empty(a.pooling.rois, shape);
-    ask_for_huge_pages(kept);
+    kept = new_result(shape, false, a.pooling.rois.scalar_type(), a.pooling.rois);
   }
   const Slopes<T*> slopes{with_slopes ? kept.mutable_data_ptr<T>() : nullptr, channels};
   std::vector<T> sums(count * stride);

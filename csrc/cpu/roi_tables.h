@@ -85,18 +85,13 @@ struct Gradients {
 
 inline Gradients new_gradients(const std::vector<int64_t>& shapes, const std::vector<bool>& channels_last, size_t axes,
                                ScalarType dtype, const Tensor& like) {
-  using torch::headeronly::MemoryFormat;
   STD_TORCH_CHECK(shapes.size() == channels_last.size() * (axes + 2), "shapes must have ", axes + 2, " numbers per level");
   Gradients result;
   for (size_t l = 0; l < channels_last.size(); ++l) {
     const auto from = shapes.begin() + l * (axes + 2);
     const std::vector<int64_t> shape(from, from + axes + 2);
     STD_TORCH_CHECK(shape[0] == shapes[0], "levels must share the batch size");
-    const MemoryFormat form = !channels_last[l] ? MemoryFormat::Contiguous
-                              : axes == 2       ? MemoryFormat::ChannelsLast
-                                                : MemoryFormat::ChannelsLast3d;
-    result.tensors.push_back(torch::stable::empty(shape, dtype, std::nullopt, like.device(), std::nullopt, form));
-    ask_for_huge_pages(result.tensors.back());
+    result.tensors.push_back(new_result(shape, channels_last[l], dtype, like));
     result.levels.push_back(feature_level(shape, channels_last[l]));
     result.levels.back().gradient = result.tensors.back().mutable_data_ptr();
   }

@@ -122,8 +122,7 @@ Tensor roi_windows_backward(Tensor grad_windows, Tensor corners, std::vector<int
   const Windows windows = windows_of(shape, corners, {of_windows.begin() + 2, of_windows.end()});
   STD_TORCH_CHECK(of_windows[0] == windows.count && of_windows[1] == windows.channels,
                   "grad_windows must have the windows' number and the images' channels");
-  Tensor gradient = torch::stable::new_empty(grad_windows, shape);
-  ask_for_huge_pages(gradient);
+  Tensor gradient = new_result(shape, false, grad_windows.scalar_type(), grad_windows);
   const Tensor dense = torch::stable::contiguous(grad_windows);
   with_storage<torch::headeronly::Half, torch::headeronly::BFloat16>(storage_of(dense), [&](auto* stored) {
     using T = std::remove_pointer_t<decltype(stored)>;

@@ -170,9 +170,12 @@ def _(grad_loss: Tensor, slopes: Tensor, *arguments: Any) -> list[Tensor]:
 def _save_slopes(ctx: Any, arguments: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     inputs, targets, rois, box_levels, *pooling, ctx.criterion, box_weights, ctx.reduction = arguments
     ctx.pooling, ctx.gradients = pooling, _gradients_of(inputs)
+    features = (*inputs, *targets)
     # A tangent is computed from the features, so that it can be differentiated itself.
-    ctx.save_for_forward(output[1], rois, box_levels, box_weights, *inputs, *targets)
-    ctx.save_for_backward(output[1], rois, box_levels, box_weights)
+    ctx.save_for_forward(output[1], rois, box_levels, box_weights, *features)
+    # torch.export sees the loss' op alone, and would take slopes for constants: they are computed again there.
+    known = features if torch.compiler.is_exporting() else ()
+    ctx.save_for_backward(output[1], rois, box_levels, box_weights, *known)
 
 
 def _gradients_of(inputs: Sequence[Tensor]) -> tuple[list[int], list[bool], torch.dtype]:
@@ -183,7 +186,11 @@ def _gradients_of(inputs: Sequence[Tensor]) -> tuple[list[int], list[bool], torc
 def _loss_backward(ctx: Any, grad_loss: Tensor | None, of_slopes: Tensor | None) -> tuple[Any, ...]:
     if of_slopes is not None:
         refuse_second_derivative(_REMEDY)
-    slopes, rois, box_levels, box_weights = ctx.saved_tensors
+    slopes, rois, box_levels, box_weights, *features = ctx.saved_tensors
+    if features:
+        of_loss = (rois, box_levels, *ctx.pooling, ctx.criterion, box_weights, ctx.reduction)
+        levels = len(features) // 2
+        _, slopes = torch.ops.lidnet_fast.roi_perceptual_loss_and_slopes(features[:levels], features[levels:], *of_loss)
     gradients = torch.ops.lidnet_fast.roi_perceptual_loss_backward(
         grad_loss, slopes, rois, box_levels, *ctx.pooling, box_weights, ctx.reduction, *ctx.gradients
     )

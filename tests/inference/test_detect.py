@@ -283,7 +283,7 @@ def test_denoised_first(tmp_path, model, expected, write_series, make_hu, monkey
         assert one["detector"] == "cotrained"
     (path,) = (tmp_path / "out").rglob("*.dcm")
     assert f"denoised first by the model with SHA-256 {prints['denoiser'][:16]}" in words_of(path)
-    assert "doesn't say what the model was trained on" in "\n".join(summary.lines())
+    assert "the model's file doesn't say what it was trained on" in "\n".join(summary.lines())
 
 
 def test_a_series_is_read_a_batch_ahead_at_most(tmp_path, model, write_series, make_hu, monkeypatch):
