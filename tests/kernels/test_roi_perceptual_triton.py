@@ -57,7 +57,8 @@ def check(
         criterion,
     )
     losses, gradients = losses_and_gradients(upstream.to(device), *arguments)
-    assert torch.equal(kernels.roi_perceptual_loss(*arguments), losses)
+    # Not to the bit: the compiler contracts products and sums of the two kernels as it likes.
+    torch.testing.assert_close(kernels.roi_perceptual_loss(*arguments), losses)
     losses, gradients = losses.cpu(), [gradient.cpu() for gradient in gradients]
 
     leaves = [x.detach().double().requires_grad_() for x in inputs]
