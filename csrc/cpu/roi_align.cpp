@@ -83,7 +83,8 @@ std::vector<Tensor> roi_align_backward(Tensor grad_pooled, Tensor rois, std::opt
   const size_t dimensions = pooling.output_size.size() + 2, count = pooling.spatial_scales.size();
   check_pooling(pooling, count, dimensions - 2, dtype);
   Gradients gradients = new_gradients(shapes, std::vector<bool>(count, channels_last), dimensions - 2, dtype, grad_pooled);
-  STD_TORCH_CHECK(grad_pooled.sizes().vec() == pooled_shape(pooling, gradients.levels), "grad_pooled must have the bins' shape");
+  STD_TORCH_CHECK(grad_pooled.sizes().vec() == pooled_shape(pooling, gradients.levels),
+                  "grad_pooled must have the bins' shape");
   const auto work = wide ? spread<double> : spread<float>;
   work(pooling, gradients.levels, shapes[0], torch::stable::contiguous(grad_pooled));
   return std::move(gradients.tensors);

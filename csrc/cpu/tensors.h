@@ -36,7 +36,7 @@ namespace lid {
 // machine's kernel to its host: a training step's gradient then costs more page faults than a kernel costs time.
 class ResultPool {
  public:
-  static constexpr size_t kLarge = size_t(4) << 20;    // bytes of a result that comes from here
+  static constexpr size_t kLarge = size_t(4) << 20;   // bytes of a result that comes from here
   static constexpr size_t kKept = size_t(256) << 20;  // most bytes that are kept, the latest
 
   static ResultPool& shared() {
@@ -94,18 +94,17 @@ inline torch::stable::Tensor new_result(const std::vector<int64_t>& shape, bool 
   const size_t dimensions = shape.size();
 #if defined(__linux__)
   using torch::headeronly::ScalarType;
-  int64_t bytes = dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;  // else float16 or bfloat16
   std::vector<int64_t> strides(dimensions);
-  const auto lay_out = [&](size_t dimension, int64_t& stride) {
-    strides[dimension] = stride;
-    stride *= shape[dimension];
+  int64_t values = 1;
+  const auto lay_out = [&](size_t dimension) {
+    strides[dimension] = values;
+    values *= shape[dimension];
   };
-  int64_t stride = 1;
-  if (channels_last) lay_out(1, stride);
+  if (channels_last) lay_out(1);
   for (size_t d = dimensions; d-- > 0;) {
-    if (!channels_last || d != 1) lay_out(d, stride);
+    if (!channels_last || d != 1) lay_out(d);
   }
-  bytes *= stride;
+  const int64_t bytes = values * (dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2);
   if (torch_from_blob && bytes >= static_cast<int64_t>(ResultPool::kLarge)) {
     if (void* data = ResultPool::shared().take(bytes)) {
       AtenTensorHandle handle;

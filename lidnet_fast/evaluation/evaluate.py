@@ -151,10 +151,10 @@ def evaluate_run(
         other_samples = samples if samples != trained.evaluation.samples else None
         other_store = None if own_store else config.data.store
         out = place_of_results(folder, denoiser and file, other_store, samples=other_samples, images=images or {})
-    own = denoiser is None and own_store
+    weights, own = fingerprint(file), denoiser is None and own_store
     asked = _asked(config, images or {}, arithmetic, assess=assess, scans=scans)
     if out != folder:  # a run's own results are of its weights, whatever these were when it was evaluated before
-        asked["denoiser"] = fingerprint(file)
+        asked["denoiser"] = weights
     refuse_to_lose(out, RESULTS, asked, partial(_said, keys=asked))
     views = _views(config, images or {}, max_volume_gib)
     detectors = judges
@@ -187,7 +187,7 @@ def evaluate_run(
     )
     phases = {name: folder / name for name in ("detector", "denoiser", "collaborate")}
     title = f"LIDnet run {folder.name}"
-    whose = {**asked, "denoiser": fingerprint(file), "own": own}
+    whose = {**asked, "denoiser": weights, "own": own}
     _publish(out, title, summary, config, evaluation, images or {}, phases, whose, further, found)
     return evaluation
 

@@ -58,7 +58,8 @@ def check(
     )
     losses, gradients = losses_and_gradients(upstream.to(device), *arguments)
     # Not to the bit: the compiler contracts products and sums of the two kernels as it likes.
-    torch.testing.assert_close(kernels.roi_perceptual_loss(*arguments), losses)
+    alone = kernels.roi_perceptual_loss(*arguments)
+    torch.testing.assert_close(alone, losses, rtol=8 * torch.finfo(losses.dtype).eps, atol=0)
     losses, gradients = losses.cpu(), [gradient.cpu() for gradient in gradients]
 
     leaves = [x.detach().double().requires_grad_() for x in inputs]
