@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 import types
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +45,7 @@ def test_a_resumed_phase_goes_on_with_its_run_of_wandb(tmp_path: Path, monkeypat
             logger.log_metrics({"denoiser/total": 0.5}, step=1)
         finish(loggers)
         assert wandb.run is None
+        time.sleep(1)  # wandb names folders by the second, and no resumed phase starts in the same one
     assert ids[0] == ids[1] == json.loads((folder / "tracking.json").read_text())["wandb"]
     assert len(list(folder.glob(f"wandb/offline-run-*-{ids[0]}/*.wandb"))) == 2
 
