@@ -1,8 +1,9 @@
 """Where calls with little work spend their time: kernels, clearing the gradient, checks, autograd and Python.
 
-    python -m benches.profile_small        a minute on one core
+    python -m benches.profile_small        half a minute on one core
 
-Processor time of forward and backward, medians of calls in turns. "kernels" are the ops called without checks and
+Processor time of forward and backward, medians of calls in turns: first as PyTorch begins, which returns freed memory to
+the system, then with memory kept as our commands do. "kernels" are the ops called without checks and
 autograd; "clearing" is what writing zeros into a gradient of the features' size takes, which kernels do as well. The
 peer is torchvision's pooling twice and F.mse_loss; of the images, the usual implementations of the terms.
 """
@@ -94,10 +95,17 @@ def of_images() -> dict[str, Step]:
 
 
 def main() -> None:
-    keep_freed_memory()
     torch.manual_seed(0)
     torch.set_num_threads(1)
     print(", ".join(f"{name} {fact}" for name, fact in machine_facts().items()), end=".\n\n")
+    print("Freed memory is returned to the system:\n")
+    table()
+    keep_freed_memory()
+    print("\nFreed memory is kept:\n")
+    table()
+
+
+def table() -> None:
     print("| microseconds | ours | kernels | of them clearing | checks, autograd, Python | peer | times |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     cases = {
