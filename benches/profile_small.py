@@ -2,10 +2,10 @@
 
     python -m benches.profile_small        half a minute on one core
 
-Processor time of forward and backward, medians of calls in turns: first as PyTorch begins, which returns freed memory to
-the system, then with memory kept as our commands do. "kernels" are the ops called without checks and
-autograd; "clearing" is what writing zeros into a gradient of the features' size takes, which kernels do as well. The
-peer is torchvision's pooling twice and F.mse_loss; of the images, the usual implementations of the terms.
+Processor time of forward and backward, medians of calls in turns: first as PyTorch begins, which returns freed memory
+to the system, then with memory kept as our commands do. "kernels" are the ops called without checks and autograd;
+"clearing" is what writing zeros into a gradient of the features' size takes, which kernels do as well. The peer is
+torchvision's pooling twice and F.mse_loss; of the images, the usual implementations of the terms.
 """
 
 import statistics
