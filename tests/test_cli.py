@@ -1,7 +1,9 @@
 """Bad input ends as one line that names what is wrong, exit status 2, and nothing written."""
 
 import argparse
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -60,6 +62,18 @@ def parser_of(command: str, monkeypatch: pytest.MonkeyPatch) -> argparse.Argumen
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_is_described(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not [action.dest for action in parser_of(command, monkeypatch)._actions if not action.help]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_ended_by_sigterm_as_by_ctrl_c(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setitem(COMMANDS, command, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit, match="130"):
+        main([command])
+    assert capsys.readouterr().err == "lidnet-fast: interrupted; the same command resumes from what is finished\n"
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_run_demands_no_option(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,11 @@
 
 import errno
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from lidnet_fast.cli.comparing import compare, demo
 from lidnet_fast.cli.data import export, prepare
@@ -65,13 +68,27 @@ _OF_THE_SYSTEM = {
 }
 
 
+@contextmanager
+def _ended_by_sigterm_as_by_ctrl_c() -> Iterator[None]:
+    """Batch systems end jobs with SIGTERM."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _run(command: str, arguments: Sequence[str]) -> None:
     """Run a command, and write what it prints before Python ends, where an error would be a traceback."""
     before = os.environ.get(_SAFE_PATH)
     # Processes that a command starts would look for every module in the working directory first.
     os.environ[_SAFE_PATH] = "1"
     try:
-        COMMANDS[command](arguments)
+        with _ended_by_sigterm_as_by_ctrl_c():
+            COMMANDS[command](arguments)
     finally:
         if before is None:
             del os.environ[_SAFE_PATH]

@@ -1,6 +1,5 @@
 """Commands that compare ways of training: compare, demo."""
 
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +24,7 @@ def compare(arguments: Sequence[str]) -> None:
     options = parse(parser, arguments)
     if options.cells and (options.collect or options.assess):
         raise InputError("--cells excludes --collect and --assess: tables are made of all cells")
-    _begin()
+    prepare_process()
     from lidnet_fast.comparison.cells import parse_share
     from lidnet_fast.comparison.compare import compare as compare_cells
     from lidnet_fast.comparison.config import Comparison, matrix_of
@@ -44,14 +43,9 @@ def demo(arguments: Sequence[str]) -> None:
     # A folder of its own: the full demo would refuse to go on with a run of another configuration.
     parser.set_defaults(out="runs/demo_quick" if "--quick" in arguments else "runs/demo")
     options = parse(parser, arguments)
-    _begin()
+    prepare_process()
     from lidnet_fast.comparison.compare import compare as compare_cells
     from lidnet_fast.comparison.config import demo_of
 
     comparison = demo_of(run_config(options), options.seeds, quick=options.quick)
     compare_cells(comparison, Path(options.out))
-
-
-def _begin() -> None:
-    prepare_process()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems end jobs with it; as with Ctrl-C

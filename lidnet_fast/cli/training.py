@@ -1,6 +1,5 @@
 """Commands that train: train, bench."""
 
-import signal
 from collections.abc import Sequence
 
 from lidnet_fast.cli.options import parse, prepare_process, run_config, run_parser
@@ -16,7 +15,6 @@ def train(arguments: Sequence[str]) -> None:
         ranks.launch(["train", *arguments], config)
         return
     prepare_process()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems end jobs with it; as with Ctrl-C
     from lidnet_fast.trainer.run import train as train_run
 
     with ranks.one_speaks():

@@ -109,14 +109,14 @@ def test_ctrl_c_ends_as_an_interruption_and_the_run_goes_on(
     def interrupt(self, batch, batch_idx):
         raise KeyboardInterrupt
 
-    handler = signal.getsignal(signal.SIGINT)
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with monkeypatch.context() as patch:
         patch.setattr(DenoiserPhase, "training_step", interrupt)
         patch.setitem(cli.COMMANDS, "train", lambda _: train(tiny_config))
         with pytest.raises(SystemExit) as stop:
             cli.main(["train"])
-    signal.signal(signal.SIGINT, handler)  # Lightning ignores further ones
     assert stop.value.code == 130
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert "resumes from what is finished" in capsys.readouterr().err
     train(tiny_config)
 
