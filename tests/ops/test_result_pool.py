@@ -77,6 +77,21 @@ def test_results_may_go_to_shared_memory():
     assert torch.equal(result.share_memory_(), copy)
 
 
+RESIZES = {
+    "resize_": lambda result: result.resize_(2, *result.shape[1:]),
+    "resize_ of the storage": lambda result: result.untyped_storage().resize_(0),
+}
+
+
+@pytest.mark.parametrize("resize", RESIZES.values(), ids=RESIZES)
+def test_results_take_no_other_size_as_docs_performance_says(resize):
+    result = gradient(perceptual, images_of("planar", 0))
+    copy = result.clone()
+    with pytest.raises(RuntimeError, match="not resizable"):
+        resize(result)
+    resize(copy)
+
+
 @pytest.mark.parametrize("loss", [perceptual, aligned, pixels])
 def test_threads_get_results_of_their_own(loss):
     images = [images_of("planar", seed) for seed in range(4)]
