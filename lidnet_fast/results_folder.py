@@ -10,7 +10,11 @@ from lidnet_fast.urls import is_url
 
 
 def refuse_to_lose(
-    out: Path, files: Sequence[str], asked: Mapping[str, Any], said: Callable[[Any], Mapping[str, Any]]
+    out: Path,
+    files: Sequence[str],
+    asked: Mapping[str, Any],
+    said: Callable[[Any], Mapping[str, Any]],
+    remedy: str = "choose another --out, or move what is there",
 ) -> None:
     """Refuse a folder whose results this call would replace by others; to be called before anything is computed.
 
@@ -22,28 +26,28 @@ def refuse_to_lose(
         asked: what decides the results of this call; a mapping's entries count one by one.
         said: the same of results that are there, from the JSON. What they hadn't is left out, or false. A KeyError,
             TypeError or AttributeError says that it isn't known.
+        remedy: what the user can do.
 
     Raises:
         InputError: names the file, what differs, and the remedy.
     """
-    remedy = "To fix: choose another --out, or move what is there"
     if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file, and results go to a folder. {remedy}")
+        raise InputError(f"{out}: is a file, and results go to a folder. To fix: {remedy}")
     record, *others = (out / name for name in files)
     if not record.exists():
         for file in filter(Path.exists, others):
-            raise InputError(f"{file}: would be replaced, and nothing says what it is. {remedy}")
+            raise InputError(f"{file}: would be replaced, and nothing says what it is. To fix: {remedy}")
         return
     try:
         earlier = _flat(said(json.loads(record.read_text(encoding="utf-8"))))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{record}: would be replaced, and doesn't say what it is of. {remedy}") from error
+        raise InputError(f"{record}: would be replaced, and doesn't say what it is of. To fix: {remedy}") from error
     now = _flat(json.loads(json.dumps(asked)))
     for key, value in earlier.items():
         if value is not False and value != now.get(key):
             mine = f"this call's have {now[key]}" if now.get(key, False) is not False else "this call's don't"
             raise InputError(
-                f"{record}: its results have {key} {'' if value is True else f'{value} '}and {mine}. {remedy}"
+                f"{record}: its results have {key} {'' if value is True else f'{value} '}and {mine}. To fix: {remedy}"
             )
 
 

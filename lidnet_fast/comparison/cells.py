@@ -14,7 +14,6 @@ A file next to each (`detector.lock`) is locked by the process that works there.
 another goes on where a killed one stopped.
 """
 
-import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -42,6 +41,7 @@ from lidnet_fast.evaluation.results import JUDGE
 from lidnet_fast.files import is_temporary, make_folder, write_text
 from lidnet_fast.models.registry import NetworkConfig
 from lidnet_fast.progress import overall_progress
+from lidnet_fast.results_folder import refuse_to_lose
 from lidnet_fast.trainer.config import CollaborateConfig, DenoiserConfig, ObjectiveConfig, RunConfig
 
 WAYS = {"scratch": 1.0, "tuned": 0.2}
@@ -103,7 +103,13 @@ class Plan:
                     f"`lidnet-fast compare --config {began} --out {out}` goes on with it"
                 ) from error
             if not replacing:
-                _refuse_to_drop(self.comparison, out / TABLES)
+                refuse_to_lose(
+                    out,
+                    [TABLES],
+                    {f"tables of {name}": True for name in self.comparison.names},
+                    lambda content: {f"tables of {table['store']}": True for table in content["tables"]},
+                    "choose another --out, name these too, or make tables without them by --collect",
+                )
             write_text(began, yaml.safe_dump(self.comparison.record(), sort_keys=False))
 
     @cached_property
@@ -244,21 +250,6 @@ def _ordered(tasks: Sequence[Task]) -> list[Task]:
         for need in (*_ordered(task.needs), task):
             ordered.setdefault(need)
     return list(ordered)
-
-
-def _refuse_to_drop(comparison: Comparison, path: Path) -> None:
-    if not path.exists():
-        return
-    try:
-        there = {table["store"] for table in json.loads(path.read_text(encoding="utf-8"))["tables"]}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        said = f"{path}: would be replaced, and isn't a comparison's. To fix: choose another --out"
-        raise InputError(said) from error
-    if lost := sorted(there.difference(comparison.names)):
-        raise InputError(
-            f"{path}: has tables of {', '.join(lost)}, which this call's would replace. To fix: choose another --out, "
-            "name these too, or make tables without them by --collect"
-        )
 
 
 def _at(run: RunConfig, folder: Path) -> RunConfig:

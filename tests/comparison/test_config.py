@@ -89,8 +89,8 @@ def test_a_folder_of_something_else_is_refused(
 @pytest.mark.parametrize(
     ("there", "said"),
     [
-        ({"tables": [{"store": "chest"}, {"store": "liver"}]}, "has tables of chest, which this call's would replace"),
-        ({"arms": {}}, "would be replaced, and isn't a comparison's"),
+        ({"tables": [{"store": "chest"}, {"store": "liver"}]}, "have tables of chest and this call's don't"),
+        ({"arms": {}}, "would be replaced, and doesn't say what it is of"),
     ],
 )
 def test_tables_of_other_studies_are_not_replaced(
