@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <iterator>
 #include <list>
 #include <mutex>
 #include <optional>
@@ -34,6 +35,9 @@ namespace lid {
 #if defined(__linux__)
 // Memory of large results that are gone, for the next ones of their size. malloc returns it to the kernel, and a virtual
 // machine's kernel to its host: a training step's gradient then costs more page faults than a kernel costs time.
+//
+// Nobody waits for the mutex, but does without the pool: a process that was forked while another thread had it would wait
+// for ever.
 class ResultPool {
  public:
   static constexpr size_t kLarge = size_t(4) << 20;   // bytes of a result that comes from here
@@ -46,8 +50,7 @@ class ResultPool {
 
   // Null if the kernel has none. In huge pages, where it has these.
   void* take(size_t bytes) {
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
+    if (const Lock lock(mutex_, std::try_to_lock); lock.owns_lock()) {
       for (auto block = blocks_.begin(); block != blocks_.end(); ++block) {
         if (block->bytes != bytes) continue;
         void* data = block->data;
@@ -63,19 +66,20 @@ class ResultPool {
   }
 
   void give_back(void* data, size_t bytes) {
-    if (bytes > kKept) {
-      munmap(data, bytes);
-      return;
+    std::list<Block> dropped{{data, bytes}};
+    if (const Lock lock(mutex_, std::try_to_lock); lock.owns_lock() && bytes <= kKept) {
+      blocks_.splice(blocks_.begin(), dropped);
+      for (kept_ += bytes; kept_ > kKept;) {
+        kept_ -= blocks_.back().bytes;
+        dropped.splice(dropped.end(), blocks_, std::prev(blocks_.end()));
+      }
     }
-    const std::lock_guard<std::mutex> lock(mutex_);
-    blocks_.push_front({data, bytes});
-    for (kept_ += bytes; kept_ > kKept; blocks_.pop_back()) {
-      kept_ -= blocks_.back().bytes;
-      munmap(blocks_.back().data, blocks_.back().bytes);
-    }
+    for (const Block& block : dropped) munmap(block.data, block.bytes);
   }
 
  private:
+  using Lock = std::unique_lock<std::mutex>;
+
   struct Block {
     void* data;
     size_t bytes;

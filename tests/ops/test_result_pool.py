@@ -153,3 +153,42 @@ del many
 print(resident() - before)
 """)
     assert kept < 256 + 100
+
+
+@pytest.mark.slow
+def test_a_process_forked_while_another_thread_uses_the_pool_waits_for_nobody():
+    """Where it waited for the pool's mutex, one of 280 forks hung."""
+    hung = in_a_new_process("""
+import os, threading, time, torch
+from lidnet_fast import roi_perceptual_loss
+torch.set_num_threads(1)
+boxes = [torch.tensor([[8.0, 8.0, 120.0, 90.0]])]
+def gradient(channels):
+    features = torch.ones(1, channels, 256, 256).requires_grad_()
+    loss = roi_perceptual_loss(features, torch.zeros(1, channels, 256, 256), boxes, 7, 1 / 4)
+    return torch.autograd.grad(loss, features)[0]
+gradient(32)  # what is imported at the first call is imported, since a fork would wait for another thread's import, too
+forks_to_come = True
+def make_more_than_is_kept():
+    while forks_to_come:
+        [gradient(channels) for channels in (320, 330, 340)]
+maker = threading.Thread(target=make_more_than_is_kept)
+maker.start()
+hung = 0
+for _ in range(300):
+    child = os.fork()
+    if not child:
+        gradient(32)
+        os._exit(0)
+    until = time.monotonic() + 60
+    while not (ended := os.waitpid(child, os.WNOHANG)[0]) and time.monotonic() < until:
+        time.sleep(0.002)
+    if not ended:
+        hung += 1
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+forks_to_come = False
+maker.join()
+print(hung)
+""")
+    assert not hung
