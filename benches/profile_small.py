@@ -4,8 +4,8 @@
 
 Processor time of forward and backward, medians of calls in turns: first as PyTorch begins, which returns freed memory
 to the system, then with memory kept as our commands do. "kernels" are the ops called without checks and autograd;
-"clearing" is what writing zeros into a gradient of the features' size takes, which kernels do as well. The peer is
-torchvision's pooling twice and F.mse_loss; of the images, the usual implementations of the terms.
+"clearing a gradient" is torch.zeros_like of the features: kernels clear theirs as well, but in memory that they keep.
+The peer is torchvision's pooling twice and F.mse_loss; of the images, the usual implementations of the terms.
 """
 
 import statistics
@@ -106,7 +106,7 @@ def main() -> None:
 
 
 def table() -> None:
-    print("| microseconds | ours | kernels | of them clearing | checks, autograd, Python | peer | times |")
+    print("| microseconds | ours | kernels | clearing a gradient | checks, autograd, Python | peer | times |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     cases = {
         "4x256x128x128, 40 lesions": of_feature_map(),

@@ -14,7 +14,7 @@ def refuse_to_lose(
     files: Sequence[str],
     asked: Mapping[str, Any],
     said: Callable[[Any], Mapping[str, Any]],
-    remedy: str = "choose another --out, or move what is there",
+    remedy: str = "To fix: choose another --out, or move what is there",
 ) -> None:
     """Refuse a folder whose results this call would replace by others; to be called before anything is computed.
 
@@ -32,23 +32,24 @@ def refuse_to_lose(
         InputError: names the file, what differs, and the remedy.
     """
     if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file, and results go to a folder. To fix: {remedy}")
+        raise InputError(f"{out}: is a file, and results go to a folder. {remedy}")
     record, *others = (out / name for name in files)
     if not record.exists():
         for file in filter(Path.exists, others):
-            raise InputError(f"{file}: would be replaced, and nothing says what it is. To fix: {remedy}")
+            raise InputError(f"{file}: would be replaced, and nothing says what it is. {remedy}")
         return
     try:
         earlier = _flat(said(json.loads(record.read_text(encoding="utf-8"))))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{record}: would be replaced, and doesn't say what it is of. To fix: {remedy}") from error
+        raise InputError(f"{record}: would be replaced, and doesn't say what it is of. {remedy}") from error
     now = _flat(json.loads(json.dumps(asked)))
+    lost = []
     for key, value in earlier.items():
         if value is not False and value != now.get(key):
             mine = f"this call's have {now[key]}" if now.get(key, False) is not False else "this call's don't"
-            raise InputError(
-                f"{record}: its results have {key} {'' if value is True else f'{value} '}and {mine}. To fix: {remedy}"
-            )
+            lost.append(f"{key} {'' if value is True else f'{value} '}and {mine}")
+    if lost:
+        raise InputError(f"{record}: its results have {'; '.join(lost)}. {remedy}")
 
 
 def place(location: str | Path) -> str:

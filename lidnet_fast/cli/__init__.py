@@ -78,7 +78,8 @@ def _ended_by_sigterm_as_by_ctrl_c() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        # None is a handler that wasn't set in Python, which can't put it back.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def _run(command: str, arguments: Sequence[str]) -> None:

@@ -108,7 +108,7 @@ class Plan:
                     [TABLES],
                     {f"tables of {name}": True for name in self.comparison.names},
                     lambda content: {f"tables of {table['store']}": True for table in content["tables"]},
-                    "choose another --out, name these too, or make tables without them by --collect",
+                    "To fix: choose another --out, name these too, or make tables without them by --collect",
                 )
             write_text(began, yaml.safe_dump(self.comparison.record(), sort_keys=False))
 

@@ -89,7 +89,11 @@ def test_a_folder_of_something_else_is_refused(
 @pytest.mark.parametrize(
     ("there", "said"),
     [
-        ({"tables": [{"store": "chest"}, {"store": "liver"}]}, "have tables of chest and this call's don't"),
+        (
+            {"tables": [{"store": store} for store in ("chest", "liver", "head")]},
+            "its results have tables of chest and this call's don't; tables of head and this call's don't. To fix: "
+            "choose another --out, name these too, or make tables without them by --collect",
+        ),
         ({"arms": {}}, "would be replaced, and doesn't say what it is of"),
     ],
 )
